@@ -1,0 +1,16 @@
+"""Entry point of the `carso` script, of `python -m carso_cli` and of torchrun."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    from carso_cli.cli.app import run
+
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Attacks, one per file, sharing one threat model."""

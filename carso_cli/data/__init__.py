@@ -1,0 +1,1 @@
+"""Images: loading, checking, subsets and batches."""

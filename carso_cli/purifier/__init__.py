@@ -1,0 +1,1 @@
+"""The conditional VAE: conditioning, encoder, decoder, loss, schedules."""

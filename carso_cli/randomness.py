@@ -1,0 +1,36 @@
+"""Seeds per purpose, so that no part of a run disturbs the random numbers of another.
+
+Every random choice is a function of the recipe's seed and of what it is for, never of
+what happened to be drawn before it; that is what makes runs resumable bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def derive_seed(seed: int, *purpose: str | int) -> int:
+    """Return a 63-bit seed for one purpose, e.g. `derive_seed(0, "latents", image_index)`."""
+    text = "/".join(str(part) for part in (seed, *purpose))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a fresh generator for one purpose."""
+    return torch.Generator(device=device).manual_seed(derive_seed(seed, *purpose))
+
+
+@contextmanager
+def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
+    """Seed torch's global generators inside the context and restore them after it.
+
+    Needed for libraries that draw from the global state (advertorch, AutoAttack).
+    """
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive_seed(seed, *purpose))
+        yield

@@ -1,0 +1,1 @@
+"""What a run is: typed recipes, read from YAML. Nothing here loads torch."""

@@ -1,0 +1,280 @@
+"""The recipe: one frozen model per YAML section, extra keys forbidden everywhere.
+
+Section to paper: `representation` Table 7; `purifier` Tables 6 and 8-13 with the sizes of
+Table 15; `training` Table 16; `training.attack_mix` Section 4.4 and Table 14; `evaluation`
+Section 5.1 and Table 14. Defaults exist here and nowhere else. Perturbation sizes are in
+pixel units of images in [0, 1]; counts of epochs are whole numbers from 1.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from carso_cli.recipe.number import Number
+
+Share = Annotated[Number, Field(ge=0.0, le=1.0)]
+Positive = Annotated[Number, Field(gt=0.0)]
+NonNegative = Annotated[Number, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Whole = Annotated[int, Field(ge=0, strict=True)]
+Text = Annotated[str, Field(min_length=1)]
+
+DataName = Literal["digits", "cifar10", "cifar100", "tinyimagenet200", "image-folder"]
+Aggregation = Literal["doubly-exponential", "logit-mean", "probability-mean", "majority-vote"]
+View = Literal["exact", "log-probability", "released"]
+Kind = Literal["at", "clean"]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Section):
+    """Which images, and how they are laid out."""
+
+    name: DataName
+    classes: Annotated[int, Field(ge=2, strict=True)]
+    """Number of classes C."""
+    channels: Literal[1, 3] = 3
+    image_size: Annotated[int, Field(ge=28, le=96, strict=True)] = 32
+    """Height and width in pixels."""
+    mean: tuple[Share, ...]
+    """Per-channel mean of the training images in [0, 1], for standardisation (Appendix C.1)."""
+    std: tuple[Positive, ...]
+    """Per-channel standard deviation of the same."""
+    root: str | None = None
+    """Folder searched for the data; the `data` folder of CARSO_HOME when left out."""
+    train: str | None = None
+    """For `image-folder`: a folder or zip holding the training split, relative to `root`."""
+    test: str | None = None
+    """For `image-folder`: a folder or zip holding the test split, relative to `root`."""
+    train_limit: Count | None = None
+    """Use only this many training images, class-balanced and seeded; all when left out."""
+    holdout: Annotated[Number, Field(ge=0.0, le=0.5)] = 0.02
+    """Share of the training images kept out of training to follow the defence's clean accuracy."""
+
+    @model_validator(mode="after")
+    def _channels_agree(self) -> Self:
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise ValueError(f"{key} has {len(values)} values for {self.channels} channels")
+        if self.name == "image-folder" and not (self.train and self.test):
+            raise ValueError("an image-folder needs both 'train' and 'test': a folder or a zip each")
+        return self
+
+
+class Weights(Section):
+    """Where a classifier's weights come from."""
+
+    source: Literal["shipped", "robustbench", "file", "entry-point"]
+    name: Text | None = None
+    """Name of a shipped, RobustBench or entry-point classifier."""
+    file: Text | None = None
+    """For `file`: safetensors or PyTorch weights; looked for as given, then in CARSO_HOME's weights."""
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.source == "file" and (self.file is None or self.name is not None):
+            raise ValueError("source 'file' needs 'file' and takes no 'name'")
+        if self.source != "file" and (self.name is None or self.file is not None):
+            raise ValueError(f"source '{self.source}' needs 'name' and takes no 'file'")
+        return self
+
+
+class ClassifierTraining(Section):
+    """How `carso train-classifier` trains: SGD with a one-cycle (triangular) learning rate."""
+
+    epochs: Count = 15
+    batch_size: Count = 128
+    peak_learning_rate: Positive = 0.2
+    warmup_share: Share = 0.4
+    """Share of the steps over which the rate rises linearly; it falls linearly to 0 after."""
+    momentum: Share = 0.9
+    weight_decay: NonNegative = 5e-4
+    method: Literal["fast", "pgd"] = "fast"
+    """Adversarial training by single-step FGSM from a random start (Wong et al., 2020) or by PGD (Madry et al., 2018)."""
+    step_size: Positive | None = None
+    """Attack step in pixel units; 1.25 eps for `fast` and 2.5 eps / steps for `pgd` when left out."""
+    steps: Count = 7
+    """Attack steps; used by `pgd`."""
+    augment: bool = True
+    """Random crops with a 4-pixel margin and horizontal flips; shifts only where flips change the class."""
+    flip: bool = True
+    label_smoothing: Share = 0.0
+
+
+class Classifier(Section):
+    """The frozen classifier f: architecture, and weights by kind of training."""
+
+    family: Literal["wide-resnet", "external"] = "wide-resnet"
+    """`external` takes architecture and weights together from an entry point."""
+    depth: Annotated[int, Field(ge=10, strict=True)] = 28
+    width: Count = 10
+    activation: Literal["relu", "silu"] = "silu"
+    at: Weights | None = None
+    """Adversarially trained weights: the paper's classifier."""
+    clean: Weights | None = None
+    """Cleanly trained weights, for the ablation of Appendix D."""
+    training: ClassifierTraining = ClassifierTraining()
+
+    @model_validator(mode="after")
+    def _depth_fits(self) -> Self:
+        if (self.depth - 4) % 6:
+            raise ValueError(f"a WideResNet's depth is 4 more than a multiple of 6 (10, 16, 22, 28, 34); {self.depth} is not")
+        return self
+
+
+class Representation(Section):
+    """Which layers make up the internal representation (Table 7)."""
+
+    kind: Kind = "at"
+    """Training of the first classifier instance, which yields the representation."""
+    layers: Annotated[tuple[Text, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        if len(set(self.layers)) != len(self.layers):
+            raise ValueError("a layer is named twice")
+        return self
+
+
+class Purifier(Section):
+    """Sizes of the conditional VAE (Tables 6 and 8-13, sizes of Table 15)."""
+
+    condition_features: Count = 512
+    """`fcrepr`: features of the compressed internal representation."""
+    latent_features: Count = 128
+    """`fjoint`: features of the latent, and of the joint encoding."""
+    layer_convolutions: Annotated[int, Field(ge=1, le=5, strict=True)] | None = None
+    """Convolutions per layer encoder: 3 (Table 8) up to 32 pixels, 4 (Table 9) above, when left out."""
+
+
+class AttackMix(Section):
+    """Adversarially balanced batches: an even split over FGSM and PGD at eps/2 and eps (Section 4.4, Table 14)."""
+
+    adversarial_fraction: Share = 0.5
+    pgd_steps: Count = 40
+    pgd_step_size: Positive = 0.01
+
+
+class Optimiser(Section):
+    """RAdam and Lookahead (Table 16)."""
+
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+    epsilon: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    lookahead_steps: Count = 6
+    lookahead_decay: Share = 0.8
+
+
+class LearningRate(Section):
+    """Linear warm-up, plateau, linear annealing; stepped once an epoch (Table 16)."""
+
+    initial: Positive = 5e-9
+    plateau: Positive = 0.064
+    final: Positive = 4.346e-4
+    warmup_epochs: Whole = 25
+    plateau_epochs: Whole = 25
+    annealing_epochs: Whole = 150
+
+
+class BetaIncrease(Section):
+    """Weight of the KL term: 0, then a linear increase to 1 between two epochs (Table 16)."""
+
+    first_epoch: Whole = 25
+    last_epoch: Whole = 34
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.last_epoch < self.first_epoch:
+            raise ValueError(f"last_epoch {self.last_epoch} comes before first_epoch {self.first_epoch}")
+        return self
+
+
+class Training(Section):
+    """Training of the purifier (Table 16)."""
+
+    epochs: Count = 200
+    batch_size: Count = 5120
+    """Global batch size, over all devices."""
+    learning_rate: LearningRate = LearningRate()
+    beta_increase: BetaIncrease = BetaIncrease()
+    optimiser: Optimiser = Optimiser()
+    attack_mix: AttackMix = AttackMix()
+    save_every_epochs: Count = 1
+
+    @model_validator(mode="after")
+    def _epochs_add_up(self) -> Self:
+        rate = self.learning_rate
+        parts = rate.warmup_epochs + rate.plateau_epochs + rate.annealing_epochs
+        if parts != self.epochs:
+            raise ValueError(
+                f"warm-up, plateau and annealing last {parts} epochs together; epochs is {self.epochs}"
+            )
+        return self
+
+
+class ThreatModel(Section):
+    """The attacker's budget, in training and in evaluation."""
+
+    norm: Literal["linf", "l2"] = "linf"
+    eps: Positive = 8 / 255
+    """Radius in pixel units of images in [0, 1]."""
+
+
+class Evaluation(Section):
+    """Inference and the budget of the evaluation's attacks (Section 5.1, Table 14)."""
+
+    n_samples: Count = 8
+    """N: reconstructions per image."""
+    aggregation: Aggregation = "doubly-exponential"
+    second_kind: Kind = "at"
+    """Training of the second classifier instance, which classifies the reconstructions."""
+    batch_size: Count = 128
+    """Images scored or attacked together."""
+    pgd_steps: Count = 40
+    """Steps of the plain `pgd` attack."""
+    pgd_step_size: Positive = 0.01
+    apgd_steps: Count = 100
+    """Steps of the APGD attacks and of FAB."""
+    eot_draws: Count = 20
+    """Expectation-over-Transformation draws per gradient."""
+    pgd_eot_steps: Count = 200
+    pgd_eot_step_size: Positive = 0.007
+    square_queries: Count = 5000
+    restarts: Count = 1
+    """Random restarts of the adaptive protocol's strongest attack."""
+    scoring_draws: Annotated[int, Field(ge=2, strict=True)] = 20
+    """R: fresh draws of the defence on which every adversarial example is scored."""
+    samples_per_pass: Count = 4096
+    """Most reconstructions classified in one pass; bounds the memory of an attack step."""
+
+
+class Recipe(Section):
+    """Everything that determines a run."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
+    """Name of the run folder's default, lower case."""
+    description: Text
+    reproduces: str = ""
+    """The row or table of the paper that this recipe reproduces, if any."""
+    seed: Whole = 0
+    precision: Literal["fp32"] = "fp32"
+    data: Data
+    threat: ThreatModel = ThreatModel()
+    classifier: Classifier
+    representation: Representation
+    purifier: Purifier = Purifier()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+
+    @property
+    def run_folder(self) -> str:
+        """Default run folder, relative to the working directory."""
+        return str(PurePath("runs") / self.name)

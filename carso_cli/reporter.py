@@ -1,0 +1,51 @@
+"""What core code may tell a user while it works, without knowing how it is shown.
+
+`Reporter` is the protocol; the command line implements it with progress bars, and
+`SilentReporter` serves tests and Python users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """One task under way."""
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        """Report `steps` units done, with figures to show beside the bar (`loss=…`)."""
+
+
+class Reporter(Protocol):
+    """Where core code sends what a user should see."""
+
+    def say(self, message: str) -> None:
+        """Tell the user something."""
+
+    def warn(self, message: str) -> None:
+        """Tell the user something that may make a result untrustworthy."""
+
+    def progress(self, description: str, total: int, unit: str = "images") -> AbstractContextManager[Progress]:
+        """Open a task of `total` units; leaving the context ends it."""
+
+
+class _SilentProgress:
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        pass
+
+
+class SilentReporter:
+    """A reporter that shows nothing."""
+
+    def say(self, message: str) -> None:
+        """Drop the message."""
+
+    def warn(self, message: str) -> None:
+        """Drop the message."""
+
+    @contextmanager
+    def progress(self, description: str, total: int, unit: str = "images") -> Iterator[Progress]:
+        """Yield a task that shows nothing."""
+        yield _SilentProgress()
