@@ -97,7 +97,7 @@ class ClassifierTraining(Section):
     momentum: Share = 0.9
     weight_decay: NonNegative = 5e-4
     method: Literal["fast", "pgd"] = "fast"
-    """Adversarial training by single-step FGSM from a random start (Wong et al., 2020) or by PGD (Madry et al., 2018)."""
+    """One FGSM step from a random start (Wong et al., 2020), or PGD (Madry et al., 2018)."""
     step_size: Positive | None = None
     """Attack step in pixel units; 1.25 eps for `fast` and 2.5 eps / steps for `pgd` when left out."""
     steps: Count = 7
@@ -125,7 +125,9 @@ class Classifier(Section):
     @model_validator(mode="after")
     def _depth_fits(self) -> Self:
         if (self.depth - 4) % 6:
-            raise ValueError(f"a WideResNet's depth is 4 more than a multiple of 6 (10, 16, 22, 28, 34); {self.depth} is not")
+            raise ValueError(
+                f"a WideResNet has 6 k + 4 layers (10, 16, 22, 28, 34); {self.depth} is not one of these"
+            )
         return self
 
 
@@ -155,7 +157,7 @@ class Purifier(Section):
 
 
 class AttackMix(Section):
-    """Adversarially balanced batches: an even split over FGSM and PGD at eps/2 and eps (Section 4.4, Table 14)."""
+    """Adversarially balanced batches: FGSM and PGD at eps/2 and eps, evenly (Section 4.4, Table 14)."""
 
     adversarial_fraction: Share = 0.5
     pgd_steps: Count = 40
