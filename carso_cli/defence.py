@@ -1,0 +1,132 @@
+"""The defence: classifier, purifier and aggregation as one module (Section 4.1, inference).
+
+Axes: B images, N samples per image, C classes, F condition features, Z latent features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from carso_cli.aggregation import aggregate
+from carso_cli.errors import UsageError
+from carso_cli.purifier.vae import Purifier
+from carso_cli.representation import check_layers, extract_representation
+
+
+class Defence(nn.Module):
+    """A classifier behind its purifier: images in [0, 1] to one robust prediction.
+
+    The module is frozen and in evaluation mode. Its decision is the argmax over classes, the same in
+    every view.
+
+    Args:
+        classifier: Frozen classifier f, (B, channels, H, W) in [0, 1] to (B, C) logits.
+        purifier: Trained purifier for the representation given by `layers`.
+        layers: Names of the classifier's layers, in the purifier's order.
+        n_samples: N, reconstructions per image.
+        aggregation: Rule of `carso_cli.aggregation`.
+        second_classifier: Classifier of the reconstructions; the same one when None (Appendix D).
+
+    Raises:
+        UsageError: If a layer is unknown to the classifier.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        purifier: Purifier,
+        layers: Sequence[str],
+        *,
+        n_samples: int = 8,
+        aggregation: str = "doubly-exponential",
+        second_classifier: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        check_layers(classifier, layers)
+        self.classifier = classifier
+        self.purifier = purifier
+        self.second_classifier = second_classifier if second_classifier is not None else classifier
+        self.layers = tuple(layers)
+        self.n_samples = n_samples
+        self.aggregation = aggregation
+        self.latent_features = purifier.latent_features
+        self.requires_grad_(False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> Defence:
+        """Stay in evaluation mode: a defence is only ever used for inference."""
+        if mode:
+            raise UsageError("a defence is frozen; train its purifier with train_purifier instead")
+        return self
+
+    def condition(self, images: Tensor) -> Tensor:
+        """Compute the deterministic part: (B, channels, H, W) images to (B, F) conditions."""
+        return self.purifier.condition(extract_representation(self.classifier, images, self.layers))
+
+    def draw_latents(
+        self, batch: int, n_samples: int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw (B, N, Z) latents from the prior, on the defence's device.
+
+        They are drawn on the generator's own device, so that one seed gives the same latents everywhere.
+        """
+        device = self.purifier.mean.device
+        shape = (batch, n_samples or self.n_samples, self.latent_features)
+        origin = generator.device if generator is not None else device
+        return torch.randn(shape, generator=generator, device=origin).to(device)
+
+    def decode(self, condition: Tensor, latents: Tensor) -> Tensor:
+        """Decode (B, F) conditions with (B, N, Z) latents into images (B, N, channels, H, W) in [0, 1]."""
+        repeated = condition.unsqueeze(1).expand(-1, latents.shape[1], -1)
+        images = self.purifier.decode(latents.flatten(0, 1), repeated.flatten(0, 1))
+        return images.reshape(*latents.shape[:2], *images.shape[1:])
+
+    def sample_logits(self, condition: Tensor, latents: Tensor) -> Tensor:
+        """Reconstruct and classify: (B, F) conditions and (B, N, Z) latents to (B, N, C) logits."""
+        images = self.decode(condition, latents)
+        logits: Tensor = self.second_classifier(images.flatten(0, 1))
+        return logits.reshape(*latents.shape[:2], -1)
+
+    def aggregate(self, sample_logits: Tensor, view: str = "log-probability") -> Tensor:
+        """Aggregate (B, N, C) logits into (B, C) by this defence's rule."""
+        return aggregate(sample_logits, self.aggregation, view)
+
+    def purify(self, images: Tensor, n_samples: int | None = None, latents: Tensor | None = None) -> Tensor:
+        """Return reconstructions (B, N, channels, H, W) in [0, 1] of images (B, channels, H, W)."""
+        if latents is None:
+            latents = self.draw_latents(len(images), n_samples)
+        return self.decode(self.condition(images), latents)
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        latents: Tensor | None = None,
+        view: str = "log-probability",
+        n_samples: int | None = None,
+    ) -> Tensor:
+        """Classify images.
+
+        Args:
+            images: (B, channels, H, W) in [0, 1].
+            latents: (B, N, Z); drawn afresh from the prior when None.
+            view: `log-probability` (log P), `exact` (logits to attack) or `released` (the authors' release).
+            n_samples: N, when latents are drawn here.
+
+        Returns:
+            (B, C).
+
+        Raises:
+            UsageError: If the latents do not fit the images or the purifier.
+        """
+        if latents is None:
+            latents = self.draw_latents(len(images), n_samples)
+        elif latents.ndim != 3 or latents.shape[0] != len(images) or latents.shape[2] != self.latent_features:
+            raise UsageError(
+                f"latents have shape {tuple(latents.shape)}; "
+                f"({len(images)}, N, {self.latent_features}) is needed"
+            )
+        return self.aggregate(self.sample_logits(self.condition(images), latents), view)

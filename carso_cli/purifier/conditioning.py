@@ -1,0 +1,97 @@
+"""From the classifier's internal representation to the condition c (Section 4.3, Tables 8-10).
+
+Each layer's output goes through a convolutional network of its own; the flattened results are
+concatenated and compressed by one fully-connected layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from carso_cli.errors import UsageError
+
+LEAKY_SLOPE = 0.2
+
+
+def convolutions_for(image_size: int) -> int:
+    """Return the convolutions per layer encoder: 3 up to 32 pixels (Table 8), 4 above (Table 9)."""
+    return 3 if image_size <= 32 else 4
+
+
+def layer_encoder(channels: int, size: int, convolutions: int) -> tuple[nn.Sequential, int]:
+    """Build the encoder of one layer's output (Tables 8 and 9).
+
+    Every convolution halves the channels, rounding up from the layer's own count. The paper's have no
+    padding and shrink the map by 2 pixels each; a map too small for that is padded instead of refused.
+
+    Args:
+        channels: Channels of the layer's output ([ci] in the tables).
+        size: Height and width of the layer's output.
+        convolutions: Number of convolutions.
+
+    Returns:
+        The module, and the number of features it gives once flattened.
+    """
+    blocks: list[nn.Module] = []
+    width = channels
+    for depth in range(1, convolutions + 1):
+        halved = math.ceil(channels / 2**depth)
+        padding = 0 if size >= 3 else 1
+        blocks.append(
+            nn.Sequential(
+                nn.Conv2d(width, halved, 3, padding=padding, bias=False),
+                nn.BatchNorm2d(halved),
+                nn.LeakyReLU(LEAKY_SLOPE),
+            )
+        )
+        width, size = halved, size - 2 + 2 * padding
+    return nn.Sequential(*blocks), width * size * size
+
+
+class RepresentationEncoder(nn.Module):
+    """Compress the internal representation into the condition.
+
+    Args:
+        layer_shapes: Layer name to (channels, height, width) of its output, in the order of the recipe.
+        condition_features: `fcrepr` of Table 15.
+        convolutions: Convolutions per layer encoder.
+
+    Raises:
+        UsageError: If a layer's output is not a square multi-channel image.
+    """
+
+    def __init__(
+        self, layer_shapes: Mapping[str, tuple[int, ...]], condition_features: int, convolutions: int
+    ) -> None:
+        super().__init__()
+        self.layers = tuple(layer_shapes)
+        encoders, features = [], 0
+        for layer, shape in layer_shapes.items():
+            if len(shape) != 3 or shape[1] != shape[2]:
+                raise UsageError(
+                    f"layer '{layer}' gives outputs of shape {tuple(shape)} per image; "
+                    "the purifier needs square multi-channel maps (channels, size, size)"
+                )
+            encoder, encoded = layer_encoder(shape[0], shape[1], convolutions)
+            encoders.append(encoder)
+            features += encoded
+        self.concatenated_features = features
+        self.layer_encoders = nn.ModuleList(encoders)
+        self.compressor = nn.Sequential(
+            nn.Linear(features, condition_features, bias=False),
+            nn.BatchNorm1d(condition_features),
+            nn.LeakyReLU(LEAKY_SLOPE),
+        )
+
+    def forward(self, representation: Mapping[str, Tensor]) -> Tensor:
+        """Map layer name to (B, channels, h, w) into the condition, (B, condition_features)."""
+        encoded = [
+            encoder(representation[layer]).flatten(1)
+            for layer, encoder in zip(self.layers, self.layer_encoders, strict=True)
+        ]
+        condition: Tensor = self.compressor(torch.cat(encoded, dim=1))
+        return condition

@@ -1,0 +1,36 @@
+"""The purifier's loss: the negative evidence lower bound (Sections 3 and 5.1)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Elbo(NamedTuple):
+    """Terms of the loss, each a scalar summed over the batch."""
+
+    total: Tensor
+    """bce + beta * kl, the quantity minimised."""
+    bce: Tensor
+    """Binary cross-entropy summed over images, channels and pixels."""
+    kl: Tensor
+    """KL divergence of the posterior from the standard normal prior, summed over images and latents."""
+
+
+def negative_elbo(
+    reconstruction: Tensor, clean: Tensor, mean: Tensor, log_variance: Tensor, beta: float
+) -> Elbo:
+    """Compute the summed loss of a batch.
+
+    Args:
+        reconstruction: (B, channels, H, W) in [0, 1].
+        clean: (B, channels, H, W) in [0, 1], the unperturbed targets.
+        mean: (B, Z) posterior mean.
+        log_variance: (B, Z) posterior log-variance.
+        beta: Weight of the KL term (Higgins et al., 2017).
+    """
+    bce = F.binary_cross_entropy(reconstruction, clean, reduction="sum")
+    kl = -0.5 * (1.0 + log_variance - mean.square() - log_variance.exp()).sum()
+    return Elbo(bce + beta * kl, bce, kl)
