@@ -11,7 +11,9 @@ import platformdirs
 def home() -> Path:
     """Return the folder that holds data and weights (not created here)."""
     chosen = os.environ.get("CARSO_HOME")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("carso", appauthor=False))
+    return (
+        Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("carso", appauthor=False))
+    )
 
 
 def data_home() -> Path:

@@ -27,7 +27,9 @@ class Reporter(Protocol):
     def warn(self, message: str) -> None:
         """Tell the user something that may make a result untrustworthy."""
 
-    def progress(self, description: str, total: int, unit: str = "images") -> AbstractContextManager[Progress]:
+    def progress(
+        self, description: str, total: int, unit: str = "images"
+    ) -> AbstractContextManager[Progress]:
         """Open a task of `total` units; leaving the context ends it."""
 
 
