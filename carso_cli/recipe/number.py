@@ -24,11 +24,11 @@ def parse_number(value: object) -> float:
         ValueError: If it is not a finite number or a fraction with a non-zero denominator.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError("a number or a fraction such as 8/255 is needed")
+        raise ValueError("not a number or a fraction")
     if isinstance(value, str):
         match = _NUMBER.fullmatch(value)
         if match is None:
-            raise ValueError("a number or a fraction such as 8/255 is needed")
+            raise ValueError("not a number or a fraction")
         denominator = float(match[2]) if match[2] else 1.0
         if denominator == 0:
             raise ValueError("the denominator is zero")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from carso_cli.recipe.number import Number
 
@@ -28,6 +28,13 @@ View = Literal["exact", "log-probability", "released"]
 Kind = Literal["at", "clean"]
 
 
+def _no_truth(value: object) -> object:
+    # `true` equals 1 in Python, so a Literal of numbers would take it.
+    if isinstance(value, bool):
+        raise ValueError("not a number")
+    return value
+
+
 class Section(BaseModel):
     """Base of every section: immutable, strict about unknown keys."""
 
@@ -40,7 +47,7 @@ class Data(Section):
     name: DataName
     classes: Annotated[int, Field(ge=2, strict=True)]
     """Number of classes C."""
-    channels: Literal[1, 3] = 3
+    channels: Annotated[Literal[1, 3], BeforeValidator(_no_truth)] = 3
     image_size: Annotated[int, Field(ge=28, le=96, strict=True)] = 32
     """Height and width in pixels."""
     mean: tuple[Share, ...]
@@ -261,7 +268,14 @@ class Evaluation(Section):
 class Recipe(Section):
     """Everything that determines a run."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-z0-9][a-z0-9._-]*$",
+            max_length=80,
+            description="up to 80 lower-case letters, digits, dots, hyphens and underscores",
+        ),
+    ]
     """Name of the run folder's default, lower case."""
     description: Text
     reproduces: str = ""

@@ -1,0 +1,61 @@
+"""The recipes that come with the package, found by bare name from any folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import carso_cli
+from carso_cli.errors import RecipeError, nearest
+
+
+@dataclass(frozen=True)
+class ShippedRecipe:
+    """A recipe file of ours: its name is its path under the recipes folder, without suffix."""
+
+    name: str
+    path: Path
+
+
+def recipes_folder() -> Path:
+    """Return the folder of shipped recipes: inside the wheel, or beside the package in a source checkout.
+
+    Raises:
+        RecipeError: If the installation has neither.
+    """
+    package = Path(carso_cli.__file__).resolve().parent
+    for folder in (package / "shipped_recipes", package.parent / "recipes"):
+        if folder.is_dir():
+            return folder
+    raise RecipeError(
+        f"the shipped recipes are missing: no folder 'shipped_recipes' in {package}",
+        hint="install carso again, or give the path of a recipe of your own",
+    )
+
+
+def list_recipes() -> tuple[ShippedRecipe, ...]:
+    """Return every shipped recipe, subfolders included, in alphabetical order."""
+    folder = recipes_folder()
+    found = (
+        ShippedRecipe(path.relative_to(folder).with_suffix("").as_posix(), path)
+        for path in folder.rglob("*.yaml")
+    )
+    return tuple(sorted(found, key=lambda recipe: recipe.name))
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of a shipped recipe.
+
+    Raises:
+        RecipeError: If there is none of that name; the message holds the nearest and all names.
+    """
+    known = {recipe.name: recipe.path for recipe in list_recipes()}
+    if name in known:
+        return known[name]
+    suggestion = nearest(Path(name).stem if name.endswith((".yaml", ".yml")) else name, known)
+    raise RecipeError(
+        f"there is no file and no shipped recipe '{name}'"
+        + (f"; {suggestion}" if suggestion else "")
+        + f"\nshipped recipes: {', '.join(known)}",
+        hint="`carso recipes ls` shows the shipped recipes; a recipe of your own is given by its path",
+    )
