@@ -252,6 +252,15 @@ def load_recipe(reference: str | None = None, overrides: Sequence[str] = ()) -> 
     return load_recipe_text(_read_file(path), source=str(path), overrides=overrides)
 
 
+def read_recipe_file(reference: str | None) -> str:
+    """Return the text of a recipe's file as it was written, comments included.
+
+    Raises:
+        RecipeError: If it cannot be found or read.
+    """
+    return _read_file(locate_recipe(reference))
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """Return a recipe as YAML with every default written out; it loads back equal."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)

@@ -1,0 +1,155 @@
+"""The `carso` command line: which commands there are, and how an error becomes an exit code.
+
+A command is a module with an object `command`: a function that Typer reads, or a `typer.Typer` with
+subcommands. To add one, write the module and add a line to `COMMANDS`; the module is imported only when
+its command is called or asked for help, and imports torch only inside the function.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from carso_cli import __version__
+from carso_cli.cli.display import messages, show_error
+from carso_cli.errors import CarsoError, UsageError, nearest
+
+COMMANDS: tuple[tuple[str, str, str], ...] = (
+    # (command, module, one line of help), in the order in which help lists them
+    ("recipes", "carso_cli.cli.recipes", "List, show, copy and validate recipes."),
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"carso {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """CARSO: purify images from a classifier's own view of them, and measure what robustness is left."""
+
+
+def _unloaded() -> None:
+    """Stand in for a command that this call does not use."""
+
+
+def build_app(arguments: Sequence[str]) -> typer.Typer:
+    """Return the Typer application, with only the called command's module imported.
+
+    Args:
+        arguments: The command line without the program's name; its first word that is no option
+            is the command, since no global option takes a value.
+    """
+    app = typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    called = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name, module, summary in COMMANDS:
+        if name != called:
+            app.command(name, help=summary)(_unloaded)
+            continue
+        command: typer.Typer | Callable[..., None] = importlib.import_module(module).command
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return app
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; nothing escapes as a traceback.
+
+    Args:
+        arguments: The command line without the program's name; the process's own when left out.
+    """
+    chosen = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _call(chosen or ["--help"])
+        sys.stdout.flush()
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 1
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except BrokenPipeError:
+        # The reader has gone; the interpreter's own flush at exit must not complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return _report(error)
+    if code == 130:
+        messages().print("interrupted", style="yellow")
+    return code if chosen else 2
+
+
+def _call(arguments: list[str]) -> int:
+    command = typer.main.get_command(build_app(arguments))
+    code = command.main(args=arguments, prog_name="carso", standalone_mode=False)
+    return code if isinstance(code, int) else 0
+
+
+def _report(error: Exception) -> int:
+    known = _as_known(error)
+    debugging = os.environ.get("CARSO_DEBUG") == "1"
+    if debugging:
+        messages().print("".join(traceback.format_exception(error)), markup=False, soft_wrap=True)
+    if known is None:
+        show_error(_as_bug(error, debugging), title="this is a bug in carso")
+        return 1
+    # Under torchrun every process meets the same usage error; the main one says it.
+    if not (isinstance(known, UsageError) and os.environ.get("RANK", "0") != "0"):
+        show_error(known)
+    return known.exit_code
+
+
+def _as_known(error: Exception) -> CarsoError | None:
+    if isinstance(error, CarsoError):
+        return error
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return CarsoError(
+            f"out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            hint="lower evaluation.samples_per_pass, evaluation.batch_size or training.batch_size with --set",
+        )
+    # Typer carries its own copy of click in some releases and imports click in others: known by its shape.
+    if hasattr(error, "format_message") and getattr(error, "exit_code", None) is not None:
+        return _as_usage_error(error)
+    return None
+
+
+def _as_usage_error(error: Exception) -> UsageError:
+    message = str(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
+    context = getattr(error, "ctx", None)
+    option = getattr(error, "option_name", None)
+    if message.startswith("No such command"):
+        name = message.split("'")[1]
+        known = list(getattr(getattr(context, "command", None), "commands", ()))
+        message = "; ".join(filter(None, (f"there is no command '{name}'", nearest(name, known))))
+    elif message.startswith("No such option") and option and context is not None:
+        known = [text for parameter in context.command.params for text in parameter.opts]
+        message = "; ".join(filter(None, (f"there is no option '{option}'", nearest(option, known))))
+    path = context.command_path if context is not None else "carso"
+    return UsageError(message, hint=f"`{path} --help` shows what it takes")
+
+
+def _as_bug(error: Exception, debugging: bool) -> CarsoError:
+    package = str(Path(__file__).resolve().parents[1])
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if frame.filename.startswith(package)] or list(frames)
+    where = f"\nin {ours[-1].name}, {ours[-1].filename}:{ours[-1].lineno}" if ours else ""
+    hint = "" if debugging else "CARSO_DEBUG=1 in the environment shows the whole traceback"
+    return CarsoError(f"{type(error).__name__}: {error}{where}", hint=hint)

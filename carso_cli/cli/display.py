@@ -1,0 +1,112 @@
+"""What a user sees: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+import typer
+from rich import box
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from carso_cli.errors import CarsoError
+
+
+def output() -> Console:
+    """Return a console on stdout, for results."""
+    return Console(highlight=False)
+
+
+def messages() -> Console:
+    """Return a console on stderr, for progress, warnings and errors."""
+    return Console(stderr=True, highlight=False)
+
+
+def show_error(error: CarsoError, *, title: str = "error") -> None:
+    """Show an error and its hint on stderr: a panel on a terminal, plain unwrapped lines elsewhere."""
+    console = messages()
+    if not console.is_terminal:
+        console.print(Text(f"{title}: {error.message}"), soft_wrap=True)
+        if error.hint:
+            console.print(Text(f"hint: {error.hint}"), soft_wrap=True)
+        return
+    parts = [Text(error.message)] + ([Text(f"\n{error.hint}", style="cyan")] if error.hint else [])
+    console.print(Panel(Group(*parts), title=title, title_align="left", border_style="red"))
+
+
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str = "",
+    caption: str = "",
+    numeric: Sequence[str] = (),
+) -> Table:
+    """Return a table that stays readable at 80 columns: long cells fold, nothing is cut.
+
+    Args:
+        columns: Headings.
+        rows: One text per column; markup is not interpreted.
+        title: Line above.
+        caption: Line below.
+        numeric: Headings whose cells are set flush right and kept on one line.
+    """
+    shown = Table(
+        title=title or None,
+        caption=caption or None,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+        padding=(0, 1),
+    )
+    for heading in columns:
+        flush = heading in numeric
+        shown.add_column(Text(heading), justify="right" if flush else "left", overflow="fold", no_wrap=flush)
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    return shown
+
+
+def figure(value: float | None) -> str:
+    """Write a number with four significant digits: `123.4`, `0.001235`, `12,346`; a dash for None."""
+    if value is None:
+        return "–"
+    if math.isfinite(value) and abs(value) >= 10_000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def accuracy(value: float | None, interval: tuple[float, float] | None = None) -> str:
+    """Write an accuracy in [0, 1] with its interval: `0.945 [0.91, 0.97]`; a dash for None."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" + ("" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]")
+
+
+def duration(seconds: float) -> str:
+    """Write a time as `42 s`, `3 min 05 s` or `2 h 07 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def print_json(result: object) -> None:
+    """Print a result as JSON on stdout; numbers that are not finite become null."""
+    typer.echo(json.dumps(_finite(result), indent=2, ensure_ascii=False))
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,135 @@
+"""`carso recipes`: list, show, copy and validate recipes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from carso_cli.cli.display import output, print_json, show_error, table
+from carso_cli.cli.options import JsonOption, SetOption, read_recipe
+from carso_cli.errors import CarsoError, RecipeError, UsageError
+
+if TYPE_CHECKING:
+    from carso_cli.recipe.schema import Recipe
+
+command = typer.Typer(help="List, show, copy and validate recipes.", rich_markup_mode="rich")
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of a shipped recipe, or a path.")]
+
+
+@command.command("ls")
+def list_shipped(json: JsonOption = False) -> None:
+    """List the shipped recipes."""
+    from carso_cli.recipe.load import load_recipe
+    from carso_cli.recipe.shipped import list_recipes
+
+    found = [(shipped, load_recipe(str(shipped.path))) for shipped in list_recipes()]
+    if json:
+        print_json([{"name": shipped.name, "path": str(shipped.path), **_summary(r)} for shipped, r in found])
+        return
+    columns = ("data", "images", "classes", "classifier", "reproduces")
+    rows = [[shipped.name, *(str(_summary(r)[column]) or "–" for column in columns)] for shipped, r in found]
+    caption = "carso recipes show NAME prints one; carso recipes cp NAME makes it yours"
+    output().print(table(("recipe", *columns), rows, caption=caption, numeric=("classes",)))
+
+
+def _summary(recipe: Recipe) -> dict[str, str | int]:
+    data, classifier = recipe.data, recipe.classifier
+    network = f"WideResNet-{classifier.depth}-{classifier.width}"
+    return {
+        "data": data.name,
+        "images": f"{data.channels}x{data.image_size}x{data.image_size}",
+        "classes": data.classes,
+        "classifier": network if classifier.family == "wide-resnet" else classifier.family,
+        "reproduces": recipe.reproduces,
+        "description": recipe.description,
+    }
+
+
+@command.command("show")
+def show(
+    name: NameArgument,
+    resolved: Annotated[
+        bool,
+        typer.Option("--resolved", help="With every default and override written out, as a run stores it."),
+    ] = False,
+    overrides: SetOption = None,
+) -> None:
+    """Print a recipe."""
+    from carso_cli.recipe.load import dump_recipe, read_recipe_file
+
+    recipe = read_recipe(name, overrides)
+    typer.echo(dump_recipe(recipe) if resolved or overrides else read_recipe_file(name), nl=False)
+
+
+@command.command("cp")
+def copy(
+    name: NameArgument,
+    destination: Annotated[
+        Path | None, typer.Argument(metavar="DEST", help="File or folder; NAME.yaml here when left out.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Copy a recipe, comments included, to change it."""
+    from carso_cli.recipe.load import locate_recipe
+
+    source = locate_recipe(name)
+    target = destination or Path(source.name)
+    if target.is_dir():
+        target = target / source.name
+    if target.exists() and target.samefile(source):
+        raise UsageError(f"{target} is the recipe itself")
+    if target.exists() and not force:
+        raise UsageError(f"{target} exists already", hint="give another name, or --force to overwrite it")
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise CarsoError(f"cannot copy {source} to {target}: {error.strerror or error}") from None
+    typer.echo(str(target))
+
+
+@command.command("validate")
+def validate(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Recipe files, folders of them, or shipped names.")
+    ],
+    json: JsonOption = False,
+) -> None:
+    """Check recipes and show every problem of each; exit code 2 if there is any."""
+    from carso_cli.recipe.load import load_recipe
+
+    errors: dict[str, RecipeError | None] = {}
+    for reference in (name for path in paths for name in _expand(path)):
+        try:
+            load_recipe(reference)
+            errors[reference] = None
+        except RecipeError as error:
+            errors[reference] = error
+    if json:
+        print_json(
+            [
+                {"path": reference, "valid": found is None, "error": found.message if found else None}
+                for reference, found in errors.items()
+            ]
+        )
+    for reference, found in errors.items():
+        if found is not None:
+            show_error(found)
+        elif not json:
+            typer.echo(f"{reference}: valid")
+    if any(errors.values()):
+        raise typer.Exit(2)
+
+
+def _expand(reference: str) -> list[str]:
+    """Return the recipe files in a folder, or the reference itself; a bare name stays a name."""
+    folder = Path(reference)
+    if not folder.is_dir():
+        return [reference]
+    found = sorted(path for path in folder.rglob("*") if path.suffix in (".yaml", ".yml"))
+    if not found:
+        raise UsageError(f"the folder {reference} holds no recipe: no file ending in .yaml")
+    return [str(path) for path in found]
