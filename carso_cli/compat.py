@@ -141,7 +141,7 @@ _ENTRIES = (
 
 _SWISH = Entry(
     "robustbench Swish",
-    "its backward reads `ctx.saved_variables`, gone from torch; the Rebuffi 2021 and Gowal 2020 models use it",
+    "its backward reads `ctx.saved_variables`, gone from torch; Rebuffi 2021 and Gowal 2020 use it",
     "robustbench reads ctx.saved_tensors",
     _swish_is_broken,
     _replace_swish,

@@ -43,7 +43,7 @@ def layers(golden_folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def defence(golden_folder: Path, golden: dict[str, Tensor], layers: list[str]) -> Defence:
-    classifier = WideResNet(depth=10, width=1, classes=10, activation="relu", mean=MEAN, std=STD)
+    classifier = WideResNet(depth=10, width=1, classes=10, activation="silu", mean=MEAN, std=STD)
     classifier.load_state_dict(load_file(golden_folder / "classifier.safetensors"))
     shapes = {layer: tuple(golden[f"representation.{layer}"].shape[1:]) for layer in layers}
     purifier = Purifier(
