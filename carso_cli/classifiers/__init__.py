@@ -1,1 +1,1 @@
-"""The frozen classifiers: architectures, records, weights."""
+"""The classifiers that CARSO defends: architecture, known models, strict loading of weights."""

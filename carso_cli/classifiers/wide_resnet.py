@@ -1,8 +1,13 @@
-"""WideResNet with pre-activation blocks (Zagoruyko and Komodakis, 2016), as RobustBench's models have it.
+"""WideResNet with pre-activation blocks (Zagoruyko and Komodakis, 2016; https://arxiv.org/abs/1605.07146).
 
-Module names, and so state-dict keys and the layer names of Table 7, are those of RobustBench's
-`DMWideResNet`. Two differences: the last pooling is global, so that any input size gives one row an image
-(theirs pools by a fixed 8), and strides pad by hand in one place.
+Module names, hence state-dict keys and the layer names of Table 7, are those of RobustBench's
+`DMWideResNet`, whose published weights load without a map of keys. One thing differs: pooling is global, so
+images of any size give one row each, where theirs pools by a fixed 8.
+
+- `WideResNet`: the classifier;
+- `default_layers`: the part of it that makes up the internal representation.
+
+Axes: B images, C classes, H x W pixels.
 """
 
 from __future__ import annotations
@@ -16,62 +21,24 @@ from torch.nn import functional as F
 from carso_cli.errors import UsageError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
-
-
-class _Block(nn.Module):
-    """Two 3x3 convolutions with a residual; the shortcut is a 1x1 convolution where the width changes."""
-
-    def __init__(self, before: int, after: int, stride: int, activation: type[nn.Module]) -> None:
-        super().__init__()
-        # The original is written for TensorFlow's `SAME` padding, which at stride 2 pads below and right only.
-        self.padding = (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1)
-        self.batchnorm_0 = nn.BatchNorm2d(before)
-        self.relu_0 = activation()
-        self.conv_0 = nn.Conv2d(before, after, 3, stride=stride, bias=False)
-        self.batchnorm_1 = nn.BatchNorm2d(after)
-        self.relu_1 = activation()
-        self.conv_1 = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        self.shortcut = nn.Conv2d(before, after, 1, stride=stride, bias=False) if before != after else None
-
-    def forward(self, features: Tensor) -> Tensor:
-        activated = self.relu_0(self.batchnorm_0(features))
-        residual = features if self.shortcut is None else self.shortcut(activated)
-        hidden = self.conv_0(F.pad(activated, self.padding))
-        output: Tensor = residual + self.conv_1(self.relu_1(self.batchnorm_1(hidden)))
-        return output
-
-
-class _Group(nn.Module):
-    """Blocks of one width; the first one changes width and resolution."""
-
-    def __init__(
-        self, blocks: int, before: int, after: int, stride: int, activation: type[nn.Module]
-    ) -> None:
-        super().__init__()
-        first = _Block(before, after, stride, activation)
-        self.block = nn.Sequential(
-            first, *(_Block(after, after, 1, activation) for _ in range(blocks - 1))
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        output: Tensor = self.block(features)
-        return output
+"""Activations by name; the Swish of the Rebuffi 2021 and Gowal 2020 models is `silu`."""
 
 
 class WideResNet(nn.Module):
-    """WideResNet for square images in [0, 1], which it standardises itself.
+    """A WideResNet for images in [0, 1], which it standardises itself.
 
     Args:
-        depth: Number of layers, 6 k + 4.
-        width: Widening factor.
+        depth: Number of layers, 6 k + 4, from 10.
+        width: Widening factor: the three groups have 16, 32 and 64 times as many channels.
         classes: C.
-        activation: `relu` or `silu`.
-        mean: Per-channel mean for the standardisation.
-        std: Per-channel standard deviation.
-        channels: 1 or 3.
+        activation: A key of `ACTIVATIONS`.
+        mean: Per-channel mean of the training images, in [0, 1].
+        std: Per-channel standard deviation of the same.
+        channels: Channels of the images.
 
     Raises:
-        UsageError: If the depth is not 6 k + 4 or the activation is unknown.
+        UsageError: If the depth is not 6 k + 4, the activation is unknown, or `mean` and `std` do not have
+            one value per channel.
     """
 
     mean: Tensor
@@ -91,39 +58,98 @@ class WideResNet(nn.Module):
         super().__init__()
         blocks, remainder = divmod(depth - 4, 6)
         if remainder or blocks < 1:
-            raise UsageError(f"a WideResNet has 6 k + 4 layers (10, 16, 22, 28, 34); {depth} is not one of these")
+            raise UsageError(
+                f"a WideResNet has 6 k + 4 layers (10, 16, 22, 28, 34, …); {depth} is not allowed"
+            )
         if activation not in ACTIVATIONS:
             raise UsageError(f"unknown activation '{activation}'; known are {', '.join(ACTIVATIONS)}")
-        kind = ACTIVATIONS[activation]
-        widths = (16, 16 * width, 32 * width, 64 * width)
-        # Not persistent: published state dicts do not hold them.
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-        self.init_conv = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
-        self.layer = nn.Sequential(
-            _Group(blocks, widths[0], widths[1], 1, kind),
-            _Group(blocks, widths[1], widths[2], 2, kind),
-            _Group(blocks, widths[2], widths[3], 2, kind),
-        )
-        self.batchnorm = nn.BatchNorm2d(widths[3])
-        self.relu = kind()
-        self.logits = nn.Linear(widths[3], classes)
+        if len(mean) != channels or len(std) != channels:
+            raise UsageError(f"{len(mean)} means and {len(std)} stds were given for {channels} channels")
+        make = ACTIVATIONS[activation]
+        # Not persistent: the published state dicts do not hold them.
+        self.register_buffer("mean", _per_channel(mean), persistent=False)
+        self.register_buffer("std", _per_channel(std), persistent=False)
+        self.init_conv = nn.Conv2d(channels, 16, kernel_size=3, padding=1, bias=False)
+        self.layer = nn.Sequential()
+        before = 16
+        for after, stride in ((16 * width, 1), (32 * width, 2), (64 * width, 2)):
+            self.layer.append(_Group(blocks, before, after, stride, make))
+            before = after
+        self.batchnorm = nn.BatchNorm2d(before)
+        self.relu = make()
+        self.logits = nn.Linear(before, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map (B, channels, H, W) images in [0, 1] to (B, C) logits."""
+        """Classify (B, channels, H, W) images in [0, 1]; return (B, C) logits."""
         features = self.layer(self.init_conv((images - self.mean) / self.std))
         pooled = self.relu(self.batchnorm(features)).mean(dim=(2, 3))
         logits: Tensor = self.logits(pooled)
         return logits
 
 
-def default_layers(classifier: WideResNet) -> tuple[str, ...]:
-    """Return the layers of the paper's rule: every block's convolutions, and the strided shortcuts (Table 7)."""
+class _Group(nn.Module):
+    """Blocks of one width; the first changes width and resolution."""
+
+    def __init__(self, blocks: int, before: int, after: int, stride: int, make: type[nn.Module]) -> None:
+        super().__init__()
+        rest = (_Block(after, after, 1, make) for _ in range(blocks - 1))
+        self.block = nn.Sequential(_Block(before, after, stride, make), *rest)
+
+    def forward(self, features: Tensor) -> Tensor:
+        output: Tensor = self.block(features)
+        return output
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions beside an identity, or beside a 1x1 convolution where the width changes."""
+
+    def __init__(self, before: int, after: int, stride: int, make: type[nn.Module]) -> None:
+        super().__init__()
+        # TensorFlow's `SAME` padding, for which the published weights were made, pads an even
+        # image below and on the right only when the stride is 2.
+        self.margins = (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1)
+        self.batchnorm_0 = nn.BatchNorm2d(before)
+        self.relu_0 = make()
+        self.conv_0 = nn.Conv2d(before, after, kernel_size=3, stride=stride, bias=False)
+        self.batchnorm_1 = nn.BatchNorm2d(after)
+        self.relu_1 = make()
+        self.conv_1 = nn.Conv2d(after, after, kernel_size=3, padding=1, bias=False)
+        widens = before != after
+        self.shortcut = nn.Conv2d(before, after, kernel_size=1, stride=stride, bias=False) if widens else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        activated = self.relu_0(self.batchnorm_0(features))
+        hidden = self.conv_0(F.pad(activated, self.margins))
+        hidden = self.conv_1(self.relu_1(self.batchnorm_1(hidden)))
+        # A widening shortcut starts after the activation, an identity before it.
+        beside = features if self.shortcut is None else self.shortcut(activated)
+        output: Tensor = beside + hidden
+        return output
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    return torch.tensor(tuple(values), dtype=torch.float32).reshape(-1, 1, 1)
+
+
+def default_layers(classifier: nn.Module) -> tuple[str, ...]:
+    """Return the layers of the internal representation by the rule behind Table 7.
+
+    Both convolutions of every block, and the shortcuts that halve the resolution: those of the second and
+    the third group. The first group's shortcut is left out, as it is in the table.
+
+    Raises:
+        UsageError: If the classifier is no `WideResNet`, for which no rule is known.
+    """
+    if not isinstance(classifier, WideResNet):
+        raise UsageError(
+            f"no default layers are known for a {type(classifier).__name__}",
+            hint="name them in representation.layers; `carso extract RECIPE --list` shows what there is",
+        )
     layers = []
-    for group, stage in enumerate(classifier.layer):
-        for number, block in enumerate(stage.block):
-            prefix = f"layer.{group}.block.{number}"
-            layers += [f"{prefix}.conv_0", f"{prefix}.conv_1"]
-            if group and block.shortcut is not None:
-                layers.append(f"{prefix}.shortcut")
+    for group, blocks in enumerate(classifier.layer):
+        for number, block in enumerate(blocks.block):
+            place = f"layer.{group}.block.{number}"
+            layers += [f"{place}.conv_0", f"{place}.conv_1"]
+            if group > 0 and block.shortcut is not None:
+                layers.append(f"{place}.shortcut")
     return tuple(layers)
