@@ -1,0 +1,174 @@
+"""The one way to a data set: a name and a split in, an `ImageSet` out.
+
+`load_split` loads, `find_data` only says whether there is something to load. Both look in
+`root`, or in the `data` folder of CARSO_HOME where no root is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from carso_cli.data.cifar import FOLDERS as CIFAR_FOLDERS
+from carso_cli.data.cifar import load_cifar_split
+from carso_cli.data.digits import load_digits_split
+from carso_cli.data.image_folder import load_folder_split
+from carso_cli.data.image_set import ImageSet
+from carso_cli.data.tinyimagenet import find_tinyimagenet, load_tinyimagenet_split
+from carso_cli.data.whole_file import similar_file
+from carso_cli.errors import DataError, UsageError, nearest
+from carso_cli.home import data_home
+from carso_cli.reporter import Reporter
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a data set is by definition; None where the user decides."""
+
+    classes: int | None = None
+    image_size: int | None = None
+    takes_source: bool = False
+
+
+DATASETS = {
+    "digits": _Facts(classes=10),
+    "cifar10": _Facts(classes=10, image_size=32),
+    "cifar100": _Facts(classes=100, image_size=32),
+    "tinyimagenet200": _Facts(classes=200, image_size=64, takes_source=True),
+    "image-folder": _Facts(takes_source=True),
+}
+
+
+def load_split(
+    name: str,
+    split: str,
+    *,
+    classes: int,
+    channels: int,
+    image_size: int,
+    root: Path | None,
+    source: str | None,
+    reporter: Reporter,
+    other_source: str | None = None,
+) -> ImageSet:
+    """Load one split of a data set into memory.
+
+    Args:
+        name: One of `DATASETS`.
+        split: `"train"` or `"test"`.
+        classes: Number of classes stated for the data set.
+        channels: 3, or 1 for grey; images are converted.
+        image_size: Height and width stated for the images, in pixels.
+        root: Folder searched for the data; the `data` folder of CARSO_HOME when None.
+        source: For `image-folder` (and, if wanted, `tinyimagenet200`): the folder or zip file that
+            holds the split; absolute, relative to `root`, or relative to the working directory.
+        reporter: Where progress and warnings go.
+        other_source: The other split's `source`; where it exists, its class names are compared with
+            this split's before anything is decoded.
+
+    Raises:
+        UsageError: If the name or the split is unknown, or a source is given where none is taken.
+        DataError: If the images are absent, damaged, or not what was stated.
+    """
+    facts = _check_request(name, split, classes, channels, image_size, source)
+    folder = (root or data_home()).expanduser()
+    if name == "digits":
+        return load_digits_split(split, channels=channels, image_size=image_size)
+    if name in CIFAR_FOLDERS:
+        return load_cifar_split(name, split, channels=channels, root=folder, reporter=reporter)
+    path = resolve_source(source, folder) if source and facts.takes_source else None
+    if name == "tinyimagenet200":
+        return load_tinyimagenet_split(
+            split,
+            classes=classes,
+            channels=channels,
+            image_size=image_size,
+            root=folder,
+            source=path,
+            reporter=reporter,
+        )
+    if path is None:
+        raise UsageError(f"an image-folder needs data.{split}: the folder or zip file of the {split} split")
+    return load_folder_split(
+        path,
+        split,
+        classes=classes,
+        channels=channels,
+        image_size=image_size,
+        reporter=reporter,
+        other_path=_first_existing(other_source, folder) if other_source else None,
+    )
+
+
+def find_data(name: str, *, root: Path | None, source: str | None = None) -> Path | None:
+    """Return where a data set lies on this machine, without opening it; None where it is absent.
+
+    The digits come with scikit-learn and are found at the folder that is searched.
+    """
+    folder = (root or data_home()).expanduser()
+    if name == "digits":
+        return folder
+    if name in CIFAR_FOLDERS:
+        path = folder / CIFAR_FOLDERS[name]
+        return path if path.is_dir() else None
+    if source:
+        return _first_existing(source, folder)
+    return find_tinyimagenet(folder) if name == "tinyimagenet200" else None
+
+
+def resolve_source(source: str, root: Path) -> Path:
+    """Return the folder or zip file that a recipe names.
+
+    Raises:
+        DataError: If it is in none of the places where it may be.
+    """
+    if (found := _first_existing(source, root)) is not None:
+        return found
+    candidates = _candidates(source, root)
+    looked = " or ".join(str(path) for path in candidates)
+    raise DataError(
+        f"{source} is not there: looked for {looked}",
+        hint=similar_file(candidates[0]) or "put it there, or set data.root to the folder that holds it",
+    )
+
+
+def _first_existing(source: str, root: Path) -> Path | None:
+    return next((path for path in _candidates(source, root) if path.exists()), None)
+
+
+def _candidates(source: str, root: Path) -> list[Path]:
+    path = Path(source).expanduser()
+    return [path] if path.is_absolute() else [root / path, Path.cwd() / path]
+
+
+def _check_request(
+    name: str, split: str, classes: int, channels: int, image_size: int, source: str | None
+) -> _Facts:
+    if name not in DATASETS:
+        raise UsageError(
+            f"{name!r} is no data set; there are {', '.join(DATASETS)}", hint=nearest(name, DATASETS)
+        )
+    if split not in SPLITS:
+        raise UsageError(f"{split!r} is no split; there are train and test", hint=nearest(split, SPLITS))
+    if channels not in (1, 3):
+        raise UsageError(f"{channels} channels were asked for; 1 and 3 are possible")
+    facts = DATASETS[name]
+    if facts.classes not in (None, classes):
+        raise DataError(
+            f"{name} has {facts.classes} classes; {classes} are stated",
+            hint=f"set data.classes={facts.classes}",
+        )
+    if facts.image_size not in (None, image_size):
+        size = facts.image_size
+        raise DataError(
+            f"the images of {name} are {size}x{size}; {image_size}x{image_size} is stated",
+            hint=f"set data.image_size={size}",
+        )
+    if source and not facts.takes_source:
+        raise UsageError(
+            f"{name} takes no data.{split} ({source!r} was given)",
+            hint="leave it out, or set data.name=image-folder",
+        )
+    return facts

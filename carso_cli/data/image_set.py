@@ -1,0 +1,124 @@
+"""Labelled images in memory, and the two ways of taking a part of them.
+
+`ImageSet` holds one split; `balanced_subset` serves `--limit`, `split_holdout` keeps images
+out of training. Both are functions of the seed alone, and keep every image's `indices` entry,
+its position in the full split, so that results of a subset can be matched with the whole.
+
+Axes: M images, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from carso_cli.errors import DataError, UsageError
+from carso_cli.randomness import generator
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """One split, or a part of one.
+
+    Args:
+        images: uint8 (M, channels, H, W).
+        labels: int64 (M,), each in `range(len(classes))`.
+        indices: int64 (M,), position of each image in the full split.
+        classes: Name of each class, in label order.
+
+    Raises:
+        DataError: If the tensors disagree in length or kind, or a label has no class.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            kind, shape = self.images.dtype, tuple(self.images.shape)
+            raise DataError(f"images are {kind} of shape {shape}; uint8 (M, channels, H, W) is needed")
+        for key, values in (("labels", self.labels), ("indices", self.indices)):
+            if values.dtype != torch.int64 or values.shape != (len(self.images),):
+                kind, shape = values.dtype, tuple(values.shape)
+                raise DataError(f"{key} are {kind} of shape {shape}; int64 ({len(self.images)},) is needed")
+        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+            low, high = int(self.labels.min()), int(self.labels.max())
+            raise DataError(f"labels run from {low} to {high}; there are {len(self.classes)} classes")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def select(self, positions: Tensor) -> ImageSet:
+        """Return the images at these positions (int64, any order), their `indices` kept."""
+        return ImageSet(self.images[positions], self.labels[positions], self.indices[positions], self.classes)
+
+    def pixels(self, positions: Tensor | slice) -> Tensor:
+        """Return images as float32 (B, channels, H, W) in [0, 1]."""
+        return self.images[positions].to(torch.float32).div_(255.0)
+
+
+def balanced_subset(image_set: ImageSet, count: int, seed: int) -> ImageSet:
+    """Take `count` images, as many of each class as the classes allow.
+
+    Class counts differ by at most 1 unless a class has no more images to give. The result is
+    the beginning of one seeded order of the whole set, so a smaller subset is always the
+    beginning of a larger one, and its first C images are one of each class. A count beyond
+    the size of the set returns every image.
+
+    Raises:
+        UsageError: If `count` is below 1.
+    """
+    if count < 1:
+        raise UsageError(f"a subset of {count} images was asked for; at least 1 is needed")
+    noise = generator(seed, "balanced-subset")
+    rank = _rank_in_class(image_set.labels, noise)
+    shuffled = torch.randperm(len(image_set), generator=noise)
+    order = shuffled[torch.argsort(rank[shuffled], stable=True)]
+    return image_set.select(order[:count])
+
+
+def split_holdout(image_set: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Split off a stratified share of the images, at least one when `share` is above 0.
+
+    Every class keeps at least one image in the first part.
+
+    Returns:
+        The images that stay, and the `share` held out; both in the order of `image_set`.
+
+    Raises:
+        UsageError: If `share` is not in [0, 1).
+    """
+    if not 0.0 <= share < 1.0:
+        raise UsageError(f"a share of {share} was to be held out; it must be at least 0 and below 1")
+    taken = _holdout_counts(torch.bincount(image_set.labels, minlength=len(image_set.classes)), share)
+    rank = _rank_in_class(image_set.labels, generator(seed, "holdout"))
+    held_out = rank < taken[image_set.labels]
+    return image_set.select((~held_out).nonzero()[:, 0]), image_set.select(held_out.nonzero()[:, 0])
+
+
+def _holdout_counts(counts: Tensor, share: float) -> Tensor:
+    """Distribute the held-out images over classes by largest remainders; (C,) to (C,)."""
+    room = (counts - 1).clamp(min=0)
+    exact = counts.to(torch.float64) * share
+    taken = torch.minimum(exact.floor().long(), room)
+    total = round(share * int(counts.sum())) if share else 0
+    total = min(max(total, 1 if share else 0), int(room.sum()))
+    for label in torch.argsort(exact - exact.floor(), descending=True, stable=True).tolist():
+        if int(taken.sum()) < total and taken[label] < room[label]:
+            taken[label] += 1
+    return taken
+
+
+def _rank_in_class(labels: Tensor, noise: torch.Generator) -> Tensor:
+    """Return each image's place, from 0, in a random order of its own class; (M,) to (M,)."""
+    shuffled = torch.randperm(len(labels), generator=noise)
+    grouped = shuffled[torch.argsort(labels[shuffled], stable=True)]
+    counts = torch.bincount(labels)
+    first = counts.cumsum(0) - counts
+    rank = torch.empty_like(labels)
+    rank[grouped] = torch.arange(len(labels)) - first[labels[grouped]]
+    return rank
