@@ -1,0 +1,92 @@
+"""The only home of advertorch: one gradient step, and projected gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from carso_cli.attacks.losses import cross_entropy
+from carso_cli.attacks.threat import ThreatModel
+from carso_cli.compat import prepare
+from carso_cli.randomness import seeded
+
+Model = Callable[[Tensor], Tensor]
+
+
+def gradient_step(model: Model, threat: ThreatModel, images: Tensor, labels: Tensor) -> Tensor:
+    """Take one step of the whole radius along the gradient of cross-entropy, from the images themselves.
+
+    Args:
+        model: Differentiable, (B, channels, H, W) to (B, C).
+        threat: Norm, radii and range.
+        images: (B, channels, H, W) in [0, 1].
+        labels: (B,) int64.
+
+    Returns:
+        (B, channels, H, W).
+    """
+    prepare()
+    from advertorch.attacks import GradientAttack, GradientSignAttack
+
+    library = GradientSignAttack if threat.norm == "linf" else GradientAttack
+    attack = library(
+        model,
+        loss_fn=_summed_cross_entropy,
+        eps=threat.radii(images),
+        clip_min=threat.lower,
+        clip_max=threat.upper,
+    )
+    return threat.project(attack.perturb(images, labels), images)
+
+
+def projected_descent(
+    model: Model,
+    threat: ThreatModel,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    steps: int,
+    step_size: float | Tensor,
+    random_start: bool,
+    seed: int,
+) -> Tensor:
+    """Take projected gradient steps on cross-entropy; return the last point.
+
+    Args:
+        model: Differentiable, (B, channels, H, W) to (B, C).
+        threat: Norm, radii and range.
+        images: (B, channels, H, W) in [0, 1].
+        labels: (B,) int64.
+        steps: Number of steps, from 1.
+        step_size: In pixel units under linf, in Euclidean length under l2; one for all, or (B,).
+        random_start: Start from a random point of the ball rather than from the image.
+        seed: Seed of that point.
+
+    Returns:
+        (B, channels, H, W).
+    """
+    prepare()
+    from advertorch.attacks import PGDAttack
+
+    # advertorch divides the radius by the distance under l2: zero over zero would be NaN.
+    radii = threat.radii(images) if threat.norm == "linf" else threat.radii(images).clamp(min=1e-12)
+    attack = PGDAttack(
+        model,
+        loss_fn=_summed_cross_entropy,
+        eps=radii,
+        nb_iter=steps,
+        eps_iter=torch.as_tensor(step_size, dtype=images.dtype, device=images.device).expand(len(images)),
+        rand_init=random_start,
+        clip_min=threat.lower,
+        clip_max=threat.upper,
+        ord=np.inf if threat.norm == "linf" else 2,
+    )
+    with seeded(seed, "pgd-start"):
+        return threat.project(attack.perturb(images, labels), images)
+
+
+def _summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return cross_entropy(logits, labels).sum()

@@ -1,0 +1,58 @@
+"""Losses that an attack raises, one value per image: larger means closer to a wrong answer.
+
+Axes: B images, C classes. Each maps (B, C) logits and (B,) int64 labels to (B,).
+
+- `cross_entropy`: -log softmax(logits)[label]; in [0, inf).
+- `dlr`: difference of logits ratio, invariant to the scale of the logits; at most 1, positive if wrong.
+- `margin`: best other logit minus the label's; positive if wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from carso_cli.errors import UsageError
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of each image, (B,)."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return how far the best wrong class leads the label, (B,), in units of the logits."""
+    of_label = logits.gather(1, labels[:, None])[:, 0]
+    is_label = F.one_hot(labels, logits.shape[1]).bool()
+    return logits.masked_fill(is_label, -torch.inf).amax(dim=1) - of_label
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the difference of logits ratio of each image, (B,) (Croce and Hein, 2020, equation 6).
+
+    The margin divided by the distance of the largest from the third largest logit.
+
+    Raises:
+        UsageError: If there are fewer than three classes.
+    """
+    require_dlr_classes(logits.shape[1])
+    ordered = logits.sort(dim=1).values
+    return margin(logits, labels) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
+
+
+def require_dlr_classes(classes: int) -> None:
+    """Refuse a model whose difference of logits ratio is undefined.
+
+    Raises:
+        UsageError: If there are fewer than three classes.
+    """
+    if classes < 3:
+        raise UsageError(
+            f"the DLR loss needs at least 3 classes; the model has {classes}",
+            hint="use a cross-entropy attack, such as apgd-ce or pgd-eot",
+        )

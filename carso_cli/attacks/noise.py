@@ -1,0 +1,59 @@
+"""Baselines: no perturbation, and random noise of the attacker's size.
+
+Distance: linf, l2. Published setting: none; noise says what a perturbation of this size does when nobody
+aims it, which an attack must clearly beat.
+Shapes: images (B, channels, H, W) in [0, 1], labels (B,) unused.
+
+    attack = RandomNoise(ThreatModel("linf", 8 / 255), seed=0)
+    noisy = attack(target, images, labels)
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from carso_cli.attacks.attack import require_finite
+from carso_cli.attacks.target import AttackTarget
+from carso_cli.attacks.threat import ThreatModel, per_image
+from carso_cli.randomness import generator
+
+
+class NoPerturbation:
+    """Returns the images: the result is clean accuracy."""
+
+    name: ClassVar[str] = "none"
+
+    def __call__(self, target: AttackTarget, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the images."""
+        return images.detach().clone()
+
+
+@dataclass(frozen=True, eq=False)
+class RandomNoise:
+    """Noise uniform on the ball, or on its extreme points.
+
+    Args:
+        threat: Norm, radius (or radii) and pixel range; noise is cut to the range.
+        extreme: Use the largest noise allowed: plus or minus eps at every pixel under linf, a random
+            direction of length eps under l2.
+        seed: Seed of the noise; the same on every call.
+    """
+
+    name: ClassVar[str] = "noise"
+    threat: ThreatModel
+    _: KW_ONLY
+    extreme: bool = False
+    seed: int = 0
+
+    def __call__(self, target: AttackTarget, images: Tensor, labels: Tensor) -> Tensor:
+        """Perturb images without asking the target anything."""
+        source = generator(self.seed, self.name)
+        if not self.extreme:
+            return require_finite(self.threat.random_start(images, source), self.name)
+        direction = torch.randn(images.shape, generator=source).to(device=images.device, dtype=images.dtype)
+        change = per_image(self.threat.radii(images), images) * self.threat.ascent_direction(direction)
+        return require_finite(self.threat.project(images + change, images), self.name)
