@@ -59,13 +59,22 @@ def table(
         title=title or None,
         caption=caption or None,
         box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
         title_justify="left",
         caption_justify="left",
         padding=(0, 1),
     )
-    for heading in columns:
+    names = max((len(row[0]) for row in rows), default=0)
+    for position, heading in enumerate(columns):
         flush = heading in numeric
-        shown.add_column(Text(heading), justify="right" if flush else "left", overflow="fold", no_wrap=flush)
+        shown.add_column(
+            Text(heading),
+            justify="right" if flush else "left",
+            overflow="fold",
+            no_wrap=flush,
+            min_width=min(names, 28) if position == 0 else None,
+        )
     for row in rows:
         shown.add_row(*(Text(cell) for cell in row))
     return shown

@@ -7,7 +7,7 @@ Rich markup: square brackets in them would vanish.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,7 @@ from carso_cli.errors import nearest
 if TYPE_CHECKING:
     from carso_cli.recipe.schema import Recipe
 
+_WHOLE = re.compile(r"[0-9]{1,18}")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 
 
@@ -40,6 +41,16 @@ def _parse_eps(value: str) -> float:
     if number <= 0:
         raise typer.BadParameter(f"'{value}' is not allowed; use a number above 0, such as 8/255")
     return number
+
+
+def _whole_from(low: int) -> Callable[[str], int]:
+    # Typer's own message names neither the value nor, in all releases, the bound.
+    def whole_number(value: str) -> int:
+        if _WHOLE.fullmatch(value) and int(value) >= low:
+            return int(value)
+        raise typer.BadParameter(f"'{value}' is not allowed; use a whole number from {low}")
+
+    return whole_number
 
 
 RecipeArgument = Annotated[
@@ -81,7 +92,13 @@ DeviceOption = Annotated[
 
 SeedOption = Annotated[
     int | None,
-    typer.Option("--seed", min=0, metavar="N", help="Seed; the recipe's when left out.", show_default=False),
+    typer.Option(
+        "--seed",
+        parser=_whole_from(0),
+        metavar="N",
+        help="Seed; the recipe's when left out.",
+        show_default=False,
+    ),
 ]
 """`int | None`, default None."""
 
@@ -89,7 +106,7 @@ LimitOption = Annotated[
     int | None,
     typer.Option(
         "--limit",
-        min=1,
+        parser=_whole_from(1),
         metavar="N",
         help="Use only N images: a class-balanced subset, drawn by the seed.",
         show_default=False,
@@ -110,7 +127,7 @@ NSamplesOption = Annotated[
     int | None,
     typer.Option(
         "--n-samples",
-        min=1,
+        parser=_whole_from(1),
         metavar="N",
         help="Reconstructions per image; the recipe's number when left out.",
         show_default=False,

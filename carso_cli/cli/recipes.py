@@ -30,7 +30,7 @@ def list_shipped(json: JsonOption = False) -> None:
     if json:
         print_json([{"name": shipped.name, "path": str(shipped.path), **_summary(r)} for shipped, r in found])
         return
-    columns = ("data", "images", "classes", "classifier", "reproduces")
+    columns = ("data", "classes", "classifier", "reproduces")
     rows = [[shipped.name, *(str(_summary(r)[column]) or "–" for column in columns)] for shipped, r in found]
     caption = "carso recipes show NAME prints one; carso recipes cp NAME makes it yours"
     output().print(table(("recipe", *columns), rows, caption=caption, numeric=("classes",)))
@@ -38,7 +38,7 @@ def list_shipped(json: JsonOption = False) -> None:
 
 def _summary(recipe: Recipe) -> dict[str, str | int]:
     data, classifier = recipe.data, recipe.classifier
-    network = f"WideResNet-{classifier.depth}-{classifier.width}"
+    network = f"WRN-{classifier.depth}-{classifier.width}"
     return {
         "data": data.name,
         "images": f"{data.channels}x{data.image_size}x{data.image_size}",

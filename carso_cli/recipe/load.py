@@ -263,7 +263,8 @@ def read_recipe_file(reference: str | None) -> str:
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return a recipe as YAML with every default written out; it loads back equal."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    # Escaped, since PyYAML writes some unescaped line separators that it reads back as spaces.
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=False, width=100)
 
 
 def recipe_hash(recipe: Recipe, sections: Sequence[str] | None = None) -> str:

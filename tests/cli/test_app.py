@@ -1,0 +1,345 @@
+"""The frame of the command line: exit codes, error display, and what is imported when."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+
+from carso_cli import __version__
+from carso_cli.cli import app
+from carso_cli.cli.options import (
+    DeviceOption,
+    EpsOption,
+    LimitOption,
+    NSamplesOption,
+    RecipeArgument,
+    SeedOption,
+    SetOption,
+    read_recipe,
+)
+from carso_cli.errors import (
+    CarsoError,
+    DataError,
+    InterruptedRun,
+    NumericsError,
+    RecipeError,
+    StateError,
+    TrustError,
+    UsageError,
+    WeightsError,
+)
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
+    """Add a command `probe` that is the given function."""
+
+    def add(command: object) -> None:
+        module = types.ModuleType("carso_probe")
+        module.__dict__["command"] = command
+        monkeypatch.setitem(sys.modules, "carso_probe", module)
+        monkeypatch.setattr(app, "COMMANDS", (*app.COMMANDS, ("probe", "carso_probe", "Probe the frame.")))
+
+    return add
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def command() -> None:
+        raise error
+
+    return command
+
+
+# Exit codes
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (CarsoError("it failed"), 1),
+        (NumericsError("loss is nan"), 1),
+        (UsageError("no"), 2),
+        (RecipeError("no"), 2),
+        (DataError("no images"), 3),
+        (WeightsError("no weights"), 3),
+        (TrustError("masked"), 4),
+        (StateError("another recipe"), 5),
+        (InterruptedRun("saved"), 130),
+    ],
+)
+def test_each_kind_of_error_has_its_exit_code(
+    error: CarsoError, code: int, register: Callable[[object], None], capsys: Capture
+) -> None:
+    error.hint = "do this next"
+    register(raising(error))
+    assert app.run(["probe"]) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == f"error: {error.message}\nhint: do this next\n"
+
+
+def test_success_is_zero(register: Callable[[object], None], capsys: Capture) -> None:
+    def command() -> None:
+        typer.echo("done")
+
+    register(command)
+    assert app.run(["probe"]) == 0
+    assert capsys.readouterr().out == "done\n"
+
+
+def test_a_command_may_choose_its_exit_code(register: Callable[[object], None]) -> None:
+    register(raising(typer.Exit(4)))
+    assert app.run(["probe"]) == 4
+
+
+def test_an_interrupt_is_130(register: Callable[[object], None], capsys: Capture) -> None:
+    register(raising(KeyboardInterrupt()))
+    assert app.run(["probe"]) == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+
+
+def test_markup_in_messages_is_shown_as_it_is(register: Callable[[object], None], capsys: Capture) -> None:
+    register(raising(CarsoError("layers [a, b] [bold]x[/bold] " + "long " * 40)))
+    app.run(["probe"])
+    assert "layers [a, b] [bold]x[/bold] " + "long " * 39 in capsys.readouterr().err
+
+
+# Bugs
+
+
+def test_an_unexpected_error_is_called_a_bug_without_a_traceback(
+    register: Callable[[object], None], capsys: Capture
+) -> None:
+    register(raising(ZeroDivisionError("division by zero")))
+    assert app.run(["probe"]) == 1
+    shown = capsys.readouterr().err
+    assert "this is a bug in carso: ZeroDivisionError: division by zero" in shown
+    assert "CARSO_DEBUG=1" in shown
+    assert "Traceback" not in shown
+    assert "in " in shown.splitlines()[1]
+
+
+def test_debugging_shows_the_traceback(
+    register: Callable[[object], None], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CARSO_DEBUG", "1")
+    register(raising(ZeroDivisionError("division by zero")))
+    assert app.run(["probe"]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in shown
+    assert "test_app.py" in shown
+
+
+def test_a_full_memory_is_no_bug(register: Callable[[object], None], capsys: Capture) -> None:
+    register(raising(MemoryError()))
+    assert app.run(["probe"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: out of memory")
+    assert "evaluation.samples_per_pass" in shown
+
+
+def test_a_command_that_cannot_be_imported_is_a_bug(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(app, "COMMANDS", (("probe", "carso_cli.cli.nowhere", "Nothing."),))
+    assert app.run(["probe"]) == 1
+    assert "ModuleNotFoundError: No module named 'carso_cli.cli.nowhere'" in capsys.readouterr().err
+
+
+# Torchrun
+
+
+@pytest.mark.parametrize(("error", "shown"), [(RecipeError("bad"), False), (NumericsError("nan"), True)])
+def test_one_process_reports_what_all_of_them_meet(
+    error: CarsoError,
+    shown: bool,
+    register: Callable[[object], None],
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    register(raising(error))
+    assert app.run(["probe"]) == error.exit_code
+    assert bool(capsys.readouterr().err) is shown
+
+
+# Usage errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recips"], "there is no command 'recips'; did you mean 'recipes'?"),
+        (["zzz"], "there is no command 'zzz'"),
+        (["recipes", "lst"], "there is no command 'lst'; did you mean 'ls'?"),
+        (["recipes", "ls", "--jsn"], "there is no option '--jsn'; did you mean '--json'?"),
+        (["--verzion"], "there is no option '--verzion'; did you mean '--version'?"),
+        (["recipes", "show"], "Missing argument 'NAME'"),
+        (["recipes", "ls", "more"], "unexpected extra argument"),
+        (["recipes", "show", "digits", "--set"], "Option '--set' requires an argument"),
+        (["recipes"], "Missing command"),
+    ],
+)
+def test_usage_errors_say_what_is_near_and_where_help_is(
+    arguments: list[str], message: str, capsys: Capture
+) -> None:
+    assert app.run(arguments) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert "--help` shows what it takes" in shown.err
+    assert shown.out == ""
+
+
+def test_no_arguments_show_help_and_are_a_usage_error(capsys: Capture) -> None:
+    assert app.run([]) == 2
+    assert "Usage: carso" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_every_command_with_its_line(flag: str, capsys: Capture) -> None:
+    assert app.run([flag]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name, _, summary in app.COMMANDS:
+        assert f"{name} {summary}" in shown
+
+
+def test_version(capsys: Capture) -> None:
+    assert app.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"carso {__version__}\n"
+
+
+@pytest.mark.parametrize("entry", app.COMMANDS, ids=lambda entry: entry[0])
+def test_every_registered_command_has_help(entry: tuple[str, str, str], capsys: Capture) -> None:
+    assert app.run([entry[0], "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"carso {entry[0]}" in shown
+    # A docstring's "Args:" section is for Python readers; options have their own help.
+    assert "Args:" not in shown
+
+
+# Shared options
+
+
+@pytest.fixture
+def probe(register: Callable[[object], None]) -> dict[str, object]:
+    seen: dict[str, object] = {}
+
+    def command(
+        recipe: RecipeArgument = None,
+        overrides: SetOption = None,
+        device: DeviceOption = "auto",
+        seed: SeedOption = None,
+        limit: LimitOption = None,
+        n_samples: NSamplesOption = None,
+        eps: EpsOption = None,
+    ) -> None:
+        """Probe the shared options."""
+        seen.update(recipe=read_recipe(recipe, overrides, seed), device=device)
+        seen.update(limit=limit, n_samples=n_samples, eps=eps)
+
+    register(command)
+    return seen
+
+
+def test_shared_options_reach_the_command(probe: dict[str, object]) -> None:
+    arguments = "probe cifar10 --set evaluation.n_samples=3 --set training.epochs=8 --seed 5 --device cuda:1"
+    assert app.run([*arguments.split(), "--limit", "7", "--n-samples", "2", "--eps", "8/255"]) == 0
+    recipe = probe.pop("recipe")
+    assert probe == {"device": "cuda:1", "limit": 7, "n_samples": 2, "eps": 8 / 255}
+    assert recipe == read_recipe("cifar10", ["evaluation.n_samples=3", "training.epochs=8", "seed=5"])
+
+
+def test_shared_options_may_all_be_left_out(probe: dict[str, object]) -> None:
+    assert app.run(["probe"]) == 0
+    assert probe.pop("recipe") == read_recipe("digits", None)
+    assert probe == {"device": "auto", "limit": None, "n_samples": None, "eps": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--device gpu", "'gpu' is no device; use auto, cpu, cuda, cuda:N or mps; did you mean 'cpu'?"),
+        ("--device cuda:x", "'cuda:x' is no device"),
+        ("--eps 8/0", "'8/0' is not allowed (the denominator is zero)"),
+        ("--eps ten", "'ten' is not allowed (not a number or a fraction); use a number such as 8/255"),
+        ("--eps -0.1", "'-0.1' is not allowed; use a number above 0"),
+        ("--limit 0", "'0' is not allowed; use a whole number from 1"),
+        ("--seed -1", "'-1' is not allowed; use a whole number from 0"),
+        ("--n-samples many", "'many' is not allowed; use a whole number from 1"),
+        ("--set training.epochs=x", "--set training.epochs=x, training.epochs: 'x' is not allowed"),
+    ],
+)
+def test_shared_options_refuse_what_they_cannot_mean(
+    arguments: str, message: str, probe: dict[str, object], capsys: Capture
+) -> None:
+    assert app.run(["probe", *arguments.split()]) == 2
+    assert message in capsys.readouterr().err
+    assert probe == {}
+
+
+# Processes
+
+
+def carso(*arguments: str, then: str = "") -> subprocess.CompletedProcess[str]:
+    call = f"from carso_cli.cli.app import run; code = run({list(arguments)!r})"
+    code = f"import sys\n{call}\n{then}\nsys.exit(code)"
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+HEAVY = ("torch", "torchvision", "numpy", "scipy", "sklearn", "matplotlib", "safetensors", "PIL")
+NO_HEAVY = f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\nassert not heavy, heavy"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("--help",), 0),
+        (("--version",), 0),
+        *(((name, "--help"), 0) for name, _, _ in app.COMMANDS),
+        (("nonsense",), 2),
+        (("recipes", "ls"), 0),
+        (("recipes", "show", "digits", "--set", "training.epochs=ten"), 2),
+        (("recipes", "validate", "recipes"), 0),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_help_and_recipe_errors_import_nothing_heavy(arguments: tuple[str, ...], code: int) -> None:
+    done = carso(*arguments, then=NO_HEAVY)
+    assert (done.returncode, "AssertionError" in done.stderr) == (code, False), done.stderr
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    command = f"{sys.executable} -m carso_cli recipes show cifar10 --resolved"
+    # `exec <&-` closes the reading end at once; the writer then fails on its first flush.
+    done = subprocess.run(
+        ["bash", "-c", f"({command}; echo left $? >&2) | (exec <&-; sleep 2)"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == "left 1\n"
+
+
+def test_the_module_is_an_entry_point() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "carso_cli", "recipes", "show", "nothing"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: there is no file and no shipped recipe 'nothing'")

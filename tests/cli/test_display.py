@@ -1,0 +1,82 @@
+"""What is shown where: numbers, tables, JSON, errors on a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from carso_cli.cli import display
+from carso_cli.errors import CarsoError
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (123.44, "123.4"),
+        (0.00123456, "0.001235"),
+        (12345.6, "12,346"),
+        (0, "0"),
+        (math.nan, "nan"),
+        (None, "–"),
+    ],
+)
+def test_figures(value: float | None, shown: str) -> None:
+    assert display.figure(value) == shown
+
+
+def test_accuracies_carry_their_interval() -> None:
+    assert display.accuracy(0.9449, (0.912, 0.968)) == "0.945 [0.91, 0.97]"
+    assert display.accuracy(0.5) == "0.500"
+    assert display.accuracy(None, (0, 1)) == "–"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (7265, "2 h 01 min")]
+)
+def test_durations(seconds: float, shown: str) -> None:
+    assert display.duration(seconds) == shown
+
+
+def test_tables_fold_and_never_cut() -> None:
+    stream = io.StringIO()
+    long = "a-rather-long-name-of-a-thing" * 4
+    shown = display.table(
+        ("name", "accuracy"), [[long, "0.945 [0.91, 0.97]"], ["[b]", "–"]], numeric=("accuracy",)
+    )
+    Console(file=stream, width=60).print(shown)
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 60
+    assert "0.945 [0.91, 0.97]" in stream.getvalue()
+    assert "[b]" in stream.getvalue()
+    folded = "".join(line[:40].strip() for line in lines[2:])
+    assert long in folded.replace(" ", "")
+
+
+def test_json_is_valid_whatever_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    display.print_json({"a": [math.nan, 1.5, (math.inf, None)], "b": {"é": -math.inf}, 3: True})
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {"a": [None, 1.5, [None, None]], "b": {"é": None}, "3": True}
+    assert "é" in shown.out
+    assert shown.err == ""
+
+
+def test_errors_are_a_panel_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(
+        display, "messages", lambda: Console(file=stream, force_terminal=True, width=60, color_system=None)
+    )
+    display.show_error(CarsoError("bad [thing]", hint="do this"))
+    shown = stream.getvalue()
+    assert "╭─ error" in shown
+    assert "bad [thing]" in shown
+    assert "do this" in shown
+
+
+def test_streams(capsys: pytest.CaptureFixture[str]) -> None:
+    display.output().print("result")
+    display.messages().print("note")
+    assert capsys.readouterr() == ("result\n", "note\n")
