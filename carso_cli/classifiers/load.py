@@ -122,7 +122,7 @@ def _check_architecture(record: ClassifierRecord, depth: int, width: int, activa
     seen = (depth, width, activation)
     if seen != (record.depth, record.width, record.activation):
         raise RecipeError(
-            f"classifier '{record.name}' is a WideResNet-{record.depth}-{record.width} with {record.activation}; "
+            f"'{record.name}' is a WideResNet-{record.depth}-{record.width} with {record.activation}; "
             f"the recipe says depth {depth}, width {width}, {activation}",
             hint="give classifier.depth, classifier.width and classifier.activation these values",
         )
@@ -134,7 +134,7 @@ def _from_entry_point(name: str, family: str, source: str) -> nn.Module:
     points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if name not in points:
         raise RecipeError(
-            f"no installed package offers a classifier '{name}' in the entry-point group {ENTRY_POINT_GROUP}. "
+            f"no installed package offers a classifier '{name}' as an entry point of {ENTRY_POINT_GROUP}. "
             f"{nearest(name, points) or 'Offered are: ' + (', '.join(points) or 'none')}",
             hint="install the package that defines it into this environment",
         )

@@ -146,10 +146,9 @@ def default_layers(classifier: nn.Module) -> tuple[str, ...]:
             hint="name them in representation.layers; `carso extract RECIPE --list` shows what there is",
         )
     layers = []
-    for group, blocks in enumerate(classifier.layer):
-        for number, block in enumerate(blocks.block):
-            place = f"layer.{group}.block.{number}"
-            layers += [f"{place}.conv_0", f"{place}.conv_1"]
-            if group > 0 and block.shortcut is not None:
-                layers.append(f"{place}.shortcut")
+    for name, block in classifier.named_modules():
+        if isinstance(block, _Block):
+            layers += [f"{name}.conv_0", f"{name}.conv_1"]
+            if block.conv_0.stride != (1, 1):
+                layers.append(f"{name}.shortcut")
     return tuple(layers)

@@ -23,6 +23,7 @@ from carso_cli.errors import CarsoError, UsageError, nearest
 
 COMMANDS: tuple[tuple[str, str, str], ...] = (
     # (command, module, one line of help), in the order in which help lists them
+    ("train-classifier", "carso_cli.cli.train_classifier", "Train a classifier for a recipe."),
     ("recipes", "carso_cli.cli.recipes", "List, show, copy and validate recipes."),
 )
 

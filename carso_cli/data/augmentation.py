@@ -1,0 +1,34 @@
+"""Random shifts and mirror images of training batches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MARGIN = 4
+"""Largest shift, in pixels."""
+
+
+def augment(images: Tensor, *, flip: bool, generator: torch.Generator) -> Tensor:
+    """Shift each image by up to 4 pixels each way, filling with zeros, and mirror half of them.
+
+    Args:
+        images: (B, channels, H, W), on the CPU.
+        flip: Mirror left and right with probability 1/2.
+        generator: Source of the choices.
+
+    Returns:
+        Same shape.
+    """
+    count, _, height, width = images.shape
+    shifts = torch.randint(0, 2 * MARGIN + 1, (count, 2), generator=generator)
+    padded = F.pad(images, (MARGIN,) * 4)
+    rows = shifts[:, :1] + torch.arange(height)
+    columns = shifts[:, 1:] + torch.arange(width)
+    if flip:
+        mirrored = torch.rand(count, generator=generator) < 0.5
+        columns[mirrored] = columns[mirrored].flip(1)
+    batch = torch.arange(count)[:, None, None]
+    # Indexing three axes at once puts the channels last.
+    return padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,155 @@
+"""What one step and one check of classifier training do, apart from the run that they belong to.
+
+- `ClassifierSetup` holds what does not change, `untrained_classifier` and `make_optimiser` what does;
+- `train_step` takes one optimiser step, `held_out_accuracies` measures where it led.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from carso_cli.attacks.pgd import PGD
+from carso_cli.attacks.threat import ThreatModel
+from carso_cli.classifiers.wide_resnet import WideResNet
+from carso_cli.data.augmentation import augment
+from carso_cli.data.batches import ordered_batches
+from carso_cli.data.image_set import ImageSet
+from carso_cli.errors import NumericsError, UsageError
+from carso_cli.randomness import derive_seed, generator, seeded
+from carso_cli.recipe.schema import Kind, Recipe
+from carso_cli.reporter import Reporter
+from carso_cli.workflows.classifier_state import ClassifierState
+
+HELD_OUT_PGD_STEPS = 10
+"""Steps of the PGD that follows robustness while training; each of 2.5 eps / 10."""
+
+
+@dataclass(frozen=True)
+class ClassifierSetup:
+    """What does not change during training."""
+
+    recipe: Recipe
+    kind: Kind
+    threat: ThreatModel
+    train: ImageSet
+    held_out: ImageSet
+    device: torch.device
+    reporter: Reporter
+
+
+def threat_model(recipe: Recipe) -> ThreatModel:
+    """Return the recipe's threat model, the one that adversarial training trains against."""
+    return ThreatModel(recipe.threat.norm, recipe.threat.eps)
+
+
+def untrained_classifier(recipe: Recipe) -> WideResNet:
+    """Build the recipe's WideResNet with initial weights drawn by the recipe's seed.
+
+    Raises:
+        UsageError: If the recipe's classifier is no WideResNet.
+    """
+    section, data = recipe.classifier, recipe.data
+    if section.family != "wide-resnet":
+        raise UsageError(
+            f"recipe '{recipe.name}' takes its classifier from an entry point; carso trains WideResNets only",
+            hint="set classifier.family to wide-resnet, or train your module with your own code",
+        )
+    with seeded(recipe.seed, "classifier weights"):
+        return WideResNet(
+            depth=section.depth,
+            width=section.width,
+            classes=data.classes,
+            activation=section.activation,
+            mean=data.mean,
+            std=data.std,
+            channels=data.channels,
+        )
+
+
+def make_optimiser(recipe: Recipe, classifier: nn.Module) -> torch.optim.SGD:
+    """Return SGD, with Nesterov momentum where there is momentum at all."""
+    section = recipe.classifier.training
+    return torch.optim.SGD(
+        classifier.parameters(),
+        lr=section.peak_learning_rate,
+        momentum=section.momentum,
+        weight_decay=section.weight_decay,
+        nesterov=section.momentum > 0,
+    )
+
+
+def train_step(
+    setup: ClassifierSetup, state: ClassifierState, positions: Tensor, place: tuple[int, int]
+) -> Tensor:
+    """Take one optimiser step on one batch, perturbed first for kind `at`.
+
+    Args:
+        setup: What does not change.
+        state: Classifier, in training mode, and optimiser.
+        positions: Places of the batch's images in the training set, int64 (B,).
+        place: Epoch and batch; every random choice of the step depends on them alone.
+
+    Returns:
+        Summed (loss, correct answers), float64 (2,), on the CPU.
+
+    Raises:
+        NumericsError: If the loss is not finite.
+    """
+    section, seed = setup.recipe.classifier.training, setup.recipe.seed
+    images = setup.train.pixels(positions)
+    if section.augment:
+        images = augment(images, flip=section.flip, generator=generator(seed, "augmentation", *place))
+    images = images.to(setup.device)
+    labels = setup.train.labels[positions].to(setup.device)
+    if setup.kind == "at":
+        attack = _training_attack(setup, derive_seed(seed, "training attack", *place))
+        # In training mode, as published: the attack sees the batch statistics that the step will see.
+        images = attack(state.classifier, images, labels)
+    logits = state.classifier(images)
+    loss = F.cross_entropy(logits, labels, label_smoothing=section.label_smoothing)
+    value = loss.item()
+    if not math.isfinite(value):
+        raise NumericsError(
+            f"the loss became {value} in epoch {place[0] + 1}, batch {place[1] + 1}; training stops",
+            hint="lower classifier.training.peak_learning_rate; the state of the last whole epoch is saved",
+        )
+    state.optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    state.optimiser.step()
+    correct = int((logits.argmax(dim=1) == labels).sum())
+    return torch.tensor([value * len(labels), correct], dtype=torch.float64)
+
+
+def _training_attack(setup: ClassifierSetup, seed: int) -> PGD:
+    """Return the attack of one training step; its last point is trained on, whether it fools or not."""
+    section, eps = setup.recipe.classifier.training, setup.recipe.threat.eps
+    steps = 1 if section.method == "fast" else section.steps
+    default = 1.25 * eps if section.method == "fast" else 2.5 * eps / steps
+    size = default if section.step_size is None else section.step_size
+    return PGD(setup.threat, steps=steps, step_size=size, random_start=True, seed=seed, keep_best=False)
+
+
+def held_out_accuracies(setup: ClassifierSetup, classifier: nn.Module) -> dict[str, float | None]:
+    """Return accuracies on the held-out images, clean and under PGD; None without any.
+
+    The classifier is left in evaluation mode.
+    """
+    count = len(setup.held_out)
+    if count == 0:
+        return {"clean_accuracy": None, "pgd_accuracy": None}
+    step = 2.5 * setup.recipe.threat.eps / HELD_OUT_PGD_STEPS
+    classifier.eval()
+    correct = [0, 0]
+    for number, part in enumerate(ordered_batches(count, setup.recipe.evaluation.batch_size)):
+        images = setup.held_out.pixels(part).to(setup.device)
+        labels = setup.held_out.labels[part].to(setup.device)
+        seed = derive_seed(setup.recipe.seed, "held-out attack", number)
+        attack = PGD(setup.threat, steps=HELD_OUT_PGD_STEPS, step_size=step, seed=seed)
+        for place, seen in enumerate((images, attack(classifier, images, labels))):
+            correct[place] += int((classifier(seen).argmax(dim=1) == labels).sum())
+    return {"clean_accuracy": correct[0] / count, "pgd_accuracy": correct[1] / count}

@@ -1,0 +1,227 @@
+"""Train the classifier that a recipe describes, adversarially or on clean images.
+
+SGD with Nesterov momentum and a one-cycle learning rate. Adversarial training perturbs every image by one
+step from a random start (`fast`: Wong, Rice and Kolter, 2020; https://arxiv.org/abs/2001.03994) or by PGD
+(`pgd`: Madry et al., 2018; https://arxiv.org/abs/1706.06083). Every random number is a function of (seed,
+purpose, epoch, batch), so a run that is killed and resumed ends in the same weights.
+
+- `train_classifier` trains into a run folder;
+- `estimate_cost` says how long that would take.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from carso_cli import __version__
+from carso_cli.build import choose_device, load_images
+from carso_cli.classifiers.one_cycle import one_cycle_rate
+from carso_cli.data.batches import epoch_batches
+from carso_cli.data.image_set import ImageSet, split_holdout
+from carso_cli.errors import DataError, InterruptedRun
+from carso_cli.randomness import generator
+from carso_cli.recipe.load import dump_recipe, recipe_hash
+from carso_cli.recipe.schema import Kind, Recipe
+from carso_cli.reporter import Reporter, SilentReporter
+from carso_cli.runs.checkpoints import save_tensors
+from carso_cli.runs.environment import describe_environment
+from carso_cli.runs.files import append_json_line, write_atomically, write_json
+from carso_cli.runs.folder import RunFolder
+from carso_cli.workflows.classifier_state import ClassifierState
+from carso_cli.workflows.classifier_steps import (
+    ClassifierSetup,
+    held_out_accuracies,
+    make_optimiser,
+    threat_model,
+    train_step,
+    untrained_classifier,
+)
+
+WEIGHTS_FILE = "classifier.safetensors"
+_TRAINING_IMAGES = {"digits": 1442, "cifar10": 50_000, "cifar100": 50_000, "tinyimagenet200": 100_000}
+
+
+def train_classifier(
+    recipe: Recipe,
+    kind: Kind,
+    *,
+    run: Path,
+    reporter: Reporter,
+    resume: bool = False,
+    device: str = "auto",
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Train the recipe's classifier into a run folder.
+
+    The folder receives `classifier.safetensors`, with architecture, kind, perturbation size and accuracies in
+    its header, `metrics.jsonl` with one line an epoch, `recipe.yaml`, and the state to resume from.
+
+    Args:
+        recipe: The resolved recipe; `classifier.training` says how to train.
+        kind: `at` for adversarial training at the recipe's threat model, `clean` for clean images.
+        run: Run folder.
+        reporter: Where progress goes.
+        resume: Go on from the folder's saved state.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        limit: Train on this many images only, class-balanced.
+
+    Returns:
+        The last epoch's metrics, with `run`, `weights` (the file) and `seconds_total` over all epochs.
+
+    Raises:
+        UsageError: If the recipe's classifier is no WideResNet, or the folder already holds a run.
+        DataError: If fewer than two images are left to train on.
+        StateError: If the saved state belongs to another configuration, or is damaged.
+        NumericsError: If the loss stops being finite, naming epoch and batch.
+        InterruptedRun: On Ctrl-C; the state of the last whole epoch is saved.
+    """
+    folder = RunFolder(run)
+    target = choose_device(device)
+    classifier = untrained_classifier(recipe).to(target)
+    folder.prepare(resume=resume)
+    setup = _set_up(recipe, kind, target, limit, reporter)
+    state = ClassifierState(classifier, make_optimiser(recipe, classifier), _identity(setup))
+    if resume:
+        state.load(folder)
+    else:
+        write_json(folder.environment, describe_environment(target))
+        write_atomically(folder.recipe, dump_recipe(recipe))
+    try:
+        for epoch in range(state.epochs_done, recipe.classifier.training.epochs):
+            metrics = _train_epoch(setup, state, epoch)
+            state.finish_epoch(metrics)
+            append_json_line(folder.metrics, metrics)
+            state.save(folder)
+    except KeyboardInterrupt:
+        raise InterruptedRun(
+            f"stopped; {state.saved_epochs} of {recipe.classifier.training.epochs} epochs are saved in {run}",
+            hint=f"go on with: carso train-classifier {recipe.name} --kind {kind} --run {run} --resume",
+        ) from None
+    weights = run / WEIGHTS_FILE
+    save_tensors(weights, state.classifier.state_dict(), _describe(setup, state))
+    return {**state.last_metrics, "run": str(run), "weights": str(weights), "seconds_total": state.seconds}
+
+
+def estimate_cost(
+    recipe: Recipe, kind: Kind, *, device: str = "auto", limit: int | None = None
+) -> dict[str, Any]:
+    """Predict what training costs, from one step on random images; no data is read.
+
+    Returns:
+        `parameters`, `seconds_per_image` of training, and, where the recipe, `limit` or the data set's
+        definition tells the number of images, `images` and `seconds` for all epochs.
+
+    Raises:
+        UsageError: As `train_classifier`.
+    """
+    target = choose_device(device)
+    classifier = untrained_classifier(recipe).to(target)
+    images = _blank_images(recipe)
+    setup = ClassifierSetup(recipe, kind, threat_model(recipe), images, images, target, SilentReporter())
+    state = ClassifierState(classifier, make_optimiser(recipe, classifier), {})
+    positions = torch.arange(len(images))
+    # The first step also pays for the libraries' own start-up.
+    train_step(setup, state, positions, (0, 0))
+    started = time.perf_counter()
+    train_step(setup, state, positions, (0, 1))
+    each = (time.perf_counter() - started) / len(images)
+    cost: dict[str, Any] = {
+        "parameters": sum(parameter.numel() for parameter in classifier.parameters()),
+        "seconds_per_image": each,
+    }
+    known = [n for n in (limit, recipe.data.train_limit, _TRAINING_IMAGES.get(recipe.data.name)) if n]
+    if known:
+        cost["images"] = min(known)
+        cost["seconds"] = each * min(known) * recipe.classifier.training.epochs
+    return cost
+
+
+def _set_up(
+    recipe: Recipe, kind: Kind, device: torch.device, limit: int | None, reporter: Reporter
+) -> ClassifierSetup:
+    images = load_images(recipe, "train", limit=limit, reporter=reporter)
+    train, held_out = split_holdout(images, recipe.data.holdout, recipe.seed)
+    if len(train) < 2:
+        raise DataError(f"{len(train)} training images are too few: batch normalisation needs at least 2")
+    return ClassifierSetup(recipe, kind, threat_model(recipe), train, held_out, device, reporter)
+
+
+def _train_epoch(setup: ClassifierSetup, state: ClassifierState, epoch: int) -> dict[str, Any]:
+    """Train one epoch and return its metrics; loss and accuracy are means over all of its images."""
+    section = setup.recipe.classifier.training
+    batches = epoch_batches(len(setup.train), section.batch_size, setup.recipe.seed, epoch)
+    sums = torch.zeros(2, dtype=torch.float64)
+    seen, rate, started = 0, 0.0, time.perf_counter()
+    state.classifier.train()
+    title = f"epoch {epoch + 1}/{section.epochs}"
+    with setup.reporter.progress(title, sum(len(batch) for batch in batches)) as progress:
+        for number, positions in enumerate(batches):
+            rate = one_cycle_rate(
+                epoch * len(batches) + number,
+                section.epochs * len(batches),
+                peak=section.peak_learning_rate,
+                warmup_share=section.warmup_share,
+            )
+            for group in state.optimiser.param_groups:
+                group["lr"] = rate
+            sums += train_step(setup, state, positions, (epoch, number))
+            seen += len(positions)
+            progress.advance(len(positions), loss=sums[0].item() / seen)
+    seconds = time.perf_counter() - started
+    loss, accuracy = (sums / seen).tolist()
+    return {
+        "epoch": epoch,
+        "loss": loss,
+        "train_accuracy": accuracy,
+        **held_out_accuracies(setup, state.classifier),
+        "learning_rate": rate,
+        "images": seen,
+        "seconds": seconds,
+        "images_per_second": seen / seconds,
+    }
+
+
+def _identity(setup: ClassifierSetup) -> dict[str, Any]:
+    section = setup.recipe.classifier
+    return {
+        "recipe": recipe_hash(setup.recipe, ("data", "threat", "seed", "precision")),
+        "architecture": [section.depth, section.width, section.activation],
+        "training": section.training.model_dump(),
+        "kind": setup.kind,
+        "images": len(setup.train),
+    }
+
+
+def _describe(setup: ClassifierSetup, state: ClassifierState) -> dict[str, Any]:
+    """Return the header of the trained weights."""
+    recipe, section = setup.recipe, setup.recipe.classifier
+    return {
+        "architecture": f"wide-resnet-{section.depth}-{section.width}",
+        "activation": section.activation,
+        "classes": recipe.data.classes,
+        "channels": recipe.data.channels,
+        "kind": setup.kind,
+        "recipe_name": recipe.name,
+        "norm": recipe.threat.norm if setup.kind == "at" else None,
+        "eps": recipe.threat.eps if setup.kind == "at" else None,
+        "epochs": state.epochs_done,
+        "images": len(setup.train),
+        "seed": recipe.seed,
+        "held_out_clean_accuracy": state.last_metrics["clean_accuracy"],
+        "held_out_pgd_accuracy": state.last_metrics["pgd_accuracy"],
+        "version": __version__,
+    }
+
+
+def _blank_images(recipe: Recipe) -> ImageSet:
+    """Return one batch of random images in the recipe's shape."""
+    data, count = recipe.data, recipe.classifier.training.batch_size
+    shape = (count, data.channels, data.image_size, data.image_size)
+    noise = generator(recipe.seed, "cost")
+    images = torch.randint(0, 256, shape, generator=noise, dtype=torch.uint8)
+    labels = torch.randint(0, data.classes, (count,), generator=noise)
+    return ImageSet(images, labels, torch.arange(count), tuple(str(label) for label in range(data.classes)))
