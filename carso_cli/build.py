@@ -1,0 +1,227 @@
+"""From recipe sections to objects: the only place where a recipe's names become classes.
+
+- `build_classifier`, `build_purifier`: one part each;
+- `load_defence`: a trained run as a `Defence`, the way in from Python.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from carso_cli.classifiers.load import load_classifier
+from carso_cli.classifiers.wide_resnet import WideResNet
+from carso_cli.data.datasets import load_split
+from carso_cli.data.image_set import ImageSet, balanced_subset
+from carso_cli.defence import Defence
+from carso_cli.errors import RecipeError, StateError, UsageError, WeightsError
+from carso_cli.purifier.vae import Purifier
+from carso_cli.recipe.load import load_recipe
+from carso_cli.recipe.schema import Recipe
+from carso_cli.reporter import Reporter, SilentReporter
+from carso_cli.representation import extract_representation
+from carso_cli.runs.checkpoints import fingerprint, load_tensors
+from carso_cli.runs.folder import RunFolder
+
+
+TRAINING_IMAGES = {"digits": 1442, "cifar10": 50_000, "cifar100": 50_000, "tinyimagenet200": 100_000}
+"""Training images of the data sets whose size is known before they are read."""
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda`, `cuda:N` or `mps` into a device.
+
+    Raises:
+        UsageError: If the device is unknown or not present.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device '{name}'; use auto, cpu, cuda, cuda:N or mps") from error
+    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= present.get(device.type, 0):
+        raise UsageError(f"device '{name}' is not present here", hint="leave out --device to choose one")
+    return device
+
+
+def build_classifier(recipe: Recipe, kind: str, device: torch.device | str = "cpu") -> nn.Module:
+    """Load the recipe's classifier of one kind of training, frozen and in evaluation mode.
+
+    Args:
+        recipe: The recipe.
+        kind: `at` or `clean`.
+        device: Where to put it.
+
+    Raises:
+        RecipeError: If the recipe names no weights of this kind.
+        WeightsError: If the weights are missing, damaged or of another architecture.
+    """
+    section = recipe.classifier
+    weights = section.at if kind == "at" else section.clean
+    if weights is None:
+        raise RecipeError(
+            f"recipe '{recipe.name}' names no weights for classifier.{kind}",
+            hint=f"train them with: carso train-classifier {recipe.name} --kind {kind}, and name the file in "
+            f"classifier.{kind}",
+        )
+    classifier = load_classifier(
+        family=section.family,
+        depth=section.depth,
+        width=section.width,
+        activation=section.activation,
+        classes=recipe.data.classes,
+        channels=recipe.data.channels,
+        mean=recipe.data.mean,
+        std=recipe.data.std,
+        source=weights.source,
+        name=weights.name,
+        file=weights.file,
+        dataset=recipe.data.name,
+        training_command=f"carso train-classifier {recipe.name} --kind {kind}",
+    )
+    return channels_last(classifier.to(device))
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """Lay a module's convolutions out channels-last, about twice as fast on CPUs at these sizes."""
+    # torch declares no such form of `to`.
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def untrained_classifier(recipe: Recipe) -> WideResNet:
+    """Build the recipe's WideResNet with fresh weights, on torch's default device."""
+    section = recipe.classifier
+    return WideResNet(
+        depth=section.depth,
+        width=section.width,
+        classes=recipe.data.classes,
+        activation=section.activation,
+        mean=recipe.data.mean,
+        std=recipe.data.std,
+        channels=recipe.data.channels,
+    )
+
+
+def layer_shapes(classifier: nn.Module, recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """Return layer name to the shape of its output for one image, without the batch axis."""
+    parameter = next(classifier.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    size = recipe.data.image_size
+    with torch.no_grad():
+        images = torch.zeros(1, recipe.data.channels, size, size, device=device)
+        outputs = extract_representation(classifier, images, recipe.representation.layers)
+    return {layer: tuple(output.shape[1:]) for layer, output in outputs.items()}
+
+
+def build_purifier(recipe: Recipe, classifier: nn.Module) -> Purifier:
+    """Build an untrained purifier for the recipe's layers of a classifier, on torch's default device."""
+    return Purifier(
+        layer_shapes(classifier, recipe),
+        channels=recipe.data.channels,
+        image_size=recipe.data.image_size,
+        mean=recipe.data.mean,
+        std=recipe.data.std,
+        condition_features=recipe.purifier.condition_features,
+        latent_features=recipe.purifier.latent_features,
+        layer_convolutions=recipe.purifier.layer_convolutions,
+    )
+
+
+def load_images(
+    recipe: Recipe, split: str, *, limit: int | None = None, reporter: Reporter | None = None
+) -> ImageSet:
+    """Load one split of the recipe's data, cut to a class-balanced subset of `limit` images."""
+    data = recipe.data
+    images = load_split(
+        data.name,
+        "train" if split == "train" else "test",
+        classes=data.classes,
+        channels=data.channels,
+        image_size=data.image_size,
+        root=Path(data.root) if data.root else None,
+        source=data.train if split == "train" else data.test,
+        other_source=data.test if split == "train" else data.train,
+        reporter=reporter or SilentReporter(),
+    )
+    if split == "train" and data.train_limit is not None:
+        images = balanced_subset(images, data.train_limit, recipe.seed)
+    return images if limit is None else balanced_subset(images, limit, recipe.seed)
+
+
+def load_defence(
+    run: str | Path,
+    *,
+    device: str = "auto",
+    n_samples: int | None = None,
+    aggregation: str | None = None,
+    classifier: nn.Module | None = None,
+) -> Defence:
+    """Load a trained run as a defended model.
+
+    Args:
+        run: Run folder of `carso train-purifier`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        n_samples: N, reconstructions per image; the recipe's when None.
+        aggregation: Aggregation rule; the recipe's when None.
+        classifier: The classifier that the purifier was trained for, when it is a module of your own.
+
+    Returns:
+        The defence, frozen: `defence(images)` gives log P, (B, C), for images in [0, 1].
+
+    Raises:
+        StateError: If the run is absent, unfinished or damaged, or its purifier has other layers.
+        WeightsError: If the classifier's weights are missing, or not those of training.
+    """
+    folder = RunFolder(Path(run))
+    path = folder.require_purifier(f"carso train-purifier RECIPE --run {run}")
+    recipe = load_recipe(str(folder.recipe))
+    target = choose_device(device)
+    own = classifier if classifier is not None else build_classifier(recipe, recipe.representation.kind)
+    purifier = load_purifier(path, recipe, own)
+    second_kind = recipe.evaluation.second_kind
+    second = None if second_kind == recipe.representation.kind else build_classifier(recipe, second_kind)
+    defence = Defence(
+        own,
+        purifier,
+        recipe.representation.layers,
+        n_samples=n_samples or recipe.evaluation.n_samples,
+        aggregation=aggregation or recipe.evaluation.aggregation,
+        second_classifier=second,
+    )
+    return defence.to(target)
+
+
+def load_purifier(path: Path, recipe: Recipe, classifier: nn.Module) -> Purifier:
+    """Read a trained purifier's weights, strictly, into the recipe's architecture.
+
+    Raises:
+        StateError: If the file is damaged or was made for other layers or sizes.
+        WeightsError: If the classifier is not the one it was trained for.
+    """
+    tensors, metadata = load_tensors(path)
+    if tuple(metadata["layers"]) != recipe.representation.layers:
+        raise StateError(f"{path} was trained on layers {metadata['layers']}, not on those of its recipe")
+    checksum = classifier_fingerprint(classifier)
+    if metadata["classifier"] != checksum:
+        raise WeightsError(
+            f"{path} was trained for a classifier with checksum {metadata['classifier'][:12]}; "
+            f"the one loaded has {checksum[:12]}",
+            hint="put the classifier's original weights back, or train a purifier for these",
+        )
+    purifier = build_purifier(recipe, classifier)
+    mismatch = purifier.load_state_dict(tensors, strict=False)
+    if mismatch.missing_keys or mismatch.unexpected_keys:
+        raise StateError(
+            f"{path} does not fit its recipe: missing {mismatch.missing_keys[:3]}, "
+            f"unexpected {mismatch.unexpected_keys[:3]}"
+        )
+    return purifier
+
+
+def classifier_fingerprint(classifier: nn.Module) -> str:
+    """Return the SHA-256 of a classifier's weights and buffers."""
+    return fingerprint(classifier.state_dict())

@@ -1,0 +1,90 @@
+"""A run folder: the files in it, and what may be done with a folder that is already there.
+
+recipe.yaml            the resolved recipe
+environment.json       versions, device, threads, checksums of the weights used
+metrics.jsonl          one line per epoch
+state.safetensors      everything needed to go on with training
+purifier.safetensors   the trained purifier (slow weights), written when training is complete
+evaluation/            records and summaries of `carso evaluate`
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from carso_cli.errors import StateError, UsageError
+from carso_cli.runs.files import ensure_folder
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside one run folder."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Where the run ran."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def state(self) -> Path:
+        """Everything needed to go on with training."""
+        return self.path / "state.safetensors"
+
+    @property
+    def purifier(self) -> Path:
+        """The trained purifier."""
+        return self.path / "purifier.safetensors"
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of evaluation records and summaries."""
+        return self.path / "evaluation"
+
+    def prepare(self, *, resume: bool) -> None:
+        """Create the folder, proven writable, and check that training may start in it.
+
+        Raises:
+            UsageError: If the folder already holds a run and `resume` is not asked for.
+            StateError: If `resume` is asked for and the folder holds nothing to resume.
+            CarsoError: If the folder cannot be written.
+        """
+        started = self.recipe.is_file()
+        if started and not resume:
+            raise UsageError(
+                f"{self.path} already holds a run",
+                hint="go on with it with --resume, or choose another folder with --run DIR",
+            )
+        if resume and not started:
+            raise StateError(
+                f"{self.path} holds no run to resume ({self.recipe.name} is missing)",
+                hint="leave out --resume to start one",
+            )
+        ensure_folder(self.path)
+
+    def require_purifier(self, command: str) -> Path:
+        """Return the path of the trained purifier.
+
+        Raises:
+            StateError: If the run does not exist, or its training is not complete.
+        """
+        if self.purifier.is_file():
+            return self.purifier
+        if self.state.is_file():
+            raise StateError(
+                f"{self.path}: training is not complete",
+                hint=f"finish it with: {command} --resume",
+            )
+        raise StateError(f"{self.path} holds no trained purifier", hint=f"train one with: {command}")

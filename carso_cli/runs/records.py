@@ -1,0 +1,227 @@
+"""Records of an evaluation: one JSON line per image and attack, written as they come.
+
+    <run>/evaluation/<id>/
+        settings.json      what is attacked and how: the identity that a resumed evaluation must share
+        records.jsonl      one `Record` per image and job, appended a whole block at a time
+        gradients.jsonl    per block: seconds, gradient health of every attack step, library warnings
+        summary.json       the result, drawn from the records
+
+A job is one attack on one target; a block is a fixed group of images. A block that a kill cut short is
+dropped when the evaluation is resumed, so nothing is counted twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from carso_cli.errors import StateError
+from carso_cli.runs.files import (
+    append_json_lines,
+    ensure_folder,
+    read_json,
+    read_json_lines,
+    write_atomically,
+    write_json,
+)
+
+SCHEMA = 1
+"""Version of the settings, records and summary; raised when a field changes its meaning."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image under one attack. R is `draws`, the fresh draws of each scoring set; 1 for a classifier.
+
+    The attack's example was chosen by the selection set and `correct` counted on the report set, so the
+    choice does not flatter the attacker.
+    """
+
+    job: str
+    block: int
+    index: int
+    """Position of the image in the full split."""
+    label: int
+    target: str
+    attack: str
+    part: str
+    """Which of the attack's examples this is, where it offers several."""
+    view: str | None
+    aggregation: str | None
+    n_samples: int | None
+    eps: float
+    norm: str
+    seed: int
+    draws: int
+    correct: int
+    """Of R report draws, how many classify the example as its label."""
+    correct_selection: int
+    majority_correct: bool
+    """Whether the label has more of the report draws than any other class."""
+    margin: float | None
+    """Mean lead of the label's logit over the best other one, exact view, selection draws; negative if wrong."""
+    clean_margin: float | None
+    """The same on the unperturbed image."""
+    loss: float | None
+    """Mean cross-entropy of the exact view, selection draws."""
+    distance: float
+    disagreements: int
+    """Of R report draws, in how many the exact view's argmax differs from the defence's own decision."""
+    certain: bool
+    """Wrong in every selection draw and in every draw of a third set: the image leaves the queue."""
+    settled: bool
+    """Not attacked: an earlier job, `settled_by`, fools it with certainty, and its result stands here."""
+    settled_by: str | None
+
+    @property
+    def accuracy(self) -> float:
+        """Share of report draws that classify the example as its label."""
+        return self.correct / self.draws
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values; a number that is not finite becomes None."""
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read one line.
+
+        Raises:
+            StateError: If fields are missing or unknown.
+        """
+        names = {entry.name for entry in fields(cls)}
+        if set(values) != names:
+            raise StateError(f"a record's fields differ from this version's: {sorted(set(values) ^ names)}")
+        return cls(**values)
+
+    def carried_to(self, job: str, block: int, **changes: Any) -> Record:  # noqa: ANN401  (fields of a record)
+        """Return this result as the record of a later job that need not run on the image."""
+        return replace(
+            self, job=job, block=block, settled=True, settled_by=self.settled_by or self.job, **changes
+        )
+
+
+class EvaluationFolder:
+    """One evaluation on disk.
+
+    Args:
+        path: Its folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settings = path / "settings.json"
+        self.records = path / "records.jsonl"
+        self.gradients = path / "gradients.jsonl"
+        self.summary = path / "summary.json"
+
+    @property
+    def exists(self) -> bool:
+        """Whether an evaluation was started here."""
+        return self.settings.is_file()
+
+    def start(self, settings: Mapping[str, Any]) -> None:
+        """Create the folder, proven writable, and write the settings before anything is computed."""
+        ensure_folder(self.path)
+        write_json(self.settings, settings)
+
+    def discard(self) -> None:
+        """Remove the evaluation."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def append_block(self, records: Sequence[Record], gradients: Mapping[str, Any]) -> None:
+        """Write one finished block: health first, so that whoever finds the records finds it too."""
+        append_json_lines(self.gradients, [dict(gradients)])
+        append_json_lines(self.records, [record.as_dict() for record in records])
+
+    def read_blocks(self, sizes: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], list[Record]]:
+        """Return the complete blocks by (job, block); remove from disk what belongs to no complete one.
+
+        Args:
+            sizes: Number of images of every block of every job.
+
+        Raises:
+            StateError: If the files are damaged, or hold a job or block that is not planned.
+        """
+        found: dict[tuple[str, int], list[Record]] = {}
+        for line in read_json_lines(self.records):
+            record = Record.from_dict(line)
+            place = (record.job, record.block)
+            if place not in sizes:
+                raise StateError(f"{self.records} holds block {record.block} of '{record.job}', not planned")
+            found.setdefault(place, []).append(record)
+        for place, records in found.items():
+            if len(records) > sizes[place] or len({record.index for record in records}) < len(records):
+                raise StateError(f"{self.records}: block {place[1]} of '{place[0]}' counts images twice")
+        complete = {place: records for place, records in found.items() if len(records) == sizes[place]}
+        health = read_json_lines(self.gradients)
+        kept = {
+            (line["job"], line["block"]): line for line in health if (line["job"], line["block"]) in complete
+        }
+        if len(complete) < len(found):
+            _rewrite(self.records, [record.as_dict() for group in complete.values() for record in group])
+        if len(kept) < len(health):
+            _rewrite(self.gradients, list(kept.values()))
+        return complete
+
+    def read_health(self) -> list[dict[str, Any]]:
+        """Return the lines on seconds and gradients, one per finished block."""
+        return read_json_lines(self.gradients)
+
+
+def _rewrite(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    write_atomically(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+
+
+def evaluation_id(identity: Mapping[str, Any]) -> str:
+    """Return the name of an evaluation's folder: its attack, and a short hash of everything else."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"{identity['attack']}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Say in which fields two identities differ, with both values."""
+    return [
+        f"{name} was {_short(stored.get(name))}, now {_short(wanted.get(name))}"
+        for name in wanted
+        if stored.get(name) != wanted.get(name)
+    ]
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text
+
+
+def find_to_resume(parent: Path, identity: Mapping[str, Any]) -> EvaluationFolder:
+    """Return the evaluation of this identity in a run's evaluation folder.
+
+    Raises:
+        StateError: If there is none; where there are others, naming how the nearest differs.
+    """
+    folder = EvaluationFolder(parent / evaluation_id(identity))
+    stored = [EvaluationFolder(path.parent) for path in sorted(parent.glob("*/settings.json"))]
+    if not stored:
+        raise StateError(f"{parent} holds no evaluation to resume", hint="leave out --resume to start one")
+    if folder.exists:
+        found = differences(read_json(folder.settings).get("identity", {}), identity)
+    else:
+        nearest = [
+            (differences(read_json(one.settings).get("identity", {}), identity), one) for one in stored
+        ]
+        found, folder = min(nearest, key=lambda pair: len(pair[0]))
+    if found:
+        raise StateError(
+            f"{folder.path} belongs to another configuration: {'; '.join(found)}",
+            hint="give the same options as before, or leave out --resume to start anew",
+        )
+    return folder

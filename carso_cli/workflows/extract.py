@@ -1,0 +1,176 @@
+"""List a classifier's layers, or write the internal representation of images to a file."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from carso_cli.build import build_classifier, choose_device, classifier_fingerprint, load_images
+from carso_cli.data.batches import ordered_batches
+from carso_cli.data.image_files import read_images
+from carso_cli.errors import UsageError, nearest
+from carso_cli.recipe.schema import Recipe
+from carso_cli.reporter import Reporter
+from carso_cli.representation import extract_representation, layer_names
+from carso_cli.runs.checkpoints import save_tensors
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer that can be part of the internal representation."""
+
+    name: str
+    kind: str
+    """Class of the module."""
+    shape: tuple[int, ...]
+    """Shape of its output for one image."""
+    in_recipe: bool
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """What was extracted from one layer."""
+
+    layer: str
+    shape: tuple[int, ...]
+    """Shape of its output for one image."""
+    mean: float
+    std: float
+
+
+def list_layers(
+    recipe: Recipe, *, pattern: str = "*", kind: str | None = None, device: str = "cpu"
+) -> list[Layer]:
+    """List the layers of the recipe's classifier that give one tensor an image.
+
+    Args:
+        recipe: The recipe.
+        pattern: Shell-style pattern that names must match.
+        kind: `at` or `clean`; the recipe's when None.
+        device: Where to run the one forward pass.
+
+    Raises:
+        UsageError: If no layer matches.
+    """
+    classifier = build_classifier(recipe, kind or recipe.representation.kind, choose_device(device))
+    size = recipe.data.image_size
+    outputs: dict[str, tuple[int, ...]] = {}
+
+    def recorder(name: str) -> Any:  # noqa: ANN401  (torch's hook type)
+        def record(_module: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                outputs[name] = tuple(output.shape[1:])
+
+        return record
+
+    handles = [
+        module.register_forward_hook(recorder(name)) for name, module in classifier.named_modules() if name
+    ]
+    try:
+        parameter = next(classifier.parameters())
+        with torch.no_grad():
+            classifier(torch.zeros(1, recipe.data.channels, size, size, device=parameter.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    chosen = match_layers(pattern, [name for name in layer_names(classifier) if name in outputs])
+    modules = dict(classifier.named_modules())
+    in_recipe = set(recipe.representation.layers)
+    return [Layer(name, type(modules[name]).__name__, outputs[name], name in in_recipe) for name in chosen]
+
+
+def match_layers(pattern: str, names: Sequence[str]) -> list[str]:
+    """Return the names that match a shell-style pattern, in their order.
+
+    Raises:
+        UsageError: If none does.
+    """
+    chosen = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    if not chosen:
+        raise UsageError(
+            f"no layer matches '{pattern}'; {nearest(pattern, names)}".rstrip("; "),
+            hint="list all of them with: carso extract RECIPE --list",
+        )
+    return chosen
+
+
+def extract(
+    recipe: Recipe,
+    *,
+    out: Path,
+    reporter: Reporter,
+    split: str = "test",
+    files: Sequence[Path] = (),
+    pattern: str | None = None,
+    kind: str | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Write the internal representation of images to a safetensors file.
+
+    Args:
+        recipe: The recipe.
+        out: File to write: one (M, channels, h, w) tensor a layer, with `labels` and `indices` for a split.
+        reporter: Where progress goes.
+        split: `train` or `test`; unused when `files` are given.
+        files: Image files to extract from instead of a split.
+        pattern: Shell-style pattern of layer names; the recipe's layers when None.
+        kind: `at` or `clean` classifier; the recipe's when None.
+        limit: Number of images of the split, class-balanced.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+
+    Returns:
+        `out`, `images` and `layers`: name, shape, mean and standard deviation of each.
+    """
+    target = choose_device(device)
+    classifier = build_classifier(recipe, kind or recipe.representation.kind, target)
+    layers = match_layers(pattern, layer_names(classifier)) if pattern else list(recipe.representation.layers)
+    extra: dict[str, Tensor] = {}
+    if files:
+        size, channels = recipe.data.image_size, recipe.data.channels
+        pixels = read_images(list(files), channels=channels, image_size=size)
+    else:
+        images = load_images(recipe, split, limit=limit, reporter=reporter)
+        pixels = images.pixels(slice(0, len(images)))
+        extra = {"labels": images.labels, "indices": images.indices}
+    outputs = _forward(classifier, pixels, layers, recipe.evaluation.batch_size, target, reporter)
+    metadata = {
+        "recipe": recipe.name,
+        "layers": layers,
+        "classifier": classifier_fingerprint(classifier),
+        "source": [str(file) for file in files] or split,
+    }
+    save_tensors(out, {**outputs, **extra}, metadata)
+    return {"out": str(out), "images": len(pixels), "layers": [asdict(row) for row in _summaries(outputs)]}
+
+
+def _forward(
+    classifier: nn.Module,
+    pixels: Tensor,
+    layers: Sequence[str],
+    batch_size: int,
+    device: torch.device,
+    reporter: Reporter,
+) -> OrderedDict[str, Tensor]:
+    parts: OrderedDict[str, list[Tensor]] = OrderedDict((layer, []) for layer in layers)
+    with torch.no_grad(), reporter.progress("extracting", len(pixels)) as progress:
+        for part in ordered_batches(len(pixels), batch_size):
+            batch = pixels[part].to(device)
+            for layer, output in extract_representation(classifier, batch, layers).items():
+                parts[layer].append(output.cpu())
+            progress.advance(len(batch))
+    return OrderedDict((layer, torch.cat(chunks)) for layer, chunks in parts.items())
+
+
+def _summaries(outputs: OrderedDict[str, Tensor]) -> list[LayerSummary]:
+    return [
+        LayerSummary(layer, tuple(output.shape[1:]), output.mean().item(), output.std().item())
+        for layer, output in outputs.items()
+    ]

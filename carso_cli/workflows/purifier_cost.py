@@ -1,0 +1,102 @@
+"""What training a purifier would cost, from a few images' worth of measured work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from carso_cli.attacks.balanced import quarter_size
+from carso_cli.build import (
+    TRAINING_IMAGES,
+    build_purifier,
+    channels_last,
+    choose_device,
+    untrained_classifier,
+)
+from carso_cli.purifier.elbo import negative_elbo
+from carso_cli.recipe.schema import Recipe
+from carso_cli.representation import extract_representation
+
+_IMAGES = 8
+
+
+def parameter_counts(recipe: Recipe) -> dict[str, int]:
+    """Count parameters part by part, on the meta device: nothing is allocated."""
+    with torch.device("meta"):
+        classifier = untrained_classifier(recipe)
+        purifier = build_purifier(recipe, classifier)
+    encoder = purifier.representation_encoder
+    return {
+        "classifier": _count(classifier),
+        "input encoder": _count(purifier.input_encoder),
+        "layer encoders": _count(encoder.layer_encoders),
+        "representation FC": _count(encoder.compressor),
+        "joint FC": _count(purifier.joint_encoder),
+        "mean and log-variance": _count(purifier.to_mean) + _count(purifier.to_log_variance),
+        "decoder": _count(purifier.decoder),
+    }
+
+
+def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = None) -> dict[str, Any]:
+    """Predict the time of `train-purifier` from one gradient at 8 images and one training step on them.
+
+    Args:
+        recipe: The resolved recipe. Its weights are not needed: time does not depend on them.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        limit: Number of training images, when it is cut.
+
+    Returns:
+        `parameters` part by part, `images` (None when the data set's size is not known in advance),
+        `seconds_per_image` of one epoch, `seconds` of the whole training (None likewise).
+    """
+    target = choose_device(device)
+    classifier = channels_last(untrained_classifier(recipe).to(target).eval().requires_grad_(False))
+    purifier = build_purifier(recipe, classifier).to(target)
+    size = recipe.data.image_size
+    images = torch.rand(_IMAGES, recipe.data.channels, size, size, device=target)
+
+    def input_gradient() -> None:
+        leaf = images.clone().requires_grad_()
+        torch.autograd.grad(classifier(leaf).sum(), leaf)
+
+    def training_step() -> None:
+        with torch.no_grad():
+            representation = extract_representation(classifier, images, recipe.representation.layers)
+        noise = torch.randn(_IMAGES, purifier.latent_features, device=target)
+        reconstruction, mean, log_variance = purifier(images, representation, noise)
+        loss = negative_elbo(reconstruction, images, mean, log_variance, 1.0)
+        torch.autograd.grad(loss.total, list(purifier.parameters()))
+
+    mix = recipe.training.attack_mix
+    share = (
+        2 * quarter_size(recipe.training.batch_size, mix.adversarial_fraction) / recipe.training.batch_size
+    )
+    gradients = share * (1 + mix.pgd_steps)
+    per_image = gradients * _seconds(input_gradient, target) + _seconds(training_step, target)
+    count = limit or recipe.data.train_limit or TRAINING_IMAGES.get(recipe.data.name)
+    return {
+        "parameters": parameter_counts(recipe),
+        "images": count,
+        "seconds_per_image": per_image,
+        "seconds": None if count is None else per_image * count * recipe.training.epochs,
+    }
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    """Return the seconds per image of the faster of two runs, after one to warm up."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return min(times[1:]) / _IMAGES

@@ -1,0 +1,263 @@
+"""Train the purifier: Section 4 and Appendix C, on adversarially-balanced batches.
+
+`train_purifier` reads top to bottom: set up, epochs (train, follow the defence's clean accuracy on
+held-out images, save), final weights. Every random number is a function of (seed, purpose, epoch, batch),
+so a run killed at any moment and resumed ends in the same weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from carso_cli import __version__
+from carso_cli.attacks.balanced import BalancedBatch
+from carso_cli.build import (
+    build_classifier,
+    build_purifier,
+    choose_device,
+    classifier_fingerprint,
+    load_images,
+)
+from carso_cli.data.batches import epoch_batches, ordered_batches
+from carso_cli.data.image_set import ImageSet, split_holdout
+from carso_cli.defence import Defence
+from carso_cli.errors import InterruptedRun, NumericsError
+from carso_cli.purifier.elbo import negative_elbo
+from carso_cli.purifier.schedules import kl_weight, learning_rate
+from carso_cli.purifier.vae import Purifier
+from carso_cli.randomness import derive_seed, generator, seeded
+from carso_cli.recipe.load import TRAINING_SECTIONS, dump_recipe, recipe_hash
+from carso_cli.recipe.schema import Recipe
+from carso_cli.reporter import Reporter
+from carso_cli.representation import extract_representation
+from carso_cli.runs.checkpoints import save_tensors
+from carso_cli.runs.environment import describe_environment, peak_memory
+from carso_cli.runs.files import append_json_line, write_atomically, write_json
+from carso_cli.runs.folder import RunFolder
+from carso_cli.workflows.training_state import TrainingState
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What does not change during training."""
+
+    recipe: Recipe
+    classifier: nn.Module
+    train: ImageSet
+    held_out: ImageSet
+    perturb: BalancedBatch
+    device: torch.device
+    reporter: Reporter
+
+
+def train_purifier(
+    recipe: Recipe,
+    *,
+    run: Path,
+    reporter: Reporter,
+    resume: bool = False,
+    device: str = "auto",
+    limit: int | None = None,
+    classifier: nn.Module | None = None,
+) -> dict[str, Any]:
+    """Train the recipe's purifier into a run folder.
+
+    Args:
+        recipe: The resolved recipe.
+        run: Run folder; see `carso_cli.runs.folder`.
+        reporter: Where progress goes.
+        resume: Go on from the folder's saved state.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        limit: Train on this many images only, class-balanced.
+        classifier: The classifier, when it is a module of your own; the recipe's otherwise.
+
+    Returns:
+        The last epoch's metrics, with `run`, `seconds` over all epochs and `peak_memory_bytes`.
+
+    Raises:
+        UsageError: If the folder holds a run and `resume` is not given.
+        StateError: If the saved state belongs to another recipe or classifier, or is damaged.
+        NumericsError: If the loss stops being finite, naming the term.
+        InterruptedRun: On Ctrl-C; the state of the last whole epoch is saved.
+    """
+    folder = RunFolder(run)
+    folder.prepare(resume=resume)
+    setup = _set_up(recipe, choose_device(device), limit, reporter, classifier)
+    state = _initial_state(setup)
+    if resume:
+        state.load(folder)
+    else:
+        write_atomically(folder.recipe, dump_recipe(recipe))
+        write_json(folder.environment, describe_environment(setup.device))
+    try:
+        for epoch in range(state.epochs_done, recipe.training.epochs):
+            metrics = _train_epoch(setup, state, epoch)
+            metrics["defence_clean_accuracy"] = _held_out_accuracy(setup, state)
+            state.finish_epoch(metrics)
+            append_json_line(folder.metrics, metrics)
+            if state.epochs_done % recipe.training.save_every_epochs == 0:
+                state.save(folder)
+    except KeyboardInterrupt:
+        raise InterruptedRun(
+            f"stopped; {state.saved_epochs} of {recipe.training.epochs} epochs are saved in {run}",
+            hint=f"go on with: carso train-purifier {recipe.name} --run {run} --resume",
+        ) from None
+    state.save(folder)
+    _save_purifier(folder, setup, state)
+    return {**state.last_metrics, "run": str(run), "seconds_total": state.seconds}
+
+
+def _set_up(
+    recipe: Recipe, device: torch.device, limit: int | None, reporter: Reporter, classifier: nn.Module | None
+) -> _Setup:
+    frozen = classifier if classifier is not None else build_classifier(recipe, recipe.representation.kind)
+    frozen = frozen.to(device).eval().requires_grad_(False)
+    images = load_images(recipe, "train", limit=limit, reporter=reporter)
+    train, held_out = split_holdout(images, recipe.data.holdout, recipe.seed)
+    mix = recipe.training.attack_mix
+    perturb = BalancedBatch(
+        frozen,
+        norm=recipe.threat.norm,
+        eps=recipe.threat.eps,
+        adversarial_fraction=mix.adversarial_fraction,
+        pgd_steps=mix.pgd_steps,
+        pgd_step_size=mix.pgd_step_size,
+    )
+    return _Setup(recipe, frozen, train, held_out, perturb, device, reporter)
+
+
+def _initial_state(setup: _Setup) -> TrainingState:
+    recipe = setup.recipe
+    with seeded(recipe.seed, "purifier weights"):
+        purifier = build_purifier(recipe, setup.classifier).to(setup.device)
+    section = recipe.training.optimiser
+    optimiser = torch.optim.RAdam(
+        purifier.parameters(),
+        lr=recipe.training.learning_rate.initial,
+        betas=(section.beta1, section.beta2),
+        eps=section.epsilon,
+        weight_decay=section.weight_decay,
+    )
+    return TrainingState(
+        purifier,
+        optimiser,
+        lookahead_steps=section.lookahead_steps,
+        lookahead_decay=section.lookahead_decay,
+        identity={
+            "recipe": recipe_hash(recipe, sections=TRAINING_SECTIONS),
+            "classifier": classifier_fingerprint(setup.classifier),
+            "images": len(setup.train),
+        },
+    )
+
+
+def _train_epoch(setup: _Setup, state: TrainingState, epoch: int) -> dict[str, Any]:
+    """Train one epoch and return its metrics; losses are means per image over all of its images."""
+    training = setup.recipe.training
+    rate = learning_rate(epoch, **training.learning_rate.model_dump())
+    beta = kl_weight(epoch, **training.beta_increase.model_dump())
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate
+    state.purifier.train()
+    batches = epoch_batches(len(setup.train), training.batch_size, setup.recipe.seed, epoch)
+    sums = torch.zeros(3, dtype=torch.float64)
+    seen, started = 0, time.perf_counter()
+    title = f"epoch {epoch + 1}/{training.epochs}"
+    with setup.reporter.progress(title, sum(len(batch) for batch in batches)) as progress:
+        for number, positions in enumerate(batches):
+            sums += _train_step(setup, state, positions, (epoch, number), beta)
+            seen += len(positions)
+            progress.advance(len(positions), loss=sums[0].item() / seen)
+    seconds = time.perf_counter() - started
+    loss, bce, kl = (sums / seen).tolist()
+    return {
+        "epoch": epoch,
+        "loss": loss,
+        "bce": bce,
+        "kl": kl,
+        "beta": beta,
+        "learning_rate": rate,
+        "images": seen,
+        "seconds": seconds,
+        "images_per_second": seen / seconds,
+        "peak_memory_bytes": peak_memory(setup.device),
+    }
+
+
+def _train_step(
+    setup: _Setup, state: TrainingState, positions: Tensor, place: tuple[int, int], beta: float
+) -> Tensor:
+    """Take one optimiser step on one balanced batch; return its summed (loss, BCE, KL) in float64."""
+    seed = setup.recipe.seed
+    clean = setup.train.pixels(positions).to(setup.device)
+    labels = setup.train.labels[positions].to(setup.device)
+    inputs = setup.perturb(clean, labels, derive_seed(seed, "perturbation", *place))
+    with torch.no_grad():
+        representation = extract_representation(setup.classifier, inputs, setup.recipe.representation.layers)
+    noise = torch.randn(
+        len(inputs), state.purifier.latent_features, generator=generator(seed, "posterior", *place)
+    ).to(setup.device)
+    reconstruction, mean, log_variance = state.purifier(inputs, representation, noise)
+    if not bool(reconstruction.detach().isfinite().all()):
+        raise _not_finite("the reconstruction", place, math.nan)
+    terms = negative_elbo(reconstruction, clean, mean, log_variance, beta)
+    sums = torch.stack([term.detach().double().cpu() for term in terms])
+    for name, value in zip(("loss", "BCE", "KL"), reversed(sums.tolist()), strict=True):
+        if not math.isfinite(value):
+            raise _not_finite(f"the {name} term", place, value)
+    state.optimiser.zero_grad(set_to_none=True)
+    terms.total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    state.optimiser.step()
+    state.lookahead.step()
+    return sums
+
+
+def _not_finite(what: str, place: tuple[int, int], value: float) -> NumericsError:
+    return NumericsError(
+        f"{what} became {value} in epoch {place[0] + 1}, batch {place[1] + 1}; training stops",
+        hint="lower training.learning_rate.plateau; the state of the last whole epoch is saved",
+    )
+
+
+def _held_out_accuracy(setup: _Setup, state: TrainingState) -> float | None:
+    """Return the clean accuracy of the defence, slow weights, on the held-out images; None without any."""
+    if len(setup.held_out) == 0:
+        return None
+    evaluation = setup.recipe.evaluation
+    defence = Defence(
+        setup.classifier,
+        copy.deepcopy(state.slow_purifier()),
+        setup.recipe.representation.layers,
+        n_samples=evaluation.n_samples,
+        aggregation=evaluation.aggregation,
+    )
+    correct = 0
+    with torch.no_grad():
+        for number, part in enumerate(ordered_batches(len(setup.held_out), evaluation.batch_size)):
+            images = setup.held_out.pixels(part).to(setup.device)
+            origin = generator(setup.recipe.seed, "held out", number)
+            latents = defence.draw_latents(len(images), generator=origin)
+            predicted = defence(images, latents=latents, view="exact").argmax(dim=1).cpu()
+            correct += int((predicted == setup.held_out.labels[part]).sum())
+    return correct / len(setup.held_out)
+
+
+def _save_purifier(folder: RunFolder, setup: _Setup, state: TrainingState) -> None:
+    purifier: Purifier = state.slow_purifier()
+    metadata = {
+        **state.identity,
+        "recipe_name": setup.recipe.name,
+        "layers": list(setup.recipe.representation.layers),
+        "epochs": state.epochs_done,
+        "step": state.lookahead.taken,
+        "version": __version__,
+    }
+    save_tensors(folder.purifier, purifier.state_dict(), metadata)

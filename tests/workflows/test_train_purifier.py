@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from carso_cli import load_defence
+from carso_cli.attacks.balanced import BalancedBatch, quarter_size
+from carso_cli.build import load_images
+from carso_cli.errors import InterruptedRun, NumericsError, StateError, UsageError
+from carso_cli.recipe.load import load_recipe
+from carso_cli.recipe.schema import Recipe
+from carso_cli.reporter import SilentReporter
+from carso_cli.runs.checkpoints import load_tensors
+from carso_cli.runs.files import read_json_lines
+from carso_cli.workflows import train_purifier as workflow
+from carso_cli.workflows.train_purifier import train_purifier
+
+SHORT = (
+    "training.epochs=3",
+    "training.learning_rate.warmup_epochs=1",
+    "training.learning_rate.plateau_epochs=1",
+    "training.learning_rate.annealing_epochs=1",
+    "training.beta_increase.first_epoch=0",
+    "training.beta_increase.last_epoch=2",
+    "training.batch_size=24",
+    "training.attack_mix.pgd_steps=2",
+    "purifier.condition_features=16",
+    "purifier.latent_features=4",
+    "data.holdout=0.25",
+)
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return load_recipe("digits", SHORT)
+
+
+def train(recipe: Recipe, run: Path, **options: Any) -> dict[str, Any]:
+    return train_purifier(recipe, run=run, reporter=SilentReporter(), device="cpu", limit=80, **options)
+
+
+def test_run_folder_and_defence(recipe: Recipe, tmp_path: Path) -> None:
+    result = train(recipe, tmp_path / "run")
+    assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [
+        "environment.json",
+        "metrics.jsonl",
+        "purifier.safetensors",
+        "recipe.yaml",
+        "state.safetensors",
+    ]
+    metrics = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [line["epoch"] for line in metrics] == [0, 1, 2]
+    assert [line["beta"] for line in metrics] == [0.0, 0.5, 1.0]
+    assert metrics[1]["learning_rate"] == recipe.training.learning_rate.plateau
+    assert metrics[2]["learning_rate"] == recipe.training.learning_rate.final
+    assert all(line["images"] == 60 for line in metrics)
+    for line in metrics:
+        assert line["loss"] == pytest.approx(line["bce"] + line["beta"] * line["kl"])
+    assert result["seconds_total"] == pytest.approx(sum(line["seconds"] for line in metrics))
+    _, metadata = load_tensors(tmp_path / "run" / "purifier.safetensors")
+    assert tuple(metadata["layers"]) == recipe.representation.layers
+    assert metadata["step"] == 3 * 3
+
+    defence = load_defence(tmp_path / "run", device="cpu")
+    images = load_images(recipe, "test", limit=20).pixels(slice(0, 20))
+    latents = defence.draw_latents(20, generator=torch.Generator().manual_seed(1))
+    log_probability = defence(images, latents=latents)
+    assert log_probability.shape == (20, 10)
+    torch.testing.assert_close(log_probability.exp().sum(1), torch.ones(20))
+    assert torch.equal(log_probability, defence(images, latents=latents))
+    assert defence.purify(images, n_samples=3).shape == (20, 3, 3, 32, 32)
+    assert not any(parameter.requires_grad for parameter in defence.parameters())
+
+
+def test_training_lowers_the_loss(recipe: Recipe, tmp_path: Path) -> None:
+    train(recipe, tmp_path / "run")
+    losses = [line["bce"] for line in read_json_lines(tmp_path / "run" / "metrics.jsonl")]
+    assert losses[2] < 0.9 * losses[0]
+
+
+def test_a_killed_run_resumes_to_the_same_weights(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(recipe, tmp_path / "whole")
+    steps = 0
+    original = workflow._train_step
+
+    def stop_in_the_second_epoch(*arguments: Any) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workflow, "_train_step", stop_in_the_second_epoch)
+        with pytest.raises(InterruptedRun, match="1 of 3 epochs are saved"):
+            train(recipe, tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / "purifier.safetensors").exists()
+    train(recipe, tmp_path / "stopped", resume=True)
+    whole, _ = load_tensors(tmp_path / "whole" / "purifier.safetensors")
+    resumed, _ = load_tensors(tmp_path / "stopped" / "purifier.safetensors")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    logs = [read_json_lines(tmp_path / run / "metrics.jsonl") for run in ("whole", "stopped")]
+    assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
+
+
+def test_resuming_another_recipe_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    train(recipe, tmp_path / "run")
+    other = load_recipe("digits", (*SHORT, "seed=7"))
+    with pytest.raises(StateError, match="belongs to another run: its recipe is"):
+        train(other, tmp_path / "run", resume=True)
+
+
+def test_starting_over_a_run_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    train(recipe, tmp_path / "run")
+    with pytest.raises(UsageError, match="already holds a run") as caught:
+        train(recipe, tmp_path / "run")
+    assert "--resume" in caught.value.hint
+    with pytest.raises(StateError, match="holds no run to resume"):
+        train(recipe, tmp_path / "empty", resume=True)
+
+
+def test_a_diverging_run_stops_and_names_the_term(tmp_path: Path) -> None:
+    recipe = load_recipe("digits", (*SHORT, "training.learning_rate.plateau=1e30"))
+    with pytest.raises(NumericsError, match=r"became (nan|inf) in epoch \d, batch \d"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "purifier.safetensors").exists()
+
+
+def test_damaged_purifier_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    train(recipe, tmp_path / "run")
+    path = tmp_path / "run" / "purifier.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(StateError, match="do not match the checksum"):
+        load_defence(tmp_path / "run", device="cpu")
+
+
+def test_missing_run_names_the_command_that_trains_it(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="holds no trained purifier") as caught:
+        load_defence(tmp_path / "none")
+    assert "carso train-purifier" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("batch", "fraction", "quarter"), [(5120, 0.5, 640), (2560, 0.15, 96), (1024, 0.01, 2), (10, 0.3, 0)]
+)
+def test_even_split_of_the_perturbed_share(batch: int, fraction: float, quarter: int) -> None:
+    assert quarter_size(batch, fraction) == quarter
+
+
+def test_balanced_batch_holds_four_attacks_within_their_budgets() -> None:
+    weights = torch.randn(3, 3 * 8 * 8)
+
+    class Linear(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1) @ weights.T
+
+    images, labels = 0.3 + 0.4 * torch.rand(18, 3, 8, 8), torch.arange(18) % 3
+    perturb = BalancedBatch(
+        Linear(), norm="linf", eps=0.08, adversarial_fraction=0.5, pgd_steps=20, pgd_step_size=0.01
+    )
+    perturbed = perturb(images, labels, seed=3)
+    distance = (perturbed - images).abs().flatten(1).amax(1)
+    expected = torch.tensor([0.04] * 2 + [0.08] * 2 + [0.04] * 2 + [0.08] * 2 + [0.0] * 10)
+    torch.testing.assert_close(distance, expected)
+    before = torch.nn.functional.cross_entropy(Linear()(images[:8]), labels[:8], reduction="none")
+    after = torch.nn.functional.cross_entropy(Linear()(perturbed[:8]), labels[:8], reduction="none")
+    assert (after > before).all()
+    assert torch.equal(perturbed, perturb(images, labels, seed=3))
