@@ -1,8 +1,9 @@
 """Faults in the packaging of our dependencies, mended before their first import.
 
-`prepare()` is called, inside functions, before torchvision, robustbench, advertorch or AutoAttack are
-imported. Each `Entry` says what is wrong, why, and when it can go; a test fails when one is no longer
-needed.
+- `prepare` is called, inside functions, before torchvision, advertorch or AutoAttack are imported;
+- `import_robustbench` imports robustbench, mended and without its warnings;
+- `entries` lists the faults, for `carso doctor`. Each says what goes wrong, and when its remedy can go; the
+  tests fail when one is no longer needed.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from carso_cli.errors import MissingError
 
@@ -28,11 +29,11 @@ class Entry:
     """One fault and its remedy.
 
     Args:
-        name: Short name, shown by `carso doctor`.
-        reason: What goes wrong without it.
-        until: When it can be removed.
-        needed: Whether the fault is present here.
-        apply: Mends it; called once, only where needed.
+        name: Short name.
+        reason: What goes wrong without the remedy.
+        until: When the remedy can go.
+        needed: Whether the fault is present here; imports none of the faulty libraries.
+        apply: Mends it.
     """
 
     name: str
@@ -40,6 +41,32 @@ class Entry:
     until: str
     needed: Callable[[], bool]
     apply: Callable[[], None]
+
+    @property
+    def active(self) -> bool:
+        """Whether the fault is present here, mended or not."""
+        return self.name in _mended or self.needed()
+
+    def mend(self) -> None:
+        """Apply the remedy if the fault is present, without showing the libraries' own warnings."""
+        if self.needed():
+            with quiet():
+                self.apply()
+            _mended.add(self.name)
+
+
+_mended: set[str] = set()
+
+
+def _folder_of(package: str) -> Path | None:
+    """Return where a package lies, without importing it; None where it is not installed."""
+    found = importlib.util.find_spec(package)
+    locations = found.submodule_search_locations if found is not None else None
+    return Path(next(iter(locations))) if locations else None
+
+
+def _autoattack_is_absent() -> bool:
+    return "autoattack" not in sys.modules and importlib.util.find_spec("autoattack") is None
 
 
 def _alias_autoattack() -> None:
@@ -51,7 +78,7 @@ def _alias_autoattack() -> None:
 
 
 def _gradcheck_module() -> types.ModuleType:
-    # `torch.autograd.gradcheck` as an attribute is a function; the module is found under its name only.
+    # As an attribute of torch.autograd, `gradcheck` is a function; the module is found by its name only.
     importlib.import_module("torch.autograd.gradcheck")
     return sys.modules["torch.autograd.gradcheck"]
 
@@ -65,110 +92,140 @@ def _restore_zero_gradients() -> None:
     _gradcheck_module().__dict__["zero_gradients"] = _zero_gradients
 
 
-_libraries: list[torch.library.Library] = []
-
-
-def _operators_load() -> bool:
-    """Say whether torchvision's compiled operators load beside this torch, without importing torchvision."""
-    found = importlib.util.find_spec("torchvision")
-    if found is None or found.submodule_search_locations is None:
-        return True
-    if hasattr(torch.ops.torchvision, "nms"):
-        return True
-    folder = Path(next(iter(found.submodule_search_locations)))
-    for library in (*folder.glob("_C.so"), *folder.glob("_C.*.so"), *folder.glob("_C.pyd")):
+def _operators_are_missing() -> bool:
+    """Say whether torchvision's compiled operators fail to load; where they load, they stay loaded."""
+    folder = _folder_of("torchvision")
+    if folder is None or hasattr(torch.ops.torchvision, "nms"):
+        return False
+    for library in (*folder.glob("_C.so"), *folder.glob("_C.*.so"), *folder.glob("_C*.pyd")):
         try:
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]  # torch leaves it untyped
         except OSError:
-            return False
-    return hasattr(torch.ops.torchvision, "nms")
+            return True
+    return not hasattr(torch.ops.torchvision, "nms")
 
 
-def _declare_nms() -> None:
-    fragment = torch.library.Library("torchvision", "FRAGMENT")
+_declared: list[torch.library.Library] = []
+
+
+def _declare_operators() -> None:
+    fragment = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]  # untyped in torch
     for operator in ("nms", "qnms"):
-        fragment.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _libraries.append(fragment)  # the schema lives as long as this object
+        schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        fragment.define(schema)  # type: ignore[no-untyped-call]  # untyped in torch
+    # The schemas live only as long as this object does.
+    _declared.append(fragment)
 
 
-def _check_pkg_resources() -> None:
+def _pkg_resources_is_absent() -> bool:
+    return importlib.util.find_spec("pkg_resources") is None
+
+
+def _ask_for_setuptools() -> None:
     raise MissingError(
         "robustbench imports pkg_resources, which setuptools 81 and newer do not have",
         hint="pip install 'setuptools<81'",
     )
 
 
-def _swish_is_broken() -> bool:
-    return importlib.util.find_spec("robustbench") is not None
+_SWISH_MODULES = ("dm_wide_resnet", "dm_rn", "Meansparse_wrn_70_16", "Meansparse_wrn_94_16")
 
 
-def _replace_swish() -> None:
-    from robustbench.model_zoo.architectures import dm_wide_resnet
+def _swish_reads_saved_variables() -> bool:
+    folder = _folder_of("robustbench")
+    if folder is None:
+        return False
+    sources = (folder / "model_zoo" / "architectures" / f"{name}.py" for name in _SWISH_MODULES)
+    return any(source.is_file() and "saved_variables" in source.read_text("utf-8") for source in sources)
 
-    dm_wide_resnet.Swish = torch.nn.SiLU
+
+def _silu(_: torch.nn.Module, features: torch.Tensor) -> torch.Tensor:
+    return F.silu(features)
 
 
-_ENTRIES = (
+def _compute_swish_by_silu() -> None:
+    # The class is patched, not its name: the model zoo has bound the class already.
+    for name in _SWISH_MODULES:
+        module = sys.modules.get(f"robustbench.model_zoo.architectures.{name}")
+        if module is not None:
+            module.Swish.forward = _silu
+
+
+_BEFORE_IMPORT = (
     Entry(
         "autoattack",
         "robustbench imports `autoattack`, which is not on PyPI; pyautoattack is the same code",
         "robustbench imports pyautoattack, or autoattack is published",
-        lambda: importlib.util.find_spec("autoattack") is None,
+        _autoattack_is_absent,
         _alias_autoattack,
     ),
     Entry(
         "zero_gradients",
         "advertorch imports `zero_gradients` from torch.autograd.gradcheck, gone since torch 1.9",
-        "advertorch drops that import",
+        "a release of advertorch without that import",
         lambda: not hasattr(_gradcheck_module(), "zero_gradients"),
         _restore_zero_gradients,
     ),
     Entry(
         "torchvision::nms",
         "torchvision's CUDA build cannot load its operators beside a CPU-only torch, and fails on import",
-        "torchvision's CPU build comes from the same place as torch's",
-        lambda: not _operators_load(),
-        _declare_nms,
-    ),
-    Entry(
-        "pkg_resources",
-        "robustbench imports pkg_resources from setuptools",
-        "robustbench uses importlib.resources",
-        lambda: importlib.util.find_spec("pkg_resources") is None,
-        _check_pkg_resources,
+        "torch and torchvision come from one place, or torchvision imports without its operators",
+        _operators_are_missing,
+        _declare_operators,
     ),
 )
-
-_SWISH = Entry(
-    "robustbench Swish",
-    "its backward reads `ctx.saved_variables`, gone from torch; Rebuffi 2021 and Gowal 2020 use it",
-    "robustbench reads ctx.saved_tensors",
-    _swish_is_broken,
-    _replace_swish,
+_ROBUSTBENCH_ALONE = (
+    Entry(
+        "pkg_resources",
+        "robustbench imports `pkg_resources`, which setuptools 81 dropped",
+        "robustbench reads its files with importlib.resources",
+        _pkg_resources_is_absent,
+        _ask_for_setuptools,
+    ),
+    Entry(
+        "Swish",
+        "the gradient of robustbench's Swish reads `ctx.saved_variables`, which torch is giving up: it warns "
+        "at every step; nn.SiLU is the same function",
+        "robustbench reads ctx.saved_tensors, or uses nn.SiLU",
+        _swish_reads_saved_variables,
+        _compute_swish_by_silu,
+    ),
 )
 
 
 def entries() -> tuple[Entry, ...]:
-    """Return all known faults, in the order in which they are mended."""
-    return (*_ENTRIES, _SWISH)
+    """Return all known faults."""
+    return _BEFORE_IMPORT + _ROBUSTBENCH_ALONE
 
 
 @functools.cache
 def prepare() -> None:
-    """Mend what needs mending, once.
+    """Mend what needs mending before torchvision, advertorch or AutoAttack are imported; once."""
+    for entry in _BEFORE_IMPORT:
+        entry.mend()
+
+
+def quiet() -> warnings.catch_warnings[None]:
+    """Return a context in which importing a library shows none of its own warnings."""
+    return warnings.catch_warnings(action="ignore")
+
+
+@functools.cache
+def import_robustbench() -> types.ModuleType:
+    """Import robustbench, whose models then have gradients without warnings.
 
     Raises:
-        MissingError: If a dependency is absent that cannot be stood in for.
+        MissingError: If setuptools is too new for it, or it is not installed.
     """
-    for entry in _ENTRIES:
-        if entry.needed():
-            entry.apply()
-
-
-def import_robustbench_architectures() -> Any:  # noqa: ANN401  (a module)
-    """Import robustbench's `DMWideResNet` module with its Swish replaced by `nn.SiLU`."""
     prepare()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _replace_swish()
-        return importlib.import_module("robustbench.model_zoo.architectures.dm_wide_resnet")
+    setuptools, swish = _ROBUSTBENCH_ALONE
+    setuptools.mend()
+    with quiet():
+        try:
+            module = importlib.import_module("robustbench")
+        except ModuleNotFoundError as error:
+            raise MissingError(
+                f"robustbench cannot be imported: {error}", hint="pip install robustbench"
+            ) from error
+    swish.mend()
+    return module
