@@ -150,10 +150,17 @@ class LibrarySession:
         return found
 
     def fab(self, images: Tensor, labels: Tensor, *, steps: int, restarts: int) -> Tensor:
-        """Run FAB; points beyond the ball are drawn back to its surface, where the margin is large."""
+        """Run FAB; points beyond the ball are drawn back to its surface, where the margin is large.
+
+        FAB leaves images alone that are wrong already or whose boundary it misses: one gradient step of the
+        whole radius is offered beside its own points.
+        """
         attack = self._fab(images, steps)
         best = BestPoint(images)
         self._offer(best, images, images, labels)
+        uphill = self.model.target.loss_and_gradient(images, labels, margin, 1).gradient
+        reach = per_image(self.threat.radii(images), images)
+        self._offer(best, images + reach * self.threat.ascent_direction(uphill), images, labels)
         for restart in range(restarts):
             nearest_other = attack.attack_single_run(images, labels, use_rand_start=restart > 0)
             self._offer(best, self.threat.project(nearest_other, images), images, labels)

@@ -19,7 +19,7 @@ Model = Callable[[Tensor], Tensor]
 
 @dataclass
 class LinearProblem:
-    """Logits W x + b on images (B, 1, 4, 4) in the middle of the pixel range, all classified correctly.
+    """Logits W x + b on images (B, 1, 6, 6) in the middle of the pixel range, all classified correctly.
 
     Attacking class y in favour of class j gains at most the dual norm of w_j - w_y times eps.
     """
@@ -69,9 +69,9 @@ class LinearProblem:
 def make_problem(classes: int, *, images: int = 12, spread: float = 0.2) -> LinearProblem:
     """Rivals of class 0 share a direction, so cross-entropy grows along one line and its maximum is exact."""
     source = generator(0, "problem", classes)
-    direction = torch.randn(16, generator=source)
+    direction = torch.randn(36, generator=source)
     weights = torch.stack([direction, *[-direction] * (classes - 1)])
-    points = 0.5 + spread * (2 * torch.rand((400, 1, 4, 4), generator=source) - 1)
+    points = 0.5 + spread * (2 * torch.rand((400, 1, 6, 6), generator=source) - 1)
     lead = 2 * points.flatten(1) @ direction
     bias = torch.zeros(classes)
     bias[0] = -lead.median() / 2 + 0.3
@@ -92,8 +92,9 @@ def three_classes() -> LinearProblem:
 
 
 @pytest.fixture
-def four_classes() -> LinearProblem:
-    return make_problem(4)
+def linear() -> Callable[[int], LinearProblem]:
+    """Make the problem of a given number of classes."""
+    return make_problem
 
 
 @dataclass

@@ -1,0 +1,158 @@
+"""FGSM and PGD as training and evaluation use them, and PGD with Expectation over Transformation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from carso_cli.attacks.attack import BestPoint, require_finite
+from carso_cli.attacks.defence_target import DefenceTarget
+from carso_cli.attacks.fgsm import FGSM
+from carso_cli.attacks.losses import cross_entropy
+from carso_cli.attacks.pgd import PGD
+from carso_cli.attacks.pgd_eot import PGDEoT
+from carso_cli.attacks.target import ClassifierTarget
+from carso_cli.attacks.threat import ThreatModel
+from carso_cli.errors import NumericsError
+
+NORMS = ["linf", "l2"]
+
+
+def test_fgsm_is_one_signed_step(digits: Any) -> None:
+    model, images, labels = digits
+    leaf = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(leaf), labels), leaf)
+    expected = (images + 0.07 * gradient.sign()).clamp(0, 1)
+    torch.testing.assert_close(FGSM(ThreatModel("linf", 0.07))(model, images, labels), expected)
+
+
+def test_fgsm_under_l2_steps_along_the_gradient(digits: Any) -> None:
+    model, images, labels = digits
+    inside = 0.3 + 0.4 * images
+    leaf = inside.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(1e3 * F.cross_entropy(model(leaf), labels, reduction="sum"), leaf)
+    usable = gradient.flatten(1).norm(dim=1) > 1
+    step = 0.05 * gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
+    found = FGSM(ThreatModel("l2", 0.05))(model, inside, labels)
+    torch.testing.assert_close((found - inside)[usable], step[usable], rtol=1e-3, atol=1e-6)
+
+
+def test_pgd_follows_its_definition_step_by_step(digits: Any) -> None:
+    model, images, labels = digits
+    current = images
+    for _ in range(6):
+        leaf = current.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(leaf), labels, reduction="sum"), leaf)
+        current = torch.clamp(current + 0.03 * gradient.sign(), images - 0.1, images + 0.1).clamp(0, 1)
+    attack = PGD(ThreatModel("linf", 0.1), steps=6, step_size=0.03, random_start=False)
+    torch.testing.assert_close(attack(model, images, labels), current)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_pgd_repeats_from_its_seed_and_leaves_the_global_state_alone(norm: str, digits: Any) -> None:
+    model, images, labels = digits
+    threat = ThreatModel(norm, 0.1)
+    before = torch.random.get_rng_state()
+    first = PGD(threat, steps=1, step_size=0.001, seed=1)(model, images, labels)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(123)
+    again = PGD(threat, steps=1, step_size=0.001, seed=1)(model, images, labels)
+    other = PGD(threat, steps=1, step_size=0.001, seed=2)(model, images, labels)
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    assert (first - other).abs().mean() > 0.001
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_training_batch_with_one_radius_per_image_and_trainable_parameters(norm: str, digits: Any) -> None:
+    _, images, labels = digits
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    radii = torch.linspace(0.0, 0.2, len(images))
+    threat = ThreatModel(norm, radii)
+    for attack in (FGSM(threat), PGD(threat, steps=4, step_size=radii / 2, random_start=True, seed=0)):
+        found = attack(network, images, labels)
+        assert threat.contains(found, images, tolerance=1e-6).all()
+        torch.testing.assert_close(found[0], images[0], atol=1e-6, rtol=0)
+        assert not found.requires_grad
+        loss = F.cross_entropy(network(found), labels, reduction="none")
+        assert (loss > F.cross_entropy(network(images), labels, reduction="none"))[1:].all()
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_keeping_the_best_point_never_loses_to_the_start_or_to_the_last_point() -> None:
+    def rugged(images: Tensor) -> Tensor:
+        wave = torch.sin(40 * images.flatten(1)).sum(dim=1)
+        return torch.stack([-wave, wave], dim=1)
+
+    images = torch.rand(30, 1, 3, 3)
+    labels = torch.zeros(30, dtype=torch.long)
+    threat = ThreatModel("linf", 0.1)
+
+    def loss(points: Tensor) -> Tensor:
+        return F.cross_entropy(rugged(points), labels, reduction="none")
+
+    kept = PGD(threat, steps=9, step_size=0.05, random_start=False, keep_best=True)(rugged, images, labels)
+    last = PGD(threat, steps=9, step_size=0.05, random_start=False)(rugged, images, labels)
+    assert (loss(last) < loss(images)).any(), "the model must be rugged enough to lose"
+    assert (loss(kept) >= torch.maximum(loss(last), loss(images)) - 1e-5).all()
+    averaged = PGDEoT(threat, steps=9, draws=1, step_size=0.05)(ClassifierTarget(rugged), images, labels)
+    torch.testing.assert_close(loss(averaged), loss(kept), rtol=1e-4, atol=1e-4)
+
+
+def test_strength_on_a_trained_network(digits: Any) -> None:
+    model, images, labels = digits
+
+    def accuracy(points: Tensor) -> float:
+        return float((model(points).argmax(dim=1) == labels).float().mean())
+
+    threat = ThreatModel("linf", 0.1)
+    fgsm = accuracy(FGSM(threat)(model, images, labels))
+    pgd = accuracy(PGD(threat, steps=20, step_size=0.02)(model, images, labels))
+    eot = accuracy(PGDEoT(threat, steps=20, draws=1, step_size=0.02)(ClassifierTarget(model), images, labels))
+    assert accuracy(images) > 0.85
+    assert pgd <= fgsm < 0.5
+    assert pgd < 0.35
+    assert eot < 0.35
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+@pytest.mark.parametrize("norm", NORMS)
+def test_pgd_eot_beats_a_random_defence_that_noise_does_not(
+    norm: str, random_start: bool, attacked: Callable[..., DefenceTarget], images: Tensor, labels: Tensor
+) -> None:
+    threat = ThreatModel(norm, {"linf": 0.3, "l2": 1.2}[norm])
+    attack = PGDEoT(
+        threat,
+        steps=15,
+        draws=6,
+        step_size=0.2 * float(threat.eps),
+        random_start=random_start,
+        restarts=2,
+        seed=1,
+    )
+    found = attack(attacked(samples_per_pass=30), images, labels)
+    assert threat.contains(found, images).all()
+    torch.testing.assert_close(attack(attacked(samples_per_pass=30), images, labels), found, rtol=0, atol=0)
+    judge = attacked(seed=9)
+    clean = judge.expected_loss(images, labels, cross_entropy, 200)
+    noise = judge.expected_loss(threat.random_start(images, judge.generator), labels, cross_entropy, 200)
+    after = judge.expected_loss(found, labels, cross_entropy, 200)
+    assert after.correct.mean() < 0.25 < 0.55 < min(clean.correct.mean(), noise.correct.mean())
+    assert (after.loss > torch.maximum(clean.loss, noise.loss)).all()
+
+
+def test_best_point_ignores_nan_in_either_place() -> None:
+    best = BestPoint(torch.zeros(3, 1))
+    better = best.offer(torch.ones(3, 1), torch.tensor([torch.nan, 1.0, -torch.inf]))
+    assert better.tolist() == [False, True, False]
+    best.offer(torch.full((3, 1), 2.0), torch.tensor([-5.0, torch.nan, torch.nan]))
+    assert best.images[:, 0].tolist() == [2, 1, 0]
+
+
+def test_pixels_that_are_not_finite_stop_the_run() -> None:
+    with pytest.raises(NumericsError, match="'pgd' produced pixels"):
+        require_finite(torch.tensor([torch.nan]), "pgd")
