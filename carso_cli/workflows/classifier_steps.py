@@ -60,7 +60,7 @@ def untrained_classifier(recipe: Recipe) -> WideResNet:
             hint="set classifier.family to wide-resnet, or train your module with your own code",
         )
     with seeded(recipe.seed, "classifier weights"):
-        return WideResNet(
+        classifier = WideResNet(
             depth=section.depth,
             width=section.width,
             classes=data.classes,
@@ -69,6 +69,9 @@ def untrained_classifier(recipe: Recipe) -> WideResNet:
             std=data.std,
             channels=data.channels,
         )
+    # Channels last in memory: a third faster on CPUs, and not another function.
+    classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
+    return classifier
 
 
 def make_optimiser(recipe: Recipe, classifier: nn.Module) -> torch.optim.SGD:
