@@ -1,26 +1,28 @@
 """From a recipe's classifier section, as plain arguments, to a frozen classifier.
 
 Every classifier takes (B, channels, H, W) images in [0, 1], standardises them itself, and returns (B, C)
-logits. Weights are looked for where the recipe says, then in CARSO_HOME's `weights` folder; RobustBench's
-in the layout in which RobustBench caches them, `<folder>/<dataset>/Linf/<name>.pt`.
+logits. Weights files are looked for as given, then in CARSO_HOME's `weights` folder; RobustBench's in the
+layout in which RobustBench caches them, `<dataset>/Linf/<name>.pt`, there and in `./models`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from carso_cli.classifiers.registry import ROBUSTBENCH, SHIPPED, SHIPPED_FOLDER, ClassifierRecord, find_record
-from carso_cli.classifiers.weights import load_strict, read_state_dict
+from carso_cli.classifiers.download import download_weights, source_address
+from carso_cli.classifiers.registry import ClassifierRecord, find_record
+from carso_cli.classifiers.weights import load_strict, read_header, read_state_dict
 from carso_cli.classifiers.wide_resnet import WideResNet
 from carso_cli.errors import RecipeError, WeightsError, nearest
 from carso_cli.home import weights_home
 
 ENTRY_POINT_GROUP = "carso.classifiers"
-_DRIVE = "https://drive.google.com/file/d/"
 
 
 def load_classifier(
@@ -38,6 +40,7 @@ def load_classifier(
     file: str | None,
     dataset: str,
     training_command: str,
+    download: bool = False,
 ) -> nn.Module:
     """Load a classifier, frozen and in evaluation mode.
 
@@ -48,13 +51,14 @@ def load_classifier(
         activation: `relu` or `silu`.
         classes: C.
         channels: 1 or 3.
-        mean: Per-channel mean of the data set.
-        std: Per-channel standard deviation of the data set.
+        mean: Per-channel mean of the data set, in [0, 1]; a shipped or RobustBench classifier keeps its own.
+        std: Per-channel standard deviation of the same.
         source: `shipped`, `robustbench`, `file` or `entry-point`.
         name: Name of a shipped, RobustBench or entry-point classifier.
         file: Weights file, for source `file`.
         dataset: Name of the data set.
-        training_command: The command that trains these weights, for the message when they are missing.
+        training_command: The command that trains such weights, for the message when they are missing.
+        download: Fetch missing RobustBench weights from where RobustBench keeps them.
 
     Raises:
         RecipeError: If the name is unknown, or the architecture is not the named one's.
@@ -65,9 +69,10 @@ def load_classifier(
     if source == "file":
         path = find_weights(file or "", training_command)
     else:
-        record = find_record(SHIPPED if source == "shipped" else ROBUSTBENCH, name or "", dataset)
-        _check_architecture(record, depth, width, activation)
-        path = _shipped(record) if source == "shipped" else _robustbench(record)
+        record = find_record(source, name or "", dataset)
+        _check_architecture(record, depth, width, activation, classes)
+        mean, std = record.standardisation
+        path = _shipped(record) if source == "shipped" else _robustbench(record, download)
     classifier = WideResNet(
         depth=depth,
         width=width,
@@ -77,6 +82,7 @@ def load_classifier(
         std=std,
         channels=channels,
     )
+    _check_header(path, {"activation": activation, "mean": list(mean), "std": list(std)})
     load_strict(classifier, read_state_dict(path), path)
     return _frozen(classifier)
 
@@ -87,45 +93,72 @@ def find_weights(file: str, training_command: str) -> Path:
     Raises:
         WeightsError: Saying where it was looked for and how to get it.
     """
-    places = [Path(file).expanduser(), weights_home() / file]
-    return _first_existing(
-        places, f"the classifier's weights '{file}' are missing", f"train them with: {training_command}"
+    places = (Path(file).expanduser(), weights_home() / file)
+    for path in places:
+        if path.is_file():
+            return path
+    raise WeightsError(
+        f"the classifier's weights '{file}' are missing; looked for {_listed(places)}",
+        hint=f"train them with: {training_command}",
     )
 
 
-def _first_existing(places: Iterable[Path], problem: str, hint: str) -> Path:
-    tried = list(places)
-    for path in tried:
+def robustbench_places(record: ClassifierRecord) -> tuple[Path, ...]:
+    """Return where a RobustBench classifier's weights are looked for; the first is where they belong."""
+    return weights_home() / record.file, Path("models") / record.file
+
+
+def _robustbench(record: ClassifierRecord, download: bool) -> Path:
+    places = robustbench_places(record)
+    for path in places:
         if path.is_file():
             return path
-    raise WeightsError(f"{problem}; looked for {' and '.join(str(path) for path in tried)}", hint=hint)
+    if download:
+        return download_weights(record.gdrive_id, places[0])
+    raise WeightsError(
+        f"the weights of RobustBench's '{record.name}' for {record.dataset} are missing; "
+        f"looked for {_listed(places)}",
+        hint=f"download {source_address(record.gdrive_id)} (the command `gdown {record.gdrive_id}` does it) "
+        f"and save it as {places[0]}",
+    )
 
 
 def _shipped(record: ClassifierRecord) -> Path:
-    path = SHIPPED_FOLDER / f"{record.name}.safetensors"
-    return _first_existing(
-        [path], f"the shipped classifier '{record.name}' is missing", "install carso again"
-    )
-
-
-def _robustbench(record: ClassifierRecord) -> Path:
-    relative = Path(record.dataset) / "Linf" / f"{record.name}.pt"
-    places = [weights_home() / relative, Path("models") / relative]
-    return _first_existing(
-        places,
-        f"the weights of RobustBench's '{record.name}' for {record.dataset} are missing",
-        f"download {_DRIVE}{record.gdrive_id} and save it as {places[0]}",
-    )
-
-
-def _check_architecture(record: ClassifierRecord, depth: int, width: int, activation: str) -> None:
-    seen = (depth, width, activation)
-    if seen != (record.depth, record.width, record.activation):
-        raise RecipeError(
-            f"'{record.name}' is a WideResNet-{record.depth}-{record.width} with {record.activation}; "
-            f"the recipe says depth {depth}, width {width}, {activation}",
-            hint="give classifier.depth, classifier.width and classifier.activation these values",
+    if not record.file.is_file():
+        raise WeightsError(
+            f"the shipped classifier '{record.name}' is missing; looked for {record.file}",
+            hint="install carso again",
         )
+    if hashlib.sha256(record.file.read_bytes()).hexdigest() != record.sha256:
+        raise WeightsError(
+            f"{record.file} is damaged: its checksum is not that of '{record.name}'",
+            hint="install carso again",
+        )
+    return record.file
+
+
+def _check_architecture(
+    record: ClassifierRecord, depth: int, width: int, activation: str, classes: int
+) -> None:
+    if (depth, width, activation) != (record.depth, record.width, record.activation):
+        raise RecipeError(
+            f"'{record.name}' is a {record.architecture}; "
+            f"the recipe says WideResNet-{depth}-{width} with {activation}",
+            hint="give classifier.depth, classifier.width and classifier.activation its values",
+        )
+    if classes != record.classes:
+        raise RecipeError(f"'{record.name}' knows {record.classes} classes; the recipe says {classes}")
+
+
+def _check_header(path: Path, expected: Mapping[str, Any]) -> None:
+    """Refuse what would load without complaint and compute something else."""
+    header = read_header(path)
+    for key, value in expected.items():
+        if header.get(key, value) != value:
+            raise WeightsError(
+                f"{path} was trained with {key} {header[key]}; the recipe says {value}",
+                hint=f"give {'classifier' if key == 'activation' else 'data'}.{key} the value of training",
+            )
 
 
 def _from_entry_point(name: str, family: str, source: str) -> nn.Module:
@@ -134,15 +167,23 @@ def _from_entry_point(name: str, family: str, source: str) -> nn.Module:
     points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if name not in points:
         raise RecipeError(
-            f"no installed package offers a classifier '{name}' as an entry point of {ENTRY_POINT_GROUP}. "
-            f"{nearest(name, points) or 'Offered are: ' + (', '.join(points) or 'none')}",
-            hint="install the package that defines it into this environment",
+            f"no installed package offers a classifier '{name}' as an entry point of {ENTRY_POINT_GROUP}; "
+            f"offered are: {', '.join(sorted(points)) or 'none'}",
+            hint=nearest(name, points) or "install the package that defines it into this environment",
         )
-    built = points[name].load()()
+    try:
+        built = points[name].load()()
+    # The code of others may fail in any way; the user needs to know whose it was.
+    except Exception as error:
+        raise WeightsError(f"entry point '{name}' ({points[name].value}) failed: {error}") from error
     if not isinstance(built, nn.Module):
-        raise WeightsError(f"entry point '{name}' returned {type(built).__name__}, not a torch module")
+        raise WeightsError(f"entry point '{name}' returned a {type(built).__name__}, not a torch module")
     return built
 
 
 def _frozen(classifier: nn.Module) -> nn.Module:
     return classifier.eval().requires_grad_(False)
+
+
+def _listed(places: Sequence[Path]) -> str:
+    return " and ".join(str(path) for path in places)

@@ -1,88 +1,136 @@
-"""The classifiers that carso knows by name: where their weights come from and who made them."""
+"""The classifiers that carso knows by name: architecture, weights, and who made them.
+
+Each is a `ClassifierRecord`; `find_record` looks one up. The default layers of all of them follow from the
+rule of Table 7, `carso_cli.classifiers.wide_resnet.default_layers`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from carso_cli.errors import RecipeError, nearest
+
+Source = Literal["shipped", "robustbench"]
+Channels = tuple[float, float, float]
+
+SHIPPED_FOLDER = Path(__file__).parent / "digits"
+
+_DIGITS: tuple[Channels, Channels] = ((0.3051, 0.3051, 0.3051), (0.3238, 0.3238, 0.3238))
+_CIFAR10: tuple[Channels, Channels] = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+_CIFAR100: tuple[Channels, Channels] = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+
+_CUI = "Cui et al., Decoupled Kullback-Leibler Divergence Loss, 2023, https://arxiv.org/abs/2305.13948"
+_REBUFFI = "Rebuffi et al., Data Augmentation Can Improve Robustness, 2021, https://arxiv.org/abs/2111.05328"
+_GOWAL = (
+    "Gowal et al., Uncovering the Limits of Adversarial Training against Norm-Bounded Adversarial Examples, "
+    "2020, https://arxiv.org/abs/2010.03593"
+)
 
 
 @dataclass(frozen=True)
 class ClassifierRecord:
-    """One known set of weights.
+    """One known WideResNet with its weights.
 
     Args:
-        name: Its key.
+        name: Its key; author, year and variant for RobustBench's.
+        source: `shipped` with carso, or `robustbench`.
         dataset: Name of the data set it was trained on.
+        classes: C.
+        standardisation: Per-channel mean and standard deviation it was trained with; a recipe's own
+            values standardise the purifier's input and cannot change these.
+        citation: Who published it.
         depth: Depth of the WideResNet.
         width: Width of the WideResNet.
         activation: `relu` or `silu`.
-        citation: Who published it.
-        gdrive_id: RobustBench's file id on Google Drive; empty for shipped weights.
+        gdrive_id: RobustBench's file id on Google Drive.
+        sha256: Checksum of the file, where it is known.
     """
 
     name: str
+    source: Source
     dataset: str
-    depth: int
-    width: int
-    activation: str
+    classes: int
+    standardisation: tuple[Channels, Channels]
     citation: str
+    depth: int = 28
+    width: int = 10
+    # The Swish of RobustBench's Rebuffi 2021 and Gowal 2020 models is SiLU under its older name.
+    activation: str = "silu"
     gdrive_id: str = ""
+    sha256: str = ""
+
+    @property
+    def architecture(self) -> str:
+        """Depth, width and activation in words."""
+        return f"WideResNet-{self.depth}-{self.width} with {self.activation}"
+
+    @property
+    def file(self) -> Path:
+        """The weights file: its place in this package, or relative to the folder of all weights."""
+        if self.source == "shipped":
+            return SHIPPED_FOLDER / f"{self.name}.safetensors"
+        # The layout in which RobustBench caches its downloads.
+        return Path(self.dataset) / "Linf" / f"{self.name}.pt"
 
 
-SHIPPED_FOLDER = Path(__file__).parent / "digits"
+def _shipped(name: str, citation: str, sha256: str) -> ClassifierRecord:
+    return ClassifierRecord(
+        name, "shipped", "digits", 10, _DIGITS, citation, depth=10, width=1, activation="relu", sha256=sha256
+    )
 
-SHIPPED = (
-    ClassifierRecord(
-        "digits-at", "digits", 10, 1, "relu", "carso; adversarially trained at eps 0.1, see MODEL_CARD.md"
+
+def _robustbench(name: str, dataset: str, citation: str, gdrive_id: str) -> ClassifierRecord:
+    classes, standardisation = (10, _CIFAR10) if dataset == "cifar10" else (100, _CIFAR100)
+    return ClassifierRecord(
+        name, "robustbench", dataset, classes, standardisation, citation, gdrive_id=gdrive_id
+    )
+
+
+RECORDS = (
+    _shipped(
+        "digits-at",
+        "carso, trained adversarially at eps 0.1; see MODEL_CARD.md",
+        "82051f565c67c4ab6909b1bdf5367ec4c1af6e85ee69d381b35a5f2dc47c9157",
     ),
-    ClassifierRecord(
-        "digits-clean", "digits", 10, 1, "relu", "carso; trained on clean images, see MODEL_CARD.md"
+    _shipped(
+        "digits-clean",
+        "carso, trained on clean images; see MODEL_CARD.md",
+        "2e1afdfc4e09cdd88d853bf5659479746e3b27054c5efa63b8aeb61fd380e02a",
     ),
+    _robustbench("Cui2023Decoupled_WRN-28-10", "cifar10", _CUI, "1-AaTrYt23WJFR22hXgBd-i6kjpsz6Hf2"),
+    _robustbench("Cui2023Decoupled_WRN-28-10", "cifar100", _CUI, "15BwWdWbNfoarTEWWugicOVkTjh3nXH36"),
+    _robustbench(
+        "Rebuffi2021Fixing_28_10_cutmix_ddpm", "cifar10", _REBUFFI, "1-0EChXbc6pOvx26O17av263bCeqIAz6s"
+    ),
+    _robustbench(
+        "Rebuffi2021Fixing_28_10_cutmix_ddpm", "cifar100", _REBUFFI, "1-P7cs82Tj6UVx7Coin3tVurVKYwXWA9p"
+    ),
+    _robustbench("Gowal2020Uncovering_28_10_extra", "cifar10", _GOWAL, "1MBAWGxiZxKt-GfqEqtLcXcd3tAxPhvV2"),
 )
 
-_CUI = "Cui et al., Decoupled Kullback-Leibler Divergence Loss, 2023"
-_REBUFFI = "Rebuffi et al., Data Augmentation Can Improve Robustness, 2021"
-_GOWAL = "Gowal et al., Uncovering the Limits of Adversarial Training, 2020"
-_R28 = "Rebuffi2021Fixing_28_10_cutmix_ddpm"
 
-# Swish, in RobustBench's Rebuffi 2021 and Gowal 2020 models, is SiLU under its older name.
-ROBUSTBENCH = (
-    ClassifierRecord(
-        "Cui2023Decoupled_WRN-28-10", "cifar10", 28, 10, "silu", _CUI, "1-AaTrYt23WJFR22hXgBd-i6kjpsz6Hf2"
-    ),
-    ClassifierRecord(
-        "Cui2023Decoupled_WRN-28-10", "cifar100", 28, 10, "silu", _CUI, "15BwWdWbNfoarTEWWugicOVkTjh3nXH36"
-    ),
-    ClassifierRecord(_R28, "cifar10", 28, 10, "silu", _REBUFFI, "1-0EChXbc6pOvx26O17av263bCeqIAz6s"),
-    ClassifierRecord(_R28, "cifar100", 28, 10, "silu", _REBUFFI, "1-P7cs82Tj6UVx7Coin3tVurVKYwXWA9p"),
-    ClassifierRecord(
-        "Gowal2020Uncovering_28_10_extra",
-        "cifar10",
-        28,
-        10,
-        "silu",
-        _GOWAL,
-        "1MBAWGxiZxKt-GfqEqtLcXcd3tAxPhvV2",
-    ),
-)
-
-
-def find_record(records: tuple[ClassifierRecord, ...], name: str, dataset: str) -> ClassifierRecord:
+def find_record(source: str, name: str, dataset: str) -> ClassifierRecord:
     """Look a classifier up.
+
+    Args:
+        source: `shipped` or `robustbench`.
+        name: Its key.
+        dataset: The recipe's data set.
 
     Raises:
         RecipeError: If no record has this name, or none for this data set.
     """
+    records = [record for record in RECORDS if record.source == source]
     named = [record for record in records if record.name == name]
     for record in named:
         if record.dataset == dataset:
             return record
     if named:
-        sets = ", ".join(record.dataset for record in named)
-        raise RecipeError(f"classifier '{name}' is known for {sets}, not for {dataset}")
+        sets = " and ".join(record.dataset for record in named)
+        raise RecipeError(f"the {source} classifier '{name}' was trained on {sets}, not on {dataset}")
     names = sorted({record.name for record in records})
     raise RecipeError(
-        f"unknown classifier '{name}'; known are {', '.join(names)}. {nearest(name, names)}".rstrip()
+        f"there is no {source} classifier '{name}'; there are {', '.join(names)}", hint=nearest(name, names)
     )

@@ -1,37 +1,69 @@
-"""Reading classifier weights: safetensors, or PyTorch files without running any code in them."""
+"""Reading classifier weights: safetensors, or PyTorch files without running any code in them.
+
+- `read_state_dict` reads names and tensors; `read_header` what a safetensors file says about itself;
+- `load_strict` puts them into a module whose names and shapes must all agree.
+"""
 
 from __future__ import annotations
 
+import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from carso_cli.errors import WeightsError, nearest
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_WRAPPERS = ("state_dict", "model_state_dict")
 _PREFIXES = ("module.", "model.")
+_SHOWN = 8
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a `.safetensors` file or from a PyTorch file.
+    """Read a state dict from a `.safetensors` file, or from a PyTorch file of any other name.
 
     PyTorch files are read with `weights_only=True`: tensors and plain containers, never code. A state dict
-    wrapped in a checkpoint (`state_dict`, …) is unwrapped, and a prefix that all its keys share is removed.
+    inside a checkpoint (`state_dict`, `model_state_dict`) is taken out, and a prefix (`module.`, `model.`)
+    that all names share is removed.
+
+    Returns:
+        Names to tensors, on the CPU.
 
     Raises:
-        WeightsError: If the file is damaged, holds more than tensors, or holds values that are not finite.
+        WeightsError: If the file is damaged, holds more than tensors, holds none, or holds values that are
+            NaN or infinite; the message names the file and the tensor.
     """
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pytorch(path)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pytorch(path)
+    state = _unwrap(content, path)
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise WeightsError(f"{path}: tensor '{name}' holds values that are NaN or infinite")
     return state
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return what a safetensors file of carso says about its weights; empty for files of others.
+
+    Raises:
+        WeightsError: If the file is damaged.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as stream:
+            metadata: Mapping[str, str] = stream.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+    try:
+        return {key: json.loads(value) for key, value in metadata.items()}
+    except json.JSONDecodeError:
+        # Other programs write plain text there.
+        return {}
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -41,61 +73,79 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
 
 
-def _read_pytorch(path: Path) -> dict[str, Tensor]:
+def _read_pytorch(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if "Unsupported" not in str(error):
+            raise WeightsError(
+                f"{path} is not a readable PyTorch file: it is damaged or no pickle"
+            ) from error
         raise WeightsError(
-            f"{path} holds more than tensors; loading it could run code and is refused",
+            f"{path} holds more than tensors; reading it could run code, and is refused",
             hint="save the state dict alone, best as safetensors",
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
+    # A damaged archive surfaces as almost any kind of error.
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise WeightsError(f"{path} is not a readable PyTorch file: {reason}") from error
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{path} holds no state dict: a mapping from names to tensors is needed")
-    state = {str(name): tensor for name, tensor in content.items()}
-    for prefix in _PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
 
 
-def load_strict(module: nn.Module, state: Mapping[str, Tensor], origin: str | Path) -> None:
-    """Load a state dict whose names and shapes must all agree.
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401  (whatever the file holds)
+    if isinstance(content, Mapping):
+        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
+        state = {str(name): value for name, value in inner.items()}
+        if state and all(isinstance(value, Tensor) for value in state.values()):
+            for prefix in _PREFIXES:
+                if all(name.startswith(prefix) for name in state):
+                    state = {name.removeprefix(prefix): value for name, value in state.items()}
+            return state
+    raise WeightsError(
+        f"{path} holds no state dict: a mapping from names to tensors is needed, alone or as "
+        f"'{_WRAPPERS[0]}' or '{_WRAPPERS[1]}'"
+    )
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load a state dict whose names and shapes must all agree with the module's.
 
     Args:
         module: The module to fill.
         state: Names to tensors.
-        origin: Where they come from, for the message.
+        path: Where they come from, for the message.
 
     Raises:
-        WeightsError: Listing what is missing, what is unexpected and which shapes differ.
+        WeightsError: Listing what is missing, what is unexpected and which shapes differ; the module is
+            then as it was.
     """
     expected = module.state_dict()
-    missing = sorted(expected.keys() - state.keys())
-    unexpected = sorted(state.keys() - expected.keys())
-    problems = []
-    for title, names, known in (("missing", missing, unexpected), ("unexpected", unexpected, missing)):
-        if names:
-            shown = ", ".join(f"{name} {nearest(name, known, limit=1)}".rstrip() for name in names[:4])
-            problems.append(f"{len(names)} {title}: {shown}{', …' if len(names) > 4 else ''}")
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
     shapes = [
         f"{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
     ]
-    if shapes:
-        problems.append(
-            f"{len(shapes)} of another shape: {'; '.join(shapes[:4])}{'; …' if shapes[4:] else ''}"
-        )
-    if problems:
+    problems = [
+        _listing("missing", missing, unexpected),
+        _listing("unexpected", unexpected, missing),
+        _listing("of another shape", shapes, ()),
+    ]
+    if any(problems):
         raise WeightsError(
-            f"{origin} does not fit the architecture. " + ". ".join(problems),
-            hint="check depth, width, classes and channels in the recipe's classifier and data sections",
+            f"{path} does not fit the architecture:\n" + "\n".join(filter(None, problems)),
+            hint="check classifier.depth, classifier.width, data.classes and data.channels in the recipe",
         )
     module.load_state_dict(dict(state))
+
+
+def _listing(title: str, names: list[str], known: Iterable[str]) -> str:
+    """Return one line: how many names, and the first of them with what each may have been meant to be."""
+    if not names:
+        return ""
+    candidates = list(known)
+    shown = []
+    for name in names[:_SHOWN]:
+        suggestion = nearest(name, candidates, limit=1)
+        shown.append(f"{name} ({suggestion})" if suggestion else name)
+    return f"{len(names)} {title}: {', '.join(shown)}{', …' if len(names) > _SHOWN else ''}"

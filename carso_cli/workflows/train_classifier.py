@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from carso_cli import __version__
-from carso_cli.build import choose_device, load_images
+from carso_cli.build import TRAINING_IMAGES, choose_device, load_images
 from carso_cli.classifiers.one_cycle import one_cycle_rate
 from carso_cli.data.batches import epoch_batches
 from carso_cli.data.image_set import ImageSet, split_holdout
@@ -42,7 +42,6 @@ from carso_cli.workflows.classifier_steps import (
 )
 
 WEIGHTS_FILE = "classifier.safetensors"
-_TRAINING_IMAGES = {"digits": 1442, "cifar10": 50_000, "cifar100": 50_000, "tinyimagenet200": 100_000}
 
 
 def train_classifier(
@@ -133,7 +132,7 @@ def estimate_cost(
         "parameters": sum(parameter.numel() for parameter in classifier.parameters()),
         "seconds_per_image": each,
     }
-    known = [n for n in (limit, recipe.data.train_limit, _TRAINING_IMAGES.get(recipe.data.name)) if n]
+    known = [n for n in (limit, recipe.data.train_limit, TRAINING_IMAGES.get(recipe.data.name)) if n]
     if known:
         cost["images"] = min(known)
         cost["seconds"] = each * min(known) * recipe.classifier.training.epochs
@@ -204,6 +203,8 @@ def _describe(setup: ClassifierSetup, state: ClassifierState) -> dict[str, Any]:
         "activation": section.activation,
         "classes": recipe.data.classes,
         "channels": recipe.data.channels,
+        "mean": list(recipe.data.mean),
+        "std": list(recipe.data.std),
         "kind": setup.kind,
         "recipe_name": recipe.name,
         "norm": recipe.threat.norm if setup.kind == "at" else None,
