@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pytorch(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Its warnings are about the format of the file, and what matters of that ends in an error.
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error):
+        if "Unsupported operand" in str(error):
             raise WeightsError(
-                f"{path} is not a readable PyTorch file: it is damaged or no pickle"
+                f"{path} is not a readable PyTorch file: damaged, or of another kind"
             ) from error
         raise WeightsError(
             f"{path} holds more than tensors; reading it could run code, and is refused",

@@ -105,9 +105,7 @@ class _Block(nn.Module):
 
     def __init__(self, before: int, after: int, stride: int, make: type[nn.Module]) -> None:
         super().__init__()
-        # TensorFlow's `SAME` padding, for which the published weights were made, pads an even
-        # image below and on the right only when the stride is 2.
-        self.margins = (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1)
+        self.stride = stride
         self.batchnorm_0 = nn.BatchNorm2d(before)
         self.relu_0 = make()
         self.conv_0 = nn.Conv2d(before, after, kernel_size=3, stride=stride, bias=False)
@@ -119,12 +117,23 @@ class _Block(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         activated = self.relu_0(self.batchnorm_0(features))
-        hidden = self.conv_0(F.pad(activated, self.margins))
+        hidden = self.conv_0(F.pad(activated, self._margins(features)))
         hidden = self.conv_1(self.relu_1(self.batchnorm_1(hidden)))
         # A widening shortcut starts after the activation, an identity before it.
         beside = features if self.shortcut is None else self.shortcut(activated)
         output: Tensor = beside + hidden
         return output
+
+    def _margins(self, features: Tensor) -> tuple[int, int, int, int]:
+        """Return the columns left and right, and the rows above and below, to pad with zeros.
+
+        As TensorFlow's `SAME`, for which the published weights were made: at stride 2 an even size is
+        padded at its end only.
+        """
+        if self.stride == 1:
+            return 1, 1, 1, 1
+        height, width = features.shape[2:]
+        return width % 2, 1, height % 2, 1
 
 
 def _per_channel(values: Sequence[float]) -> Tensor:

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import json
+import sys
+import types
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from carso_cli.classifiers import load as module
+from carso_cli.classifiers.load import load_classifier
+from carso_cli.classifiers.registry import find_record
+from carso_cli.classifiers.wide_resnet import WideResNet
+from carso_cli.compat import import_robustbench
+from carso_cli.errors import RecipeError, WeightsError
+from carso_cli.home import weights_home
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+CUI = "Cui2023Decoupled_WRN-28-10"
+
+
+def load(**changes: Any) -> nn.Module:
+    arguments: dict[str, Any] = {
+        "family": "wide-resnet",
+        "depth": 10,
+        "width": 1,
+        "activation": "relu",
+        "classes": 10,
+        "channels": 3,
+        "mean": MEAN,
+        "std": STD,
+        "source": "file",
+        "name": None,
+        "file": None,
+        "dataset": "image-folder",
+        "training_command": "carso train-classifier mine --kind at",
+    }
+    return load_classifier(**(arguments | changes))
+
+
+def small() -> WideResNet:
+    return WideResNet(depth=10, width=1, classes=10, activation="relu", mean=MEAN, std=STD)
+
+
+def assert_frozen(classifier: nn.Module) -> None:
+    assert not classifier.training
+    assert not any(parameter.requires_grad for parameter in classifier.parameters())
+
+
+@pytest.mark.parametrize("place", ["given", "home"])
+def test_finds_a_file_as_given_and_in_the_home(tmp_path: Path, place: str) -> None:
+    model = small().eval()
+    folder = tmp_path if place == "given" else weights_home()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(model.state_dict(), folder / "mine.safetensors")
+    loaded = load(file=str(tmp_path / "mine.safetensors") if place == "given" else "mine.safetensors")
+    assert_frozen(loaded)
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(loaded(images), model(images))
+
+
+def test_missing_file_says_where_it_was_looked_for_and_how_to_train_it() -> None:
+    with pytest.raises(WeightsError, match=r"'mine\.pt' are missing") as caught:
+        load(file="mine.pt")
+    assert f"looked for mine.pt and {weights_home() / 'mine.pt'}" in caught.value.message
+    assert caught.value.hint == "train them with: carso train-classifier mine --kind at"
+    assert caught.value.exit_code == 3
+
+
+def test_another_architecture_is_listed(tmp_path: Path) -> None:
+    path = tmp_path / "mine.pt"
+    torch.save(small().state_dict(), path)
+    with pytest.raises(WeightsError, match=r"logits\.weight is \(10, 64\), not \(3, 64\)"):
+        load(file=str(path), classes=3)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"activation": "silu"}, "was trained with activation silu; the recipe says relu"),
+        ({"mean": [0.5, 0.5, 0.5]}, r"was trained with mean \[0.5, 0.5, 0.5\]; the recipe says \[0.4914"),
+    ],
+)
+def test_refuses_what_would_silently_compute_something_else(
+    tmp_path: Path, header: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "mine.safetensors"
+    metadata = {key: json.dumps(value) for key, value in header.items()}
+    save_file(small().state_dict(), path, metadata=metadata)
+    with pytest.raises(WeightsError, match=message):
+        load(file=str(path))
+
+
+@pytest.mark.parametrize("name", ["digits-at", "digits-clean"])
+def test_loads_what_ships(name: str) -> None:
+    classifier = load(source="shipped", name=name, dataset="digits")
+    assert_frozen(classifier)
+    # Its own standardisation, whatever the recipe says.
+    assert classifier.mean.flatten().tolist() == pytest.approx([0.3051] * 3)  # type: ignore[operator]
+
+
+def test_a_damaged_shipped_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = find_record("shipped", "digits-at", "digits").file.read_bytes()
+    (tmp_path / "digits-at.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    monkeypatch.setattr("carso_cli.classifiers.registry.SHIPPED_FOLDER", tmp_path)
+    with pytest.raises(WeightsError, match="is damaged: its checksum is not that of 'digits-at'"):
+        load(source="shipped", name="digits-at", dataset="digits")
+
+
+def test_the_recipe_cannot_change_a_known_architecture() -> None:
+    with pytest.raises(RecipeError, match=r"'digits-at' is a WideResNet-10-1 with relu.*WideResNet-16-1"):
+        load(source="shipped", name="digits-at", dataset="digits", depth=16)
+    with pytest.raises(RecipeError, match="'digits-at' knows 10 classes; the recipe says 3"):
+        load(source="shipped", name="digits-at", dataset="digits", classes=3)
+
+
+def robustbench_arguments() -> dict[str, Any]:
+    return {
+        "source": "robustbench",
+        "name": CUI,
+        "dataset": "cifar10",
+        "depth": 28,
+        "width": 10,
+        "activation": "silu",
+    }
+
+
+def test_missing_robustbench_weights_say_where_they_come_from_and_belong() -> None:
+    with pytest.raises(WeightsError, match=f"RobustBench's '{CUI}' for cifar10 are missing") as caught:
+        load(**robustbench_arguments())
+    place = weights_home() / "cifar10" / "Linf" / f"{CUI}.pt"
+    assert f"looked for {place} and models/cifar10/Linf/{CUI}.pt" in caught.value.message
+    assert "https://drive.google.com/file/d/1-AaTrYt23WJFR22hXgBd-i6kjpsz6Hf2" in caught.value.hint
+    assert caught.value.hint.endswith(f"save it as {place}")
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("place", ["home", "models"])
+def test_loads_robustbenchs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    # The same code on a small stand-in: the real model has 36 million parameters.
+    record = replace(find_record("robustbench", CUI, "cifar10"), depth=10, width=1)
+    monkeypatch.setattr(module, "find_record", lambda *_: record)
+    monkeypatch.chdir(tmp_path)
+    import_robustbench()
+    from robustbench.model_zoo.architectures.dm_wide_resnet import DMWideResNet, Swish
+
+    reference = DMWideResNet(10, 10, 1, Swish, MEAN, STD).eval()
+    root = weights_home() if place == "home" else Path("models")
+    path = root / "cifar10" / "Linf" / f"{CUI}.pt"
+    path.parent.mkdir(parents=True)
+    torch.save(
+        {"state_dict": {f"module.{key}": value for key, value in reference.state_dict().items()}}, path
+    )
+    loaded = load(**robustbench_arguments() | {"depth": 10, "width": 1})
+    assert_frozen(loaded)
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(loaded(images), reference(images), rtol=1e-5, atol=1e-5)
+
+
+def fake_gdown(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> None:
+    def download(*, id: str, output: str, quiet: bool) -> str | None:
+        Path(output).write_bytes(f"weights of {id}".encode())
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome or None
+
+    stand_in = types.ModuleType("gdown")
+    monkeypatch.setattr(stand_in, "download", download, raising=False)
+    monkeypatch.setitem(sys.modules, "gdown", stand_in)
+
+
+def test_downloads_only_when_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gdown(monkeypatch, "done")
+    with pytest.raises(WeightsError, match="are missing"):
+        load(**robustbench_arguments())
+    with pytest.raises(WeightsError, match="is not a readable PyTorch file"):
+        load(**robustbench_arguments(), download=True)
+    place = weights_home() / "cifar10" / "Linf" / f"{CUI}.pt"
+    assert place.read_bytes() == b"weights of 1-AaTrYt23WJFR22hXgBd-i6kjpsz6Hf2"
+
+
+@pytest.mark.parametrize("outcome", [OSError("no route to host"), ""])
+def test_a_failed_download_leaves_nothing(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> None:
+    fake_gdown(monkeypatch, outcome)
+    with pytest.raises(
+        WeightsError, match=r"cannot download https.*(no route to host|sent no file)"
+    ) as caught:
+        load(**robustbench_arguments(), download=True)
+    folder = weights_home() / "cifar10" / "Linf"
+    assert list(folder.iterdir()) == []
+    assert str(folder / f"{CUI}.pt") in caught.value.hint
+
+
+class Offered:
+    """Stands in for the package of a user: an entry point's target."""
+
+    @staticmethod
+    def linear() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+
+    @staticmethod
+    def number() -> int:
+        return 3
+
+    @staticmethod
+    def failing() -> nn.Module:
+        raise ValueError("no such checkpoint")
+
+
+@pytest.fixture
+def offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = types.ModuleType("offered_classifiers")
+    stand_in.Offered = Offered  # type: ignore[attr-defined]  # a module made for this test
+    monkeypatch.setitem(sys.modules, "offered_classifiers", stand_in)
+    points = [
+        EntryPoint(name, f"offered_classifiers:Offered.{name}", "carso.classifiers")
+        for name in ("linear", "number", "failing")
+    ]
+    monkeypatch.setattr(module, "entry_points", lambda group: points if group == "carso.classifiers" else [])
+
+
+@pytest.mark.usefixtures("offered")
+def test_takes_a_module_from_an_entry_point() -> None:
+    classifier = load(family="external", source="entry-point", name="linear")
+    assert_frozen(classifier)
+    assert classifier(torch.rand(3, 3, 2, 2)).shape == (3, 2)
+
+
+@pytest.mark.usefixtures("offered")
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("liner", RecipeError, "no installed package offers a classifier 'liner'.*failing, linear, number"),
+        ("number", WeightsError, "entry point 'number' returned a int, not a torch module"),
+        ("failing", WeightsError, r"'failing' \(offered_classifiers:Offered.failing\) failed: no such"),
+    ],
+)
+def test_names_a_bad_entry_point(name: str, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        load(family="external", source="entry-point", name=name)
+
+
+def test_external_and_entry_point_go_together() -> None:
+    with pytest.raises(RecipeError, match="go together"):
+        load(family="external", source="file", file="a.pt")

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from carso_cli.classifiers.weights import load_strict, read_header, read_state_dict
+from carso_cli.errors import WeightsError
+
+TENSORS = {"weight": torch.tensor([[1.0, 2.0]]), "bias": torch.tensor([3.0])}
+
+
+def assert_tensors(state: dict[str, Tensor]) -> None:
+    assert list(state) == ["weight", "bias"] or sorted(state) == ["bias", "weight"]
+    for name, tensor in TENSORS.items():
+        assert torch.equal(state[name], tensor)
+
+
+class Payload:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, ("raise SystemExit('code of the file ran')",)
+
+
+def test_reads_safetensors(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "a.safetensors")
+    assert_tensors(read_state_dict(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TENSORS,
+        OrderedDict(TENSORS),
+        {"state_dict": TENSORS, "epoch": 3},
+        {"model_state_dict": TENSORS},
+        {f"module.{name}": tensor for name, tensor in TENSORS.items()},
+        {f"model.{name}": tensor for name, tensor in TENSORS.items()},
+        {"state_dict": {f"module.model.{name}": tensor for name, tensor in TENSORS.items()}},
+    ],
+    ids=["plain", "ordered", "state_dict", "model_state_dict", "module", "model", "all"],
+)
+@pytest.mark.parametrize("name", ["a.pt", "a.pth"])
+def test_unwraps_pytorch_files(tmp_path: Path, content: Any, name: str) -> None:
+    torch.save(content, tmp_path / name)
+    assert_tensors(read_state_dict(tmp_path / name))
+
+
+def test_keeps_a_prefix_that_some_names_lack(tmp_path: Path) -> None:
+    torch.save({"model.weight": torch.ones(1), "head": torch.ones(1)}, tmp_path / "a.pt")
+    assert sorted(read_state_dict(tmp_path / "a.pt")) == ["head", "model.weight"]
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_never_runs_code_of_a_file(tmp_path: Path, legacy: bool) -> None:
+    path = tmp_path / "evil.pt"
+    torch.save({"state_dict": Payload()}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(WeightsError, match=r"evil\.pt holds more than tensors") as caught:
+        read_state_dict(path)
+    assert caught.value.exit_code == 3
+
+
+def test_never_runs_code_of_a_plain_pickle(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(WeightsError, match=r"evil\.pkl"):
+        read_state_dict(path)
+
+
+def test_refuses_a_whole_module(tmp_path: Path) -> None:
+    path = tmp_path / "module.pt"
+    torch.save(nn.Linear(2, 1), path)
+    with pytest.raises(WeightsError, match=r"module\.pt holds more than tensors"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("content", [{}, {"weight": 3}, [torch.ones(1)], torch.ones(2)])
+def test_refuses_what_is_no_state_dict(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "odd.pt")
+    with pytest.raises(WeightsError, match=r"odd\.pt holds no state dict"):
+        read_state_dict(tmp_path / "odd.pt")
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+@pytest.mark.parametrize("damage", ["text", "empty", "cut", "flipped header"])
+def test_names_a_damaged_file(tmp_path: Path, name: str, damage: str) -> None:
+    path = tmp_path / name
+    if name.endswith(".pt"):
+        torch.save(TENSORS, path)
+    else:
+        save_file(TENSORS, path)
+    whole = path.read_bytes()
+    contents = {"text": b"not weights", "empty": b"", "cut": whole[: len(whole) // 2]}
+    path.write_bytes(contents.get(damage, b"\xff" * 8 + whole[8:]))
+    with pytest.raises(WeightsError, match=f"{name} is not a readable"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_names_a_tensor_that_is_not_finite(tmp_path: Path, value: float) -> None:
+    save_file(TENSORS | {"broken": torch.tensor([0.0, value])}, tmp_path / "a.safetensors")
+    with pytest.raises(WeightsError, match=r"a\.safetensors: tensor 'broken' holds values that are NaN"):
+        read_state_dict(tmp_path / "a.safetensors")
+
+
+def test_reads_our_header_and_ignores_that_of_others(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "ours.safetensors", metadata={"activation": '"silu"', "std": "[0.5]"})
+    save_file(TENSORS, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    assert read_header(tmp_path / "ours.safetensors") == {"activation": "silu", "std": [0.5]}
+    assert read_header(tmp_path / "theirs.safetensors") == {}
+    assert read_header(tmp_path / "any.pt") == {}
+
+
+def test_loads_strictly() -> None:
+    module = nn.Linear(2, 1)
+    load_strict(module, TENSORS, "a.pt")
+    assert torch.equal(module.weight, TENSORS["weight"])
+
+
+def test_lists_what_does_not_fit() -> None:
+    module = nn.Sequential(nn.Linear(2, 12), nn.Linear(12, 3))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    state = {name: tensor + 1 for name, tensor in before.items()}
+    state["0.weights"] = state.pop("0.weight")
+    state["1.weight"] = torch.ones(5, 12)
+    with pytest.raises(WeightsError) as caught:
+        load_strict(module, state, "a.pt")
+    assert caught.value.message.splitlines() == [
+        "a.pt does not fit the architecture:",
+        "1 missing: 0.weight (did you mean '0.weights'?)",
+        "1 unexpected: 0.weights (did you mean '0.weight'?)",
+        "1 of another shape: 1.weight is (5, 12), not (3, 12)",
+    ]
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_lists_eight_names_and_the_count() -> None:
+    module = nn.Sequential(*(nn.Linear(1, 1) for _ in range(6)))
+    with pytest.raises(WeightsError) as caught:
+        load_strict(module, {}, "a.pt")
+    line = caught.value.message.splitlines()[1]
+    assert line.startswith("12 missing: 0.weight, 0.bias,")
+    assert line.endswith("3.weight, 3.bias, …")

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from carso_cli.classifiers.wide_resnet import WideResNet, default_layers
+from carso_cli.compat import import_robustbench
+from carso_cli.errors import UsageError
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+
+TABLE_7 = [
+    *(f"layer.0.block.{block}.conv_{number}" for block in range(4) for number in range(2)),
+    "layer.1.block.0.conv_0",
+    "layer.1.block.0.conv_1",
+    "layer.1.block.0.shortcut",
+    *(f"layer.1.block.{block}.conv_{number}" for block in range(1, 4) for number in range(2)),
+    "layer.2.block.0.conv_0",
+    "layer.2.block.0.conv_1",
+    "layer.2.block.0.shortcut",
+    *(f"layer.2.block.{block}.conv_{number}" for block in range(1, 4) for number in range(2)),
+]
+
+
+def ours(depth: int = 10, width: int = 2, activation: str = "relu", **changes: Any) -> WideResNet:
+    arguments: dict[str, Any] = {"classes": 7, "mean": MEAN, "std": STD} | changes
+    return WideResNet(depth=depth, width=width, activation=activation, **arguments)
+
+
+def theirs(depth: int, width: int, activation: str) -> nn.Module:
+    import_robustbench()
+    from robustbench.model_zoo.architectures.dm_wide_resnet import DMWideResNet, Swish
+
+    kinds = {"relu": nn.ReLU, "silu": Swish}
+    model: nn.Module = DMWideResNet(
+        num_classes=7, depth=depth, width=width, activation_fn=kinds[activation], mean=MEAN, std=STD
+    )
+    return model
+
+
+def randomise_statistics(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for value in (module.weight, module.bias, module.running_mean):
+                assert value is not None
+                nn.init.normal_(value, 0.3, 0.4)
+            assert module.running_var is not None
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+
+
+def logits_and_gradient(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = images.clone().requires_grad_()
+    logits = model(leaf)
+    weights = torch.linspace(-1, 1, logits.numel()).reshape(logits.shape)
+    (gradient,) = torch.autograd.grad((logits * weights).sum(), leaf)
+    return logits.detach(), gradient
+
+
+@pytest.mark.parametrize(
+    ("depth", "width", "activation"), [(10, 1, "relu"), (10, 2, "silu"), (16, 1, "silu"), (16, 2, "relu")]
+)
+def test_agrees_with_robustbench(depth: int, width: int, activation: str) -> None:
+    reference = theirs(depth, width, activation).eval()
+    randomise_statistics(reference)
+    model = ours(depth, width, activation).eval()
+    model.load_state_dict(reference.state_dict(), strict=True)
+    images = torch.rand(3, 3, 32, 32)
+    for actual, expected in zip(
+        logits_and_gradient(model, images), logits_and_gradient(reference, images), strict=True
+    ):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_names_are_robustbenchs_for_the_papers_model() -> None:
+    with torch.device("meta"):
+        model = ours(28, 10, "silu")
+        reference = theirs(28, 10, "silu")
+    assert list(model.state_dict()) == list(reference.state_dict())
+    assert [name for name, _ in model.named_modules()] == [name for name, _ in reference.named_modules()]
+
+
+def test_reproduces_the_golden_classifier(golden_folder: Path) -> None:
+    tensors = load_file(golden_folder / "tensors.safetensors")
+    model = ours(10, 1, "silu", classes=10).eval()
+    model.load_state_dict(load_file(golden_folder / "classifier.safetensors"))
+    torch.testing.assert_close(model(tensors["x"]), tensors["classifier_logits"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [28, 33, 35, 64])
+def test_gives_one_row_an_image_at_any_size(size: int) -> None:
+    assert ours().eval()(torch.rand(2, 3, size, size)).shape == (2, 7)
+
+
+def test_pools_over_the_whole_of_a_larger_image() -> None:
+    model = ours().eval()
+    seen: list[Tensor] = []
+    model.relu.register_forward_hook(lambda _, __, output: seen.append(output))
+    logits = model(torch.rand(2, 3, 64, 64))
+    assert seen[0].shape[2:] == (16, 16)
+    quarters = nn.functional.avg_pool2d(seen[0], 8).mean(dim=(2, 3))
+    torch.testing.assert_close(logits, model.logits(quarters))
+
+
+def test_standardises_inside() -> None:
+    model, plain = ours().eval(), ours(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).eval()
+    plain.load_state_dict(model.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
+    torch.testing.assert_close(model(images), plain((images - mean) / std))
+    assert not {"mean", "std"} & model.state_dict().keys()
+
+
+def test_takes_grey_images() -> None:
+    assert ours(channels=1, mean=(0.3,), std=(0.2,)).eval()(torch.rand(2, 1, 28, 28)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": 27}, "27 is not allowed"),
+        ({"depth": 4}, "4 is not allowed"),
+        ({"activation": "gelu"}, "unknown activation 'gelu'; known are relu, silu"),
+        ({"channels": 1}, "3 means and 3 stds were given for 1 channels"),
+    ],
+)
+def test_refuses_what_is_no_wide_resnet(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ours(**changes)
+
+
+def test_default_layers_are_those_of_table_7() -> None:
+    with torch.device("meta"):
+        model = ours(28, 10, "silu")
+    assert default_layers(model) == tuple(TABLE_7)
+    assert len(TABLE_7) == 26
+
+
+def test_no_default_layers_for_other_classifiers() -> None:
+    with pytest.raises(UsageError, match="no default layers are known for a Linear"):
+        default_layers(nn.Linear(2, 2))
