@@ -25,7 +25,6 @@ from carso_cli.representation import extract_representation
 from carso_cli.runs.checkpoints import fingerprint, load_tensors
 from carso_cli.runs.folder import RunFolder
 
-
 TRAINING_IMAGES = {"digits": 1442, "cifar10": 50_000, "cifar100": 50_000, "tinyimagenet200": 100_000}
 """Training images of the data sets whose size is known before they are read."""
 

@@ -40,7 +40,9 @@ def scale_epochs(document: Document) -> None:
         return (2 * epoch * epochs + total) // (2 * total)
 
     first, second = rate["warmup_epochs"], rate["warmup_epochs"] + rate["plateau_epochs"]
-    boundaries = [0, scaled(first), scaled(second), epochs]
+    # RAdam's first steps are plain gradient descent on a summed loss: without any warm-up they diverge.
+    warm = max(scaled(first), min(first, 1))
+    boundaries = [0, warm, max(scaled(second), warm), epochs]
     lengths = (after - before for before, after in itertools.pairwise(boundaries))
     for name, value in zip(_RATE, lengths, strict=True):
         document.override(["training", "learning_rate", name], value, text)

@@ -22,6 +22,7 @@ from carso_cli.attacks.balanced import BalancedBatch
 from carso_cli.build import (
     build_classifier,
     build_purifier,
+    channels_last,
     choose_device,
     classifier_fingerprint,
     load_images,
@@ -138,6 +139,7 @@ def _initial_state(setup: _Setup) -> TrainingState:
     recipe = setup.recipe
     with seeded(recipe.seed, "purifier weights"):
         purifier = build_purifier(recipe, setup.classifier).to(setup.device)
+    channels_last(purifier)
     section = recipe.training.optimiser
     optimiser = torch.optim.RAdam(
         purifier.parameters(),
