@@ -270,8 +270,8 @@ def schedule(recipe: Recipe) -> tuple[int, ...]:
         ("cifar10", 200, (25, 25, 150, 25, 34)),
         ("cifar10", 20, (3, 2, 15, 3, 3)),
         ("cifar10", 400, (50, 50, 300, 50, 68)),
-        ("digits", 3, (0, 1, 2, 0, 1)),
-        ("digits", 1, (0, 0, 1, 0, 0)),
+        ("cifar10", 3, (1, 0, 2, 0, 1)),
+        ("cifar10", 1, (1, 0, 0, 0, 0)),
     ],
 )
 def test_fewer_epochs_scale_the_schedules(name: str, epochs: int, expected: tuple[int, ...]) -> None:
@@ -287,12 +287,12 @@ def test_scaled_schedules_always_add_up(epochs: int) -> None:
 
 def test_schedules_given_too_are_not_scaled() -> None:
     message = refused(DIGITS, "training.epochs=10", "training.learning_rate.warmup_epochs=1")
-    assert "warm-up, plateau and annealing last 28 epochs together; epochs is 10" in message
+    assert "warm-up, plateau and annealing last 12 epochs together; epochs is 10" in message
 
 
 def test_epochs_of_a_file_are_not_scaled() -> None:
-    message = refused(DIGITS.replace("  epochs: 30", "  epochs: 31"))
-    assert "warm-up, plateau and annealing last 30 epochs together; epochs is 31" in message
+    message = refused(DIGITS.replace("  epochs: 12", "  epochs: 13"))
+    assert "warm-up, plateau and annealing last 12 epochs together; epochs is 13" in message
 
 
 # Dump and hash
