@@ -92,12 +92,12 @@ RECORDS = (
     _shipped(
         "digits-at",
         "carso, trained adversarially at eps 0.1; see MODEL_CARD.md",
-        "82051f565c67c4ab6909b1bdf5367ec4c1af6e85ee69d381b35a5f2dc47c9157",
+        "26d71ac78149044599fbd4f3ff17a2dd06c78a10eed6ad34503893ccb790cdff",
     ),
     _shipped(
         "digits-clean",
         "carso, trained on clean images; see MODEL_CARD.md",
-        "2e1afdfc4e09cdd88d853bf5659479746e3b27054c5efa63b8aeb61fd380e02a",
+        "a963d2d7291e0aff7745e448ad2643da79b8ee0ea41071d205b10fe7b9a30d15",
     ),
     _robustbench("Cui2023Decoupled_WRN-28-10", "cifar10", _CUI, "1-AaTrYt23WJFR22hXgBd-i6kjpsz6Hf2"),
     _robustbench("Cui2023Decoupled_WRN-28-10", "cifar100", _CUI, "15BwWdWbNfoarTEWWugicOVkTjh3nXH36"),
