@@ -73,9 +73,10 @@ def command(
         ["accuracy under PGD, held out", accuracy(result["pgd_accuracy"])],
         ["loss", figure(result["loss"])],
         ["time", duration(result["seconds_total"])],
-        ["weights", str(result["weights"])],
     ]
     output().print(table(("trained classifier", ""), rows))
+    # On a line of its own, which no table folds: it is there to be copied.
+    typer.echo(f"weights: {result['weights']}")
 
 
 def _check_kind(kind: str) -> Kind:
