@@ -21,39 +21,47 @@ from carso_cli.cli.progress import RichReporter
 from carso_cli.errors import UsageError
 
 
+ImagesArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="IMAGE…", help="Image files to extract from instead of a split.", show_default=False
+    ),
+]
+ListOption = Annotated[bool, typer.Option("--list", help="List the layers; write nothing.")]
+LayersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--layers",
+        metavar="GLOB",
+        help="Layers by shell pattern; the recipe's when left out.",
+        show_default=False,
+    ),
+]
+KindOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kind",
+        metavar="KIND",
+        help="Classifier: at or clean; the recipe's when left out.",
+        show_default=False,
+    ),
+]
+SplitOption = Annotated[str, typer.Option("--split", metavar="SPLIT", help="train or test.")]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="Safetensors file to write.", show_default=False),
+]
+
+
 def command(
     recipe: RecipeArgument = None,
-    images: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="IMAGE…", help="Image files to extract from instead of a split.", show_default=False
-        ),
-    ] = None,
-    list_only: Annotated[bool, typer.Option("--list", help="List the layers; write nothing.")] = False,
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            "--layers",
-            metavar="GLOB",
-            help="Layers by shell pattern; the recipe's when left out.",
-            show_default=False,
-        ),
-    ] = None,
-    kind: Annotated[
-        str | None,
-        typer.Option(
-            "--kind",
-            metavar="KIND",
-            help="Classifier: at or clean; the recipe's when left out.",
-            show_default=False,
-        ),
-    ] = None,
-    split: Annotated[str, typer.Option("--split", metavar="SPLIT", help="train or test.")] = "test",
+    images: ImagesArgument = None,
+    list_only: ListOption = False,
+    layers: LayersOption = None,
+    kind: KindOption = None,
+    split: SplitOption = "test",
     limit: LimitOption = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE", help="Safetensors file to write.", show_default=False),
-    ] = None,
+    out: OutOption = None,
     overrides: SetOption = None,
     seed: SeedOption = None,
     device: DeviceOption = "auto",
@@ -89,6 +97,10 @@ def command(
     if json:
         print_json(result)
         return
+    _show_summary(result)
+
+
+def _show_summary(result: dict[str, Any]) -> None:
     rows = [
         [row["layer"], "x".join(map(str, row["shape"])), figure(row["mean"]), figure(row["std"])]
         for row in result["layers"]

@@ -46,6 +46,10 @@ from carso_cli.runs.folder import RunFolder
 from carso_cli.workflows.training_state import TrainingState
 
 
+_UNRECTIFIED_STEPS = 5
+"""RAdam's first steps at beta2 = 0.999, before the variance of its rate is tractable."""
+
+
 @dataclass(frozen=True)
 class _Setup:
     """What does not change during training."""
@@ -92,6 +96,7 @@ def train_purifier(
     folder = RunFolder(run)
     folder.prepare(resume=resume)
     setup = _set_up(recipe, choose_device(device), limit, reporter, classifier)
+    _check_warmup(setup)
     state = _initial_state(setup)
     if resume:
         state.load(folder)
@@ -133,6 +138,19 @@ def _set_up(
         pgd_step_size=mix.pgd_step_size,
     )
     return _Setup(recipe, frozen, train, held_out, perturb, device, reporter)
+
+
+def _check_warmup(setup: _Setup) -> None:
+    """Warn when the learning rate rises before RAdam rectifies its steps (Liu et al., 2020)."""
+    training = setup.recipe.training
+    batches = len(epoch_batches(len(setup.train), training.batch_size, setup.recipe.seed, 0))
+    steps = batches * training.learning_rate.warmup_epochs
+    if steps < _UNRECTIFIED_STEPS + 1:
+        setup.reporter.warn(
+            f"the warm-up lasts {steps} optimiser step{'' if steps == 1 else 's'}; below "
+            f"{_UNRECTIFIED_STEPS + 1}, RAdam takes plain gradient steps at the full learning rate and may "
+            "diverge"
+        )
 
 
 def _initial_state(setup: _Setup) -> TrainingState:

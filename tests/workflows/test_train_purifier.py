@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ SHORT = (
     "training.learning_rate.annealing_epochs=1",
     "training.beta_increase.first_epoch=0",
     "training.beta_increase.last_epoch=2",
-    "training.batch_size=24",
+    "training.batch_size=8",
     "training.attack_mix.pgd_steps=2",
     "purifier.condition_features=16",
     "purifier.latent_features=4",
@@ -33,38 +34,51 @@ SHORT = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def recipe() -> Recipe:
     return load_recipe("digits", SHORT)
+
+
+@pytest.fixture(scope="module")
+def trained(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """One whole run, to be read and not changed, and what training returned."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    return run, train(recipe, run)
+
+
+@pytest.fixture
+def copied(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
+    """A copy of the run, to be changed."""
+    return shutil.copytree(trained[0], tmp_path / "run")
 
 
 def train(recipe: Recipe, run: Path, **options: Any) -> dict[str, Any]:
     return train_purifier(recipe, run=run, reporter=SilentReporter(), device="cpu", limit=80, **options)
 
 
-def test_run_folder_and_defence(recipe: Recipe, tmp_path: Path) -> None:
-    result = train(recipe, tmp_path / "run")
-    assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [
+def test_run_folder_and_defence(recipe: Recipe, trained: tuple[Path, dict[str, Any]]) -> None:
+    run, result = trained
+    assert sorted(entry.name for entry in run.iterdir()) == [
         "environment.json",
         "metrics.jsonl",
         "purifier.safetensors",
         "recipe.yaml",
         "state.safetensors",
     ]
-    metrics = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    metrics = read_json_lines(run / "metrics.jsonl")
     assert [line["epoch"] for line in metrics] == [0, 1, 2]
     assert [line["beta"] for line in metrics] == [0.0, 0.5, 1.0]
     assert metrics[1]["learning_rate"] == recipe.training.learning_rate.plateau
-    assert metrics[2]["learning_rate"] == recipe.training.learning_rate.final
+    assert metrics[2]["learning_rate"] == pytest.approx(recipe.training.learning_rate.final)
     assert all(line["images"] == 60 for line in metrics)
     for line in metrics:
         assert line["loss"] == pytest.approx(line["bce"] + line["beta"] * line["kl"])
     assert result["seconds_total"] == pytest.approx(sum(line["seconds"] for line in metrics))
-    _, metadata = load_tensors(tmp_path / "run" / "purifier.safetensors")
+    _, metadata = load_tensors(run / "purifier.safetensors")
     assert tuple(metadata["layers"]) == recipe.representation.layers
-    assert metadata["step"] == 3 * 3
+    assert metadata["step"] == 3 * 8
 
-    defence = load_defence(tmp_path / "run", device="cpu")
+    defence = load_defence(run, device="cpu")
     images = load_images(recipe, "test", limit=20).pixels(slice(0, 20))
     latents = defence.draw_latents(20, generator=torch.Generator().manual_seed(1))
     log_probability = defence(images, latents=latents)
@@ -75,23 +89,21 @@ def test_run_folder_and_defence(recipe: Recipe, tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in defence.parameters())
 
 
-def test_training_lowers_the_loss(recipe: Recipe, tmp_path: Path) -> None:
-    train(recipe, tmp_path / "run")
-    losses = [line["bce"] for line in read_json_lines(tmp_path / "run" / "metrics.jsonl")]
+def test_training_lowers_the_loss(trained: tuple[Path, dict[str, Any]]) -> None:
+    losses = [line["bce"] for line in read_json_lines(trained[0] / "metrics.jsonl")]
     assert losses[2] < 0.9 * losses[0]
 
 
 def test_a_killed_run_resumes_to_the_same_weights(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, trained: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(recipe, tmp_path / "whole")
     steps = 0
     original = workflow._train_step
 
     def stop_in_the_second_epoch(*arguments: Any) -> torch.Tensor:
         nonlocal steps
         steps += 1
-        if steps == 5:
+        if steps == 12:
             raise KeyboardInterrupt
         return original(*arguments)
 
@@ -101,25 +113,38 @@ def test_a_killed_run_resumes_to_the_same_weights(
             train(recipe, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "purifier.safetensors").exists()
     train(recipe, tmp_path / "stopped", resume=True)
-    whole, _ = load_tensors(tmp_path / "whole" / "purifier.safetensors")
+    whole, _ = load_tensors(trained[0] / "purifier.safetensors")
     resumed, _ = load_tensors(tmp_path / "stopped" / "purifier.safetensors")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    logs = [read_json_lines(tmp_path / run / "metrics.jsonl") for run in ("whole", "stopped")]
+    logs = [read_json_lines(run / "metrics.jsonl") for run in (trained[0], tmp_path / "stopped")]
     assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
 
 
-def test_resuming_another_recipe_is_refused(recipe: Recipe, tmp_path: Path) -> None:
-    train(recipe, tmp_path / "run")
+def test_a_warm_up_too_short_for_radam_is_warned_of(recipe: Recipe, tmp_path: Path) -> None:
+    warnings: list[str] = []
+
+    class Listening(SilentReporter):
+        def warn(self, message: str) -> None:
+            warnings.append(message)
+
+    short = load_recipe("digits", (*SHORT, "training.batch_size=60", "training.learning_rate.plateau=1e-8"))
+    train_purifier(short, run=tmp_path / "run", reporter=Listening(), device="cpu", limit=80)
+    assert warnings == [
+        "the warm-up lasts 1 optimiser step; below 6, RAdam takes plain gradient steps at the full "
+        "learning rate and may diverge"
+    ]
+
+
+def test_resuming_another_recipe_is_refused(copied: Path) -> None:
     other = load_recipe("digits", (*SHORT, "seed=7"))
     with pytest.raises(StateError, match="belongs to another run: its recipe is"):
-        train(other, tmp_path / "run", resume=True)
+        train(other, copied, resume=True)
 
 
-def test_starting_over_a_run_is_refused(recipe: Recipe, tmp_path: Path) -> None:
-    train(recipe, tmp_path / "run")
+def test_starting_over_a_run_is_refused(recipe: Recipe, copied: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="already holds a run") as caught:
-        train(recipe, tmp_path / "run")
+        train(recipe, copied)
     assert "--resume" in caught.value.hint
     with pytest.raises(StateError, match="holds no run to resume"):
         train(recipe, tmp_path / "empty", resume=True)
@@ -132,14 +157,13 @@ def test_a_diverging_run_stops_and_names_the_term(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "purifier.safetensors").exists()
 
 
-def test_damaged_purifier_is_refused(recipe: Recipe, tmp_path: Path) -> None:
-    train(recipe, tmp_path / "run")
-    path = tmp_path / "run" / "purifier.safetensors"
+def test_damaged_purifier_is_refused(copied: Path) -> None:
+    path = copied / "purifier.safetensors"
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(bytes(content))
     with pytest.raises(StateError, match="do not match the checksum"):
-        load_defence(tmp_path / "run", device="cpu")
+        load_defence(copied, device="cpu")
 
 
 def test_missing_run_names_the_command_that_trains_it(tmp_path: Path) -> None:
