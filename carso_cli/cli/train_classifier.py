@@ -21,7 +21,7 @@ from carso_cli.cli.options import (
     read_recipe,
 )
 from carso_cli.cli.progress import RichReporter
-from carso_cli.errors import UsageError
+from carso_cli.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from carso_cli.recipe.schema import Kind, Recipe
@@ -80,9 +80,10 @@ def command(
 
 
 def _check_kind(kind: str) -> Kind:
-    if kind == "at" or kind == "clean":
-        return kind
-    raise UsageError(f"--kind {kind} is not allowed; use at or clean")
+    known: dict[str, Kind] = {"at": "at", "clean": "clean"}
+    if kind not in known:
+        raise UsageError(f"--kind {kind} is not allowed; use at or clean", hint=nearest(kind, known))
+    return known[kind]
 
 
 def _show_cost(recipe: Recipe, folder: Path, cost: dict[str, Any], as_json: bool) -> None:
