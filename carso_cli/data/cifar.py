@@ -74,9 +74,9 @@ def load_cifar_split(name: str, split: str, *, channels: int, root: Path, report
 
 def cifar_class(name: str) -> _CifarClass:
     """Return torchvision's class for a data set; torchvision is imported here and not before."""
-    from carso_cli import compat
+    from carso_cli.compat import prepare
 
-    compat.prepare()
+    prepare()
     from torchvision import datasets
 
     found: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
