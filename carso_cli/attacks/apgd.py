@@ -65,9 +65,12 @@ class APGD:
 
     def __call__(self, target: AttackTarget, images: Tensor, labels: Tensor) -> Tensor:
         """Perturb images; see `carso_cli.attacks.attack.Attack`."""
-        best = BestPoint(images)
-        for restart in range(self.restarts):
-            start = self.threat.random_start(images, generator(self.seed, self.name, "start", restart))
+        starts = [
+            self.threat.random_start(images, generator(self.seed, self.name, "start", restart))
+            for restart in range(self.restarts)
+        ]
+        best = BestPoint(starts[0])
+        for start in starts:
             best.offer(*self.run_from(start, target, images, labels))
         return require_finite(best.images, self.name)
 
@@ -99,7 +102,7 @@ class APGD:
         answer = target.loss_and_gradient(state.current, labels, LOSSES[self.loss], self.draws)
         if self.recorder is not None:
             self.recorder.record(step, answer.gradient, loss=answer.loss, saturated=answer.saturated)
-        better = best.offer(state.current, answer.loss)
+        better = best.offer(state.current, answer.rank)
         state.best_gradient[better] = answer.gradient[better]
         return answer
 

@@ -22,7 +22,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from carso_cli.attacks.attack import require_finite
-from carso_cli.attacks.auto_attack import library_session, one_radius
+from carso_cli.attacks.auto_attack_library import library_session, one_radius
 from carso_cli.attacks.diagnostics import GradientRecorder
 from carso_cli.attacks.target import AttackTarget
 from carso_cli.attacks.threat import ThreatModel

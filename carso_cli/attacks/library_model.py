@@ -18,7 +18,7 @@ from torch import Tensor
 from carso_cli.attacks.attack import BestPoint
 from carso_cli.attacks.diagnostics import GradientRecorder
 from carso_cli.attacks.losses import cross_entropy
-from carso_cli.attacks.target import AttackTarget, saturation
+from carso_cli.attacks.target import AttackTarget, correctness, ordered_loss, saturation
 
 
 class LibraryModel:
@@ -52,7 +52,9 @@ class LibraryModel:
         else:
             logits = self.target(images)
         if self.best is not None and self.labels is not None:
-            self.best.offer(images.detach(), cross_entropy(logits.detach(), self.labels))
+            found = logits.detach()
+            loss = ordered_loss(cross_entropy(found, self.labels), correctness(found, self.labels))
+            self.best.offer(images.detach(), loss)
         return logits
 
     def watch(self, gradient: Tensor, logits: Tensor) -> None:

@@ -76,7 +76,7 @@ class PGDEoT:
             answer = target.loss_and_gradient(current, labels, self.loss, self.draws)
             if self.recorder is not None:
                 self.recorder.record(step, answer.gradient, loss=answer.loss, saturated=answer.saturated)
-            best.offer(current, answer.loss)
+            best.offer(current, answer.rank)
             moved = current + self.step_size * self.threat.ascent_direction(answer.gradient)
             current = self.threat.project(moved, images)
-        best.offer(current, target.expected_loss(current, labels, self.loss, self.draws).loss)
+        best.offer(current, target.expected_loss(current, labels, self.loss, self.draws).rank)

@@ -18,7 +18,6 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from carso_cli.attacks.apgd import APGD
@@ -70,9 +69,8 @@ class RandAutoAttack:
 
     def __call__(self, target: AttackTarget, images: Tensor, labels: Tensor) -> Tensor:
         """Return, for each image, the example of larger mean margin over K draws."""
-        best = BestPoint(images)
-        for example in self.candidates(target, images, labels).values():
-            best.offer(
-                example, torch.nan_to_num(target.expected_loss(example, labels, margin, self.draws).loss)
-            )
+        examples = list(self.candidates(target, images, labels).values())
+        best = BestPoint(examples[0])
+        for example in examples:
+            best.offer(example, target.expected_loss(example, labels, margin, self.draws).rank)
         return best.images

@@ -59,7 +59,7 @@ class SquareEoT:
         best = BestPoint(images)
         point = search.start(images)
         for query in range(self.queries):
-            best.offer(point, target.expected_loss(point, labels, margin, self.draws).loss)
+            best.offer(point, target.expected_loss(point, labels, margin, self.draws).rank)
             if not target.stochastic and bool((best.loss > 0).all()):
                 break
             point = search.propose(best.images, images, patch_share(query, self.queries))

@@ -44,6 +44,14 @@ class ExpectedLoss:
     correct: Tensor
     saturated: Tensor
 
+    @property
+    def rank(self) -> Tensor:
+        """The (B,) loss, with NaN ordered: above everything where most draws are wrong, else below.
+
+        A saturated output gives infinite logits, hence a NaN loss, whether it is right or wrong.
+        """
+        return ordered_loss(self.loss, self.correct)
+
 
 @dataclass(frozen=True, eq=False)
 class LossGradient(ExpectedLoss):
@@ -132,6 +140,11 @@ def pull_back(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor,
         return gradient.contiguous()
 
     return value.detach(), back
+
+
+def ordered_loss(loss: Tensor, correct: Tensor) -> Tensor:
+    """Replace NaN in (B,) losses: infinity where fewer than half of the draws are correct, else -infinity."""
+    return torch.where(loss.isnan(), torch.where(correct < 0.5, torch.inf, -torch.inf).to(loss.dtype), loss)
 
 
 def saturation(logits: Tensor, labels: Tensor) -> Tensor:

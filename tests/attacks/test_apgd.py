@@ -124,6 +124,21 @@ def test_it_never_loses_to_its_start_and_restarts_never_hurt(
         assert threat.contains(found, images, tolerance=1e-6).all()
 
 
+def test_restarts_find_better_points_of_a_rugged_loss() -> None:
+    def rugged(images: Tensor) -> Tensor:
+        wave = torch.sin(60 * images.flatten(1)).sum(dim=1)
+        return torch.stack([-wave, wave], dim=1)
+
+    images = torch.rand(20, 1, 3, 3)
+    labels = torch.zeros(20, dtype=torch.long)
+    reached = [
+        margin(rugged(attack(ClassifierTarget(rugged), images, labels)), labels)
+        for attack in (APGD(ThreatModel("linf", 0.1), loss="ce", steps=6, restarts=count) for count in (1, 5))
+    ]
+    assert (reached[1] >= reached[0] - 1e-4).all()
+    assert (reached[1] > reached[0] + 0.1).float().mean() > 0.3
+
+
 def test_its_strength_on_a_trained_network(digits: Any) -> None:
     model, images, labels = digits
     assert (model(images).argmax(dim=1) == labels).float().mean() > 0.85

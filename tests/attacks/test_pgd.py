@@ -145,6 +145,64 @@ def test_pgd_eot_beats_a_random_defence_that_noise_does_not(
     assert (after.loss > torch.maximum(clean.loss, noise.loss)).all()
 
 
+def test_the_point_after_the_last_step_counts() -> None:
+    def model(images: Tensor) -> Tensor:
+        return torch.stack([images.flatten(1).sum(dim=1), torch.zeros(len(images))], dim=1)
+
+    images = torch.full((2, 1, 2, 2), 0.5)
+    labels = torch.zeros(2, dtype=torch.long)
+    threat = ThreatModel("linf", 0.1)
+    for attack in (
+        PGDEoT(threat, steps=1, draws=1, step_size=0.1),
+        PGD(threat, steps=1, step_size=0.1, random_start=False, keep_best=True),
+    ):
+        torch.testing.assert_close(attack(ClassifierTarget(model), images, labels), images - 0.1)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_pixels_whose_gradient_is_nan_stay_where_they_are(norm: str) -> None:
+    def half_broken(images: Tensor) -> Tensor:
+        pixels = images.flatten(1)
+        broken, whole = pixels[:, :2], pixels[:, 2:]
+        nan_slope = (broken - broken.detach()).abs().sqrt().sum(dim=1)
+        return torch.stack([whole.sum(dim=1) + nan_slope, torch.zeros(len(images))], dim=1)
+
+    images = torch.full((1, 1, 2, 2), 0.5)
+    labels = torch.zeros(1, dtype=torch.long)
+    threat = ThreatModel(norm, 0.1)
+    target = ClassifierTarget(half_broken)
+    assert target.loss_and_gradient(images, labels, cross_entropy, 1).gradient.isnan().sum() == 2
+    for attack in (
+        PGD(threat, steps=3, step_size=0.1, random_start=False),
+        FGSM(threat),
+        PGDEoT(threat, steps=3, draws=1, step_size=0.1),
+    ):
+        change = (attack(target, images, labels) - images).flatten()
+        assert change[:2].abs().max() == 0
+        assert change[2:].max() < -0.05
+
+
+def test_a_wrong_answer_with_a_nan_loss_is_kept() -> None:
+    """Saturated logits: the loss is finite nowhere but in the middle, where the label still wins."""
+
+    def saturated(images: Tensor) -> Tensor:
+        lead = 1e3 * (images.flatten(1).mean(dim=1) - 0.5) + 1.0
+        capped = torch.where(lead.abs() > 20, lead.sign() * torch.inf, lead)
+        return torch.stack([capped, -capped], dim=1)
+
+    images = torch.full((1, 1, 2, 2), 0.5)
+    labels = torch.zeros(1, dtype=torch.long)
+    threat = ThreatModel("linf", 0.1)
+    assert F.cross_entropy(saturated(images), labels).isfinite()
+    for attack in (
+        PGDEoT(threat, steps=2, draws=1, step_size=0.1),
+        PGD(threat, steps=2, step_size=0.1, random_start=False, keep_best=True),
+    ):
+        found = attack(ClassifierTarget(saturated), images, labels)
+        assert saturated(found).argmax(dim=1) == 1
+        assert F.cross_entropy(saturated(found), labels).isnan()
+
+
 def test_best_point_ignores_nan_in_either_place() -> None:
     best = BestPoint(torch.zeros(3, 1))
     better = best.offer(torch.ones(3, 1), torch.tensor([torch.nan, 1.0, -torch.inf]))

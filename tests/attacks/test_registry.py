@@ -105,12 +105,20 @@ def test_one_radius_per_image(
 def test_rand_aa_offers_both_losses_and_returns_the_stronger(
     attacked: Callable[..., DefenceTarget], images: Tensor, labels: Tensor
 ) -> None:
-    attack = RandAutoAttack(ThreatModel("linf", 0.1), steps=5, draws=3)
+    attack = RandAutoAttack(ThreatModel("linf", 0.3), steps=5, draws=30)
     offered = attack.candidates(attacked(), images, labels)
     assert set(offered) == {"apgd-ce", "apgd-dlr"}
     found = attack(attacked(), images, labels)
+    judge = attacked(seed=3)
+    scores = {
+        name: judge.expected_loss(example, labels, margin, 400).loss for name, example in offered.items()
+    }
+    gap = scores["apgd-ce"] - scores["apgd-dlr"]
     for index in range(len(images)):
         assert any(torch.equal(found[index], example[index]) for example in offered.values())
+        if abs(gap[index]) > 0.1:
+            stronger = offered["apgd-ce" if gap[index] > 0 else "apgd-dlr"]
+            assert torch.equal(found[index], stronger[index])
     two = DefenceTarget(attacked().defence, lambda logits: logits.mean(dim=1)[:, :2], 4096, torch.Generator())
     assert set(attack.candidates(two, images, labels.clamp(max=1))) == {"apgd-ce"}
 

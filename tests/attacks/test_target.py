@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from carso_cli.attacks.defence_target import DefenceTarget
 from carso_cli.attacks.losses import cross_entropy, margin
-from carso_cli.attacks.target import ClassifierTarget, as_target, saturation
+from carso_cli.attacks.target import ClassifierTarget, as_target, ordered_loss, saturation
 from carso_cli.errors import UsageError
 from carso_cli.randomness import generator
 
@@ -207,6 +207,12 @@ def test_classifier_target(digits: Any) -> None:
     torch.testing.assert_close(answer.gradient, gradient)
     torch.testing.assert_close(answer.loss, F.cross_entropy(model(images), labels, reduction="none"))
     assert answer.correct.tolist() == (model(images).argmax(1) == labels).float().tolist()
+
+
+def test_nan_losses_are_ordered_by_who_is_wrong() -> None:
+    loss = torch.tensor([torch.nan, torch.nan, 1.0, torch.nan])
+    ordered = ordered_loss(loss, torch.tensor([0.0, 1.0, 1.0, 0.5]))
+    assert ordered.tolist() == [torch.inf, -torch.inf, 1.0, -torch.inf]
 
 
 def test_saturation_marks_labels_that_are_certain_in_float32() -> None:
