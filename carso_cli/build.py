@@ -197,6 +197,8 @@ def load_defence(
 def load_purifier(path: Path, recipe: Recipe, classifier: nn.Module) -> Purifier:
     """Read a trained purifier's weights, strictly, into the recipe's architecture.
 
+    An inference-only file (`carso import-release`) gives a purifier without its encoder.
+
     Raises:
         StateError: If the file is damaged or was made for other layers or sizes.
         WeightsError: If the classifier is not the one it was trained for.
@@ -212,6 +214,8 @@ def load_purifier(path: Path, recipe: Recipe, classifier: nn.Module) -> Purifier
             hint="put the classifier's original weights back, or train a purifier for these",
         )
     purifier = build_purifier(recipe, classifier)
+    if metadata.get("inference_only"):
+        purifier.drop_encoder()
     mismatch = purifier.load_state_dict(tensors, strict=False)
     if mismatch.missing_keys or mismatch.unexpected_keys:
         raise StateError(

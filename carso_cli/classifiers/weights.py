@@ -1,6 +1,7 @@
 """Reading classifier weights: safetensors, or PyTorch files without running any code in them.
 
-- `read_state_dict` reads names and tensors; `read_header` what a safetensors file says about itself;
+- `read_state_dict` reads names and tensors, `read_tensors` those of a safetensors file as they stand,
+  `read_header` what such a file says about itself;
 - `load_strict` puts them into a module whose names and shapes must all agree.
 """
 
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from carso_cli.errors import WeightsError, nearest
 
 _WRAPPERS = ("state_dict", "model_state_dict")
-_PREFIXES = ("module.", "model.")
+# The first is that of nn.Sequential inside DataParallel, as in the files of Wang et al. (2023).
+_PREFIXES = ("module.0.", "module.", "model.")
 _SHOWN = 8
 
 
@@ -40,7 +42,19 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             NaN or infinite; the message names the file and the tensor.
     """
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pytorch(path)
-    state = _unwrap(content, path)
+    return _finite(_unwrap(content, path), path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file under its own names, whatever they have in common.
+
+    Raises:
+        WeightsError: If the file is damaged, or holds values that are NaN or infinite.
+    """
+    return _finite(_read_safetensors(path), path)
+
+
+def _finite(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise WeightsError(f"{path}: tensor '{name}' holds values that are NaN or infinite")

@@ -24,6 +24,7 @@ from carso_cli.errors import CarsoError, UsageError, nearest
 COMMANDS: tuple[tuple[str, str, str], ...] = (
     # (command, module, one line of help), in the order in which help lists them
     ("train-classifier", "carso_cli.cli.train_classifier", "Train a classifier for a recipe."),
+    ("import-release", "carso_cli.cli.import_release", "Turn published purifier files into a run."),
     ("recipes", "carso_cli.cli.recipes", "List, show, copy and validate recipes."),
 )
 

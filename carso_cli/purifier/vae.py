@@ -12,8 +12,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from carso_cli.errors import UsageError
 from carso_cli.purifier.conditioning import LEAKY_SLOPE, RepresentationEncoder, convolutions_for
 from carso_cli.purifier.decoder import Decoder
+
+ENCODER_PARTS = ("input_encoder", "joint_encoder", "to_mean", "to_log_variance")
+"""Submodules that only training uses (Tables 6 and 11)."""
 
 
 def _input_encoder(channels: int) -> nn.Sequential:
@@ -78,6 +82,11 @@ class Purifier(nn.Module):
         self.to_log_variance = nn.Linear(latent_features, latent_features)
         self.decoder = Decoder(latent_features, condition_features, channels, image_size)
 
+    def drop_encoder(self) -> None:
+        """Remove what only training uses, as in the purifiers that the paper's authors publish."""
+        for part in ENCODER_PARTS:
+            delattr(self, part)
+
     def condition(self, representation: Mapping[str, Tensor]) -> Tensor:
         """Compress the internal representation: layer name to (B, c, h, w) gives (B, F)."""
         condition: Tensor = self.representation_encoder(representation)
@@ -88,7 +97,12 @@ class Purifier(nn.Module):
 
         Returns:
             Mean and log-variance of the approximate posterior, (B, Z) each.
+
+        Raises:
+            UsageError: If the encoder was dropped.
         """
+        if not hasattr(self, ENCODER_PARTS[0]):
+            raise UsageError("this purifier has no encoder: it can purify, and not be trained")
         compressed = self.input_encoder((images - self.mean) / self.std).flatten(1)
         joint = self.joint_encoder(torch.cat((compressed, condition), dim=1))
         return self.to_mean(joint), self.to_log_variance(joint)

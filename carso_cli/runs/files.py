@@ -2,11 +2,13 @@
 
 - `write_atomically` replaces a whole file;
 - `append_json_line` adds one record to a log and forces it to disk;
-- `read_json_lines` reads a log back, dropping a last line that a killed process left unfinished.
+- `read_json_lines` reads a log back, dropping a last line that a killed process left unfinished;
+- `file_sha256` is a file's checksum.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -102,11 +104,15 @@ def append_json_lines(path: Path, records: list[Mapping[str, Any]] | list[dict[s
         raise CarsoError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path, *, repair: bool = True) -> list[dict[str, Any]]:
     """Read a JSON-lines file; an absent file is an empty log.
 
     A last line without its newline was cut off by a kill: it is dropped here and removed from the
     file, so that the next append starts on a fresh line.
+
+    Args:
+        path: The file.
+        repair: Remove such a line; False for a mere reader, since another process may be writing it.
 
     Raises:
         StateError: If any other line is not a JSON object.
@@ -115,7 +121,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         return []
     content = path.read_bytes()
     complete = content[: content.rfind(b"\n") + 1]
-    if len(complete) < len(content):
+    if repair and len(complete) < len(content):
         write_atomically(path, complete)
     records = []
     for number, line in enumerate(complete.splitlines(), start=1):
@@ -127,3 +133,9 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
             raise StateError(f"{path}, line {number} is not a JSON object")
         records.append(record)
     return records
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 checksum of a file, in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -58,7 +58,8 @@ class RunFolder:
 
         Raises:
             UsageError: If the folder already holds a run and `resume` is not asked for.
-            StateError: If `resume` is asked for and the folder holds nothing to resume.
+            StateError: If `resume` is asked for and the folder holds nothing to resume, or a purifier
+                without the state of its training, such as an imported one.
             CarsoError: If the folder cannot be written.
         """
         started = self.recipe.is_file()
@@ -71,6 +72,12 @@ class RunFolder:
             raise StateError(
                 f"{self.path} holds no run to resume ({self.recipe.name} is missing)",
                 hint="leave out --resume to start one",
+            )
+        if resume and self.purifier.is_file() and not self.state.is_file():
+            raise StateError(
+                f"{self.path} holds a purifier without the state of its training ({self.state.name} is "
+                "missing): imported purifiers have no encoder and cannot be trained on",
+                hint="use it as it is, or train one anew in another folder with --run DIR",
             )
         ensure_folder(self.path)
 

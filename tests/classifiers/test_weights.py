@@ -42,10 +42,11 @@ def test_reads_safetensors(tmp_path: Path) -> None:
         {"state_dict": TENSORS, "epoch": 3},
         {"model_state_dict": TENSORS},
         {f"module.{name}": tensor for name, tensor in TENSORS.items()},
+        {"model_state_dict": {f"module.0.{name}": tensor for name, tensor in TENSORS.items()}},
         {f"model.{name}": tensor for name, tensor in TENSORS.items()},
         {"state_dict": {f"module.model.{name}": tensor for name, tensor in TENSORS.items()}},
     ],
-    ids=["plain", "ordered", "state_dict", "model_state_dict", "module", "model", "all"],
+    ids=["plain", "ordered", "state_dict", "model_state_dict", "module", "module.0", "model", "all"],
 )
 @pytest.mark.parametrize("name", ["a.pt", "a.pth"])
 def test_unwraps_pytorch_files(tmp_path: Path, content: Any, name: str) -> None:
