@@ -49,7 +49,7 @@ def test_stops_after_the_last_layer_needed(classifier: WideResNet) -> None:
 def test_gradient_flows_when_wanted(classifier: WideResNet) -> None:
     images = torch.rand(1, 3, 32, 32, requires_grad=True)
     outputs = extract_representation(classifier, images, LAYERS)
-    (gradient,) = torch.autograd.grad(sum(output.square().sum() for output in outputs.values()), images)
+    (gradient,) = torch.autograd.grad([output.square().sum() for output in outputs.values()], images)
     assert gradient.abs().sum() > 0
     with torch.no_grad():
         outputs = extract_representation(classifier, images, LAYERS)

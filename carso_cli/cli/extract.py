@@ -20,7 +20,6 @@ from carso_cli.cli.options import (
 from carso_cli.cli.progress import RichReporter
 from carso_cli.errors import UsageError
 
-
 ImagesArgument = Annotated[
     list[Path] | None,
     typer.Argument(

@@ -45,7 +45,6 @@ from carso_cli.runs.files import append_json_line, write_atomically, write_json
 from carso_cli.runs.folder import RunFolder
 from carso_cli.workflows.training_state import TrainingState
 
-
 _UNRECTIFIED_STEPS = 5
 """RAdam's first steps at beta2 = 0.999, before the variance of its rate is tractable."""
 
@@ -234,7 +233,7 @@ def _train_step(
         if not math.isfinite(value):
             raise _not_finite(f"the {name} term", place, value)
     state.optimiser.zero_grad(set_to_none=True)
-    terms.total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    torch.autograd.backward(terms.total)
     state.optimiser.step()
     state.lookahead.step()
     return sums

@@ -116,6 +116,6 @@ def test_one_channel_purifier_trains_on_28_pixels() -> None:
     )
     assert reconstruction.shape == images.shape
     assert mean.shape == log_variance.shape == (3, 4)
-    reconstruction.sum().backward()
+    torch.autograd.backward(reconstruction.sum())
     missing = [name for name, p in purifier.named_parameters() if p.grad is None]
     assert missing == []
