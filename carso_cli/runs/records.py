@@ -39,8 +39,8 @@ SCHEMA = 1
 class Record:
     """One image under one attack. R is `draws`, the fresh draws of each scoring set; 1 for a classifier.
 
-    The attack's example was chosen by the selection set and `correct` counted on the report set, so the
-    choice does not flatter the attacker.
+    Where something is chosen, an attack or an example of one, the selection set decides and `correct` is
+    counted on the report set, so the choice does not flatter the attacker.
     """
 
     job: str
@@ -61,15 +61,16 @@ class Record:
     draws: int
     correct: int
     """Of R report draws, how many classify the example as its label."""
-    correct_selection: int
+    correct_selection: int | None
+    """The same on the selection draws; None for a single attack, where nothing is chosen."""
     majority_correct: bool
     """Whether the label has more of the report draws than any other class."""
     margin: float | None
-    """Mean lead of the label's logit over the best other one, exact view, selection draws; negative if wrong."""
+    """Mean lead of the label's exact-view logit over the next, in the deciding draws; negative if wrong."""
     clean_margin: float | None
     """The same on the unperturbed image."""
     loss: float | None
-    """Mean cross-entropy of the exact view, selection draws."""
+    """Mean cross-entropy of the exact view, in the same draws."""
     distance: float
     disagreements: int
     """Of R report draws, in how many the exact view's argmax differs from the defence's own decision."""

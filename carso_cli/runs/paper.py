@@ -1,0 +1,30 @@
+"""The paper's figures, to be set beside ours: `carso_cli/paper_figures.json`."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from carso_cli.runs.files import read_json
+
+
+@cache
+def paper_figures() -> dict[str, Any]:
+    """Return the figures by table number, then by scenario, `(a)`, `(b)` or `(c)`."""
+    return read_json(Path(__file__).resolve().parents[1] / "paper_figures.json")
+
+
+def paper_row(reproduces: str, table: str) -> dict[str, Any] | None:
+    """Return the paper's row of a table for what a recipe reproduces.
+
+    Args:
+        reproduces: The recipe's own word, such as `Table 2, scenario (a)`; empty for none.
+        table: Number of the table.
+    """
+    scenario = re.search(r"\([abc]\)", reproduces)
+    if scenario is None:
+        return None
+    row: dict[str, Any] | None = paper_figures().get(table, {}).get(scenario.group())
+    return row

@@ -1,0 +1,131 @@
+"""From records to numbers: accuracy per attack, worst case per image, gradient health.
+
+Everything here is drawn from what an evaluation stored, so a summary can be made again from its folder.
+
+- `attack_row`: one line of a result table;
+- `worst_case`: the record of the strongest attack on each image;
+- `headline`: the number to quote;
+- `job_health`: the gradients that an attack met, over all blocks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from carso_cli.runs.intervals import wilson
+from carso_cli.runs.records import Record
+
+HEADLINE_MEANING = (
+    "mean over fresh report draws of the worst attack of each image; which attack is the worst was decided "
+    "on other draws, so the choice does not flatter the attacker"
+)
+SHARES = ("nan", "inf", "zero", "unusable", "saturated")
+
+
+def accuracy_of(records: Sequence[Record]) -> float:
+    """Return the mean over images of the share of report draws that are right."""
+    return sum(record.accuracy for record in records) / len(records)
+
+
+def interval_of(records: Sequence[Record]) -> list[float]:
+    """Return the 95% Wilson interval of `accuracy_of`."""
+    return list(wilson(sum(record.accuracy for record in records), len(records)))
+
+
+def figures(records: Sequence[Record]) -> dict[str, Any]:
+    """Return accuracy, interval, and the two stricter and laxer readings of the same draws."""
+    count = len(records)
+    return {
+        "accuracy": accuracy_of(records),
+        "ci95": interval_of(records),
+        "worst_of_draws": sum(record.correct == record.draws for record in records) / count,
+        "majority": sum(record.majority_correct for record in records) / count,
+        "n_images": count,
+    }
+
+
+def attack_row(records: Sequence[Record]) -> dict[str, Any]:
+    """Return the result of one job: what was attacked, how, and what was left.
+
+    Images that an earlier attack had settled count with that attack's result; `attacked` says how many
+    this one was run on.
+    """
+    first = records[0]
+    return {
+        "target": first.target,
+        "attack": first.attack,
+        "view": first.view,
+        "aggregation": first.aggregation,
+        "n_samples": first.n_samples,
+        "eps": first.eps,
+        "norm": first.norm,
+        **figures(records),
+        "draws": first.draws,
+        "attacked": sum(not record.settled for record in records),
+    }
+
+
+def worst_case(records: Iterable[Record]) -> list[Record]:
+    """Return, for each image in order of appearance, the record of its worst attack.
+
+    The worst is decided by `correct_selection`, then by the lower margin; the report draws decide nothing.
+    """
+    by_image: dict[int, list[Record]] = {}
+    for record in records:
+        by_image.setdefault(record.index, []).append(record)
+    return [min(group, key=severity) for group in by_image.values()]
+
+
+def severity(record: Record) -> tuple[float, float]:
+    """Sort key on the selection draws: smaller is worse for the defence."""
+    margin = float("inf") if record.margin is None else record.margin
+    decided = record.correct if record.correct_selection is None else record.correct_selection
+    return decided / record.draws, margin
+
+
+def headline(records: Sequence[Record], attack: str) -> dict[str, Any]:
+    """Return the worst case over all records, with the number of images on which each attack was worst."""
+    worst = worst_case(records)
+    picked = Counter(record.settled_by or record.job for record in worst)
+    return {
+        "attack": attack,
+        "target": worst[0].target,
+        **figures(worst),
+        "picked": dict(picked.most_common()),
+        "meaning": HEADLINE_MEANING,
+    }
+
+
+def job_health(lines: Sequence[Mapping[str, Any]], job: str) -> dict[str, Any]:
+    """Return the health of one job's gradients over all blocks, whole and step by step.
+
+    Args:
+        lines: `EvaluationFolder.read_health`.
+        job: Key of the job.
+
+    Returns:
+        `gradients` (their number), the shares of `SHARES` and `loss` (null where unknown), `steps` (the same
+        per step), `seconds` and `messages` of the library.
+    """
+    own = [line for line in lines if line["job"] == job]
+    steps: dict[int, list[Mapping[str, Any]]] = {}
+    for line in own:
+        for number, step in enumerate(line["steps"]):
+            steps.setdefault(number, []).append(step)
+    return {
+        **_pool([step for group in steps.values() for step in group]),
+        "steps": [_pool(steps[number]) for number in sorted(steps)],
+        "seconds": sum(line["seconds"] for line in own),
+        "messages": sorted({message for line in own for message in line["messages"]}),
+    }
+
+
+def _pool(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    pooled: dict[str, Any] = {"gradients": sum(part["gradients"] for part in parts)}
+    for name in (*SHARES, "loss"):
+        known = [(part[name], part["gradients"]) for part in parts if part[name] is not None]
+        weight = sum(count for _, count in known)
+        pooled[name] = sum(value * count for value, count in known) / weight if weight else None
+    return pooled

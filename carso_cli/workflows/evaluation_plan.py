@@ -1,0 +1,202 @@
+"""What an evaluation is going to run: a protocol or attack, expanded into jobs, and their budget.
+
+A `Job` is one attack on one target. A protocol's baselines (noise, one-draw FGSM and PGD) run on every image
+that the clean result leaves open, so that they can be compared with each other; in a worst-case protocol
+every further attack runs only on images that no earlier one fools with certainty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from carso_cli.attacks.names import (
+    ATTACKS,
+    DEFENCE_ONLY,
+    DETERMINISTIC_ONLY,
+    PROTOCOLS,
+    TRANSFERS,
+    check_name,
+)
+from carso_cli.attacks.registry import Budget
+from carso_cli.errors import UsageError
+from carso_cli.recipe.schema import Recipe
+
+TARGETS = ("classifier", "defence")
+BLACK_BOX = ("square",)
+BASELINES = ("noise", "fgsm", "pgd")
+"""Weak attacks that every protocol runs on the defence, for comparison."""
+UNPERTURBED = "none"
+_UNSEEN = (UNPERTURBED, "noise", *BLACK_BOX)
+"""Attacks without a gradient: no view makes a difference to them, except to Square's loss."""
+
+LABELS = {
+    "adaptive": "worst case over white-box, surrogate and black-box attacks",
+    "published": "as published: the paper's protocol, whose gradients may be unusable",
+    "quick": "upper bound: a few minutes of attack, not a result to report",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attack on one target.
+
+    Args:
+        target: `classifier` or `defence`.
+        attack: One of `carso_cli.attacks.names.ATTACKS`.
+        view: Output view that is attacked; `surrogate` where the attack looks at a stand-in of its own, None
+            where there is no view.
+        waits_for: Keys of the jobs whose certain images are not attacked again.
+    """
+
+    target: str
+    attack: str
+    view: str | None = None
+    waits_for: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Name in records: `defence/pgd-eot/exact`."""
+        return "/".join(part for part in (self.target, self.attack, self.view) if part)
+
+    @property
+    def is_white_box(self) -> bool:
+        """Whether it follows gradients of the target itself, not of a stand-in."""
+        return self.attack not in (*_UNSEEN, *TRANSFERS)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of an evaluation, in order.
+
+    Args:
+        attack: Protocol or attack, as on the command line.
+        label: What kind of number comes out.
+        view: View of the defence that is attacked.
+        jobs: What to run.
+    """
+
+    attack: str
+    label: str
+    view: str
+    jobs: tuple[Job, ...]
+
+    @property
+    def is_protocol(self) -> bool:
+        """Whether several attacks are combined."""
+        return self.attack in PROTOCOLS
+
+    @property
+    def headline_jobs(self) -> list[Job]:
+        """The jobs whose worst case is the number to quote; a single attack stands for itself."""
+        jobs = self.jobs_on(self.headline_target)
+        return jobs if self.is_protocol else jobs[-1:]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Which of classifier and defence are attacked."""
+        return tuple(target for target in TARGETS if any(job.target == target for job in self.jobs))
+
+    @property
+    def headline_target(self) -> str:
+        """The target of the number to quote: the defence, where it is attacked."""
+        return self.targets[-1]
+
+    def jobs_on(self, target: str) -> list[Job]:
+        """Return the jobs on one target, in order."""
+        return [job for job in self.jobs if job.target == target]
+
+    @property
+    def strongest(self) -> Job | None:
+        """The first white-box attack on the headline target that is no baseline, if any."""
+        own = [job for job in self.jobs_on(self.headline_target) if job.is_white_box]
+        main = [job for job in own if job.attack not in BASELINES]
+        return next(iter(main or own), None)
+
+
+def plan_evaluation(attack: str, *, target: str | None = None, view: str | None = None) -> Plan:
+    """Expand a protocol or attack into jobs.
+
+    Args:
+        attack: Name of a protocol or attack.
+        target: `classifier` or `defence`; both, where the attack fits both, when None.
+        view: View of the defence to attack; the protocol's, or `exact`, when None.
+
+    Raises:
+        UsageError: If the name is unknown, or the attack does not fit the target.
+    """
+    check_name(attack)
+    if target is not None and target not in TARGETS:
+        raise UsageError(f"unknown target '{target}'; use classifier or defence")
+    protocol = PROTOCOLS.get(attack)
+    seen = view or (protocol.view if protocol else "exact")
+    names = {
+        "classifier": protocol.classifier if protocol else (attack,) * (attack not in DEFENCE_ONLY),
+        "defence": protocol.defence if protocol else (attack,) * (attack not in DETERMINISTIC_ONLY),
+    }
+    chosen = [one for one in TARGETS if target in (None, one)]
+    if not any(names[one] for one in chosen):
+        other = "rand-aa on the defence" if target == "defence" else "--target defence"
+        raise UsageError(f"attack '{attack}' does not fit the target '{target}'", hint=f"use {other}")
+    worst_case = protocol is not None and protocol.name != "published"
+    jobs = [
+        job
+        for one in chosen
+        if names[one]
+        for job in _jobs_on(one, names[one], seen, is_protocol=protocol is not None, queue=worst_case)
+    ]
+    label = LABELS.get(attack, f"one attack: {attack}; an upper bound on the accuracy under attack")
+    return Plan(attack, label, seen, tuple(jobs))
+
+
+def _jobs_on(target: str, names: tuple[str, ...], view: str, *, is_protocol: bool, queue: bool) -> list[Job]:
+    jobs = [Job(target, UNPERTURBED)]
+    # A single attack chooses nothing, so it needs no second set of draws to say what may be left out.
+    clean = (jobs[0].key,) if is_protocol else ()
+    baselines = BASELINES if is_protocol and target == "defence" else ()
+    before: tuple[str, ...] = clean
+    for name in dict.fromkeys((*baselines, *names)):
+        if name == UNPERTURBED:
+            continue
+        is_main = name in names
+        job = Job(target, name, _view_of(name, target, view), before if is_main else clean)
+        jobs.append(job)
+        if queue and is_main:
+            before = (*before, job.key)
+    return jobs
+
+
+def _view_of(attack: str, target: str, view: str) -> str | None:
+    if target == "classifier" or attack == "noise":
+        return None
+    if attack == "transfer-log-probability":
+        return "log-probability"
+    return "surrogate" if attack in TRANSFERS else view
+
+
+def plan_budget(recipe: Recipe, plan: Plan, *, eps: float, norm: str) -> Budget:
+    """Return the budget of a plan's attacks.
+
+    Fixed step sizes belong to the recipe's eps: under another eps they are scaled with it, under another
+    norm they become 2.5 eps over the number of steps. Only `adaptive` and single attacks restart.
+    """
+    section, threat = recipe.evaluation, recipe.threat
+
+    def step(size: float, steps: int) -> float:
+        return size * eps / threat.eps if norm == threat.norm else 2.5 * eps / steps
+
+    return Budget(
+        pgd_steps=section.pgd_steps,
+        pgd_step_size=step(section.pgd_step_size, section.pgd_steps),
+        apgd_steps=section.apgd_steps,
+        eot_draws=section.eot_draws,
+        pgd_eot_steps=section.pgd_eot_steps,
+        pgd_eot_step_size=step(section.pgd_eot_step_size, section.pgd_eot_steps),
+        square_queries=section.square_queries,
+        restarts=section.restarts if plan.attack in ("adaptive", *ATTACKS) else 1,
+    )
+
+
+def describe_budget(budget: Budget) -> dict[str, Any]:
+    """Return the budget as plain values for settings and results."""
+    return asdict(budget)

@@ -1,0 +1,158 @@
+"""Resolves an evaluation without attacking: models, images, jobs, budget, identity.
+
+- `EvaluationOptions`: what a caller may choose;
+- `prepare_evaluation`: from a recipe and options to an `Evaluation`, which `evaluate` runs and `--dry-run`
+  shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import torch
+
+from carso_cli.attacks.defence_target import AttackedDefence
+from carso_cli.attacks.target import Model
+from carso_cli.attacks.threat import ThreatModel
+from carso_cli.build import choose_device, load_images
+from carso_cli.data.batches import ordered_batches
+from carso_cli.data.image_set import ImageSet
+from carso_cli.recipe.load import TRAINING_SECTIONS, recipe_hash
+from carso_cli.recipe.schema import Recipe
+from carso_cli.reporter import Reporter
+from carso_cli.runs.checkpoints import fingerprint
+from carso_cli.runs.folder import RunFolder
+from carso_cli.workflows.evaluation_jobs import Setting
+from carso_cli.workflows.evaluation_plan import Plan, plan_budget, plan_evaluation
+from carso_cli.workflows.subject import Subject, given_subject, load_subject, run_recipe
+
+
+class EvaluationOptions(TypedDict, total=False):
+    """What may be chosen beside the recipe; everything left out is the recipe's, or the protocol's."""
+
+    attack: str
+    """A protocol (`adaptive`, the default, `published`, `quick`) or a single attack."""
+    target: str | None
+    """`classifier` or `defence`; both, where the attack fits both, when left out."""
+    limit: int | None
+    """Number of test images, class-balanced; all when left out."""
+    device: str
+    """`auto`, the default, `cpu`, `cuda`, `cuda:N` or `mps`."""
+    seed: int | None
+    """Seed of attacks and scoring; which images are taken depends on the recipe's seed alone."""
+    eps: float | None
+    """Radius in pixel units; step sizes are scaled with it."""
+    norm: str | None
+    """`linf` or `l2`."""
+    n_samples: int | None
+    """N, reconstructions per image."""
+    aggregation: str | None
+    """Aggregation rule."""
+    view: str | None
+    """View of the defence to attack; `exact` for single attacks when left out."""
+    defence: AttackedDefence | None
+    """Evaluate this defence instead of the run's."""
+    classifier: Model | None
+    """Evaluate this classifier; the defence's own when left out."""
+    images: ImageSet | None
+    """Evaluate on these images instead of the recipe's test split."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A resolved evaluation.
+
+    Args:
+        recipe: The recipe that holds.
+        run: Run folder.
+        plan: What to run.
+        setting: Models, images, threat, budget, seed.
+        identity: What a resumed evaluation must share.
+    """
+
+    recipe: Recipe
+    run: Path
+    plan: Plan
+    setting: Setting
+    identity: dict[str, Any]
+
+    def blocks(self) -> list[range]:
+        """Return the positions of each block's images."""
+        parts = ordered_batches(len(self.setting.images), self.recipe.evaluation.batch_size)
+        return [range(part.start, part.stop) for part in parts]
+
+
+def prepare_evaluation(
+    recipe: Recipe, *, run: Path, reporter: Reporter, **options: Unpack[EvaluationOptions]
+) -> Evaluation:
+    """Load models and images and resolve every setting, without attacking; see `evaluate`."""
+    device = choose_device(options.get("device", "auto"))
+    own_models = options.get("defence") is not None or options.get("classifier") is not None
+    target = options.get("target")
+    if target is None and own_models and options.get("defence") is None:
+        target = "classifier"
+    plan = plan_evaluation(options.get("attack", "adaptive"), target=target, view=options.get("view"))
+    if own_models:
+        subject = _given(recipe, device, options)
+    else:
+        recipe = run_recipe(recipe, RunFolder(run))
+        subject = load_subject(
+            recipe,
+            RunFolder(run),
+            device,
+            needs_defence="defence" in plan.targets,
+            n_samples=options.get("n_samples"),
+            aggregation=options.get("aggregation"),
+        )
+    eps = options.get("eps") or recipe.threat.eps
+    norm = options.get("norm") or recipe.threat.norm
+    images = options.get("images")
+    seed = options.get("seed")
+    setting = Setting(
+        subject=subject,
+        images=images or load_images(recipe, "test", limit=options.get("limit"), reporter=reporter),
+        threat=ThreatModel(norm, eps),
+        budget=plan_budget(recipe, plan, eps=eps, norm=norm),
+        seed=recipe.seed if seed is None else seed,
+        draws=recipe.evaluation.scoring_draws,
+        selects=plan.is_protocol,
+    )
+    return Evaluation(recipe, run, plan, setting, _identity(recipe, plan, setting))
+
+
+def _given(recipe: Recipe, device: torch.device, options: EvaluationOptions) -> Subject:
+    return given_subject(
+        recipe,
+        device,
+        defence=options.get("defence"),
+        classifier=options.get("classifier"),
+        n_samples=options.get("n_samples"),
+        aggregation=options.get("aggregation"),
+    )
+
+
+def _identity(recipe: Recipe, plan: Plan, setting: Setting) -> dict[str, Any]:
+    """Return what a resumed evaluation must share, field by field."""
+    defence = setting.subject.defence if "defence" in plan.targets else None
+    images = setting.images
+    pixels = {"images": images.images, "labels": images.labels, "indices": images.indices}
+    sections = [section for section in TRAINING_SECTIONS if section != "threat"]
+    return {
+        "attack": plan.attack,
+        "targets": list(plan.targets),
+        "view": plan.view,
+        "eps": float(setting.threat.eps),
+        "norm": setting.threat.norm,
+        "seed": setting.seed,
+        "n_samples": None if defence is None else defence.n_samples,
+        "aggregation": getattr(defence, "aggregation", None),
+        "n_images": len(images),
+        "images": fingerprint(pixels),
+        "recipe": recipe_hash(recipe, sections),
+        **{name: setting.subject.checksums[name] for name in ("classifier", "purifier", "second_classifier")},
+        "draws": setting.draws,
+        "batch_size": recipe.evaluation.batch_size,
+        **asdict(setting.budget),
+    }

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from carso_cli.errors import StateError
+from carso_cli.runs.records import EvaluationFolder, Record, evaluation_id, find_to_resume
+
+
+def record(index: int, *, job: str = "defence/pgd", block: int = 0, **changes: Any) -> Record:
+    base = Record(
+        job=job,
+        block=block,
+        index=index,
+        label=1,
+        target="defence",
+        attack="pgd",
+        part="pgd",
+        view="exact",
+        aggregation="logit-mean",
+        n_samples=8,
+        eps=0.1,
+        norm="linf",
+        seed=0,
+        draws=20,
+        correct=13,
+        correct_selection=12,
+        majority_correct=True,
+        margin=0.25,
+        clean_margin=1.5,
+        loss=0.75,
+        distance=0.1,
+        disagreements=0,
+        certain=False,
+        settled=False,
+        settled_by=None,
+    )
+    return replace(base, **changes)
+
+
+def health(block: int, job: str = "defence/pgd") -> dict[str, Any]:
+    return {"job": job, "block": block, "seconds": 1.0, "steps": [], "messages": []}
+
+
+SIZES = {("defence/pgd", 0): 2, ("defence/pgd", 1): 2}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> EvaluationFolder:
+    folder = EvaluationFolder(tmp_path / "pgd-1234")
+    folder.start({"identity": {"attack": "pgd", "eps": 0.1}})
+    folder.append_block([record(0), record(1)], health(0))
+    folder.append_block([record(2, block=1), record(3, block=1)], health(1))
+    return folder
+
+
+def test_blocks_come_back(folder: EvaluationFolder) -> None:
+    blocks = folder.read_blocks(SIZES)
+    assert blocks["defence/pgd", 0] == [record(0), record(1)]
+    assert [line["block"] for line in folder.read_health()] == [0, 1]
+
+
+def test_a_number_that_is_not_finite_is_stored_as_null(folder: EvaluationFolder) -> None:
+    assert record(0, margin=float("nan"), loss=float("inf")).as_dict()["margin"] is None
+    assert json.dumps(record(0, loss=float("inf")).as_dict(), allow_nan=False)
+
+
+def test_every_cut_leaves_whole_blocks(folder: EvaluationFolder) -> None:
+    content, gradients = folder.records.read_bytes(), folder.gradients.read_bytes()
+    first_block = content[: content.index(b'"block": 1') - len('{"job": "defence/pgd", ')]
+    for cut in range(0, len(content), 37):
+        folder.records.write_bytes(content[:cut])
+        folder.gradients.write_bytes(gradients)
+        blocks = folder.read_blocks(SIZES)
+        assert set(blocks) == ({("defence/pgd", 0)} if cut >= len(first_block) else set())
+        # Disk agrees with what was returned, gradients included.
+        assert folder.records.read_bytes() == (first_block if blocks else b"")
+        assert {line["block"] for line in folder.read_health()} == {place[1] for place in blocks}
+
+
+def test_an_image_counted_twice_is_refused(folder: EvaluationFolder) -> None:
+    folder.append_block([record(2, block=1)], health(1))
+    with pytest.raises(StateError, match="block 1 of 'defence/pgd' counts images twice"):
+        folder.read_blocks(SIZES)
+
+
+def test_an_unplanned_job_is_refused(folder: EvaluationFolder) -> None:
+    with pytest.raises(StateError, match="holds block 1 of 'defence/pgd', not planned"):
+        folder.read_blocks({("defence/pgd", 0): 2})
+
+
+def test_a_field_of_another_version_is_refused(folder: EvaluationFolder) -> None:
+    folder.records.write_text(json.dumps({**record(0).as_dict(), "colour": "red"}) + "\n")
+    with pytest.raises(StateError, match="'colour'"):
+        folder.read_blocks(SIZES)
+
+
+def test_resuming_names_what_differs(tmp_path: Path) -> None:
+    stored = {"attack": "pgd", "eps": 0.1, "purifier": "a" * 64}
+    folder = EvaluationFolder(tmp_path / evaluation_id(stored))
+    with pytest.raises(StateError, match="holds no evaluation to resume"):
+        find_to_resume(tmp_path, stored)
+    folder.start({"identity": stored})
+    assert find_to_resume(tmp_path, stored).path == folder.path
+    with pytest.raises(StateError, match=r"eps was 0\.1, now 0\.2"):
+        find_to_resume(tmp_path, {**stored, "eps": 0.2})
+    with pytest.raises(StateError, match=r"purifier was a{12}, now b{12}"):
+        find_to_resume(tmp_path, {**stored, "purifier": "b" * 64})
+
+
+def test_the_nearest_of_several_is_named(tmp_path: Path) -> None:
+    for identity in ({"attack": "fgsm", "eps": 0.3, "seed": 1}, {"attack": "pgd", "eps": 0.1, "seed": 0}):
+        EvaluationFolder(tmp_path / evaluation_id(identity)).start({"identity": identity})
+    with pytest.raises(StateError, match=r": seed was 0, now 7$"):
+        find_to_resume(tmp_path, {"attack": "pgd", "eps": 0.1, "seed": 7})
+
+
+def test_settings_edited_by_hand_are_refused(tmp_path: Path) -> None:
+    identity = {"attack": "pgd", "eps": 0.1}
+    folder = EvaluationFolder(tmp_path / evaluation_id(identity))
+    folder.start({"identity": {**identity, "eps": 0.5}})
+    with pytest.raises(StateError, match=r"eps was 0\.5, now 0\.1"):
+        find_to_resume(tmp_path, identity)
+
+
+def test_a_carried_record_names_who_settled_it() -> None:
+    first = record(0, job="defence/a", certain=True, correct=0)
+    second = first.carried_to("defence/b", 0, attack="b")
+    third = second.carried_to("defence/c", 0, attack="c")
+    assert (second.settled, second.settled_by, second.job, second.attack) == (
+        True,
+        "defence/a",
+        "defence/b",
+        "b",
+    )
+    assert third.settled_by == "defence/a"
+    assert third.correct == 0
