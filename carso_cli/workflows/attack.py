@@ -21,7 +21,7 @@ from carso_cli.attacks.names import PROTOCOLS
 from carso_cli.data.image_files import read_images
 from carso_cli.data.image_set import ImageSet
 from carso_cli.errors import UsageError
-from carso_cli.pictures import amplified, save_grid
+from carso_cli.pictures.grids import amplified, save_grid
 from carso_cli.randomness import generator
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter

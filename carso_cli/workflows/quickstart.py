@@ -10,7 +10,7 @@ from torch import Tensor
 
 from carso_cli.build import load_defence
 from carso_cli.defence import Defence
-from carso_cli.pictures import save_grid
+from carso_cli.pictures.grids import save_grid
 from carso_cli.randomness import generator
 from carso_cli.recipe.load import load_recipe
 from carso_cli.reporter import Reporter
