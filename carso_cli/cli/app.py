@@ -26,6 +26,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("train-classifier", "carso_cli.cli.train_classifier", "Train a classifier for a recipe."),
     ("import-release", "carso_cli.cli.import_release", "Turn published purifier files into a run."),
     ("recipes", "carso_cli.cli.recipes", "List, show, copy and validate recipes."),
+    ("doctor", "carso_cli.cli.doctor", "What works here, what is missing, how to get it."),
 )
 
 

@@ -31,9 +31,10 @@ def command(
 ) -> None:
     """Turn a published purifier into a run that evaluate, attack, predict and report use like any other.
 
-    DIR holds three files whose names end in _repr_compressors.safetensors, _repr_fcn_compressor.safetensors
-    and _decoder.safetensors. The classifier's weights are those of the recipe. Every tensor must fit; the
-    encoder is not published, so the run cannot be trained on.
+    DIR holds three files, whose names end in _repr_compressors.safetensors,
+    _repr_fcn_compressor.safetensors and _decoder.safetensors; the classifier's
+    weights are those of the recipe. Every tensor must fit. The encoder is not
+    published, so the run cannot be trained on.
     """
     chosen = read_recipe(recipe, overrides)
     target = run or Path(chosen.run_folder)
@@ -43,10 +44,9 @@ def command(
     if json:
         print_json(result)
         return
-    files = [[Path(path).name, f"SHA-256 {result['sha256'][part]}"] for part, path in result["files"].items()]
+    checksums = {**result["sha256"], "classifier": result["classifier"]}
     rows = [
-        *files,
-        ["for the classifier", f"SHA-256 {result['classifier']}"],
+        *([f"{part}, SHA-256", f"{checksum[:16]}…"] for part, checksum in checksums.items()),
         ["parameters", f"{result['parameters']:,}"],
         ["run", result["run"]],
     ]

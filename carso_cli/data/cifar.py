@@ -39,6 +39,10 @@ class _CifarClass(Protocol):
     filename: str
     tgz_md5: str
     base_folder: str
+    train_list: list[tuple[str, str]]
+    """File names and MD5 checksums."""
+    test_list: list[tuple[str, str]]
+    meta: dict[str, str]
 
     def __call__(self, root: str, train: bool, download: bool) -> _Cifar: ...
 

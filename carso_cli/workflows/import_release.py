@@ -16,7 +16,7 @@ from torch import Tensor
 from carso_cli import __version__
 from carso_cli.build import build_classifier, build_purifier, classifier_fingerprint
 from carso_cli.classifiers.weights import read_tensors
-from carso_cli.errors import WeightsError, nearest
+from carso_cli.errors import UsageError, WeightsError, nearest
 from carso_cli.purifier.release import PUBLISHED_PARTS, from_release, to_release
 from carso_cli.recipe.load import dump_recipe
 from carso_cli.recipe.schema import Recipe
@@ -48,6 +48,8 @@ def import_release(folder: Path, recipe: Recipe, *, run: Path, reporter: Reporte
             are missing, or if a tensor is missing, unexpected or of another shape; all are listed.
     """
     target = RunFolder(run)
+    if target.recipe.is_file():
+        raise UsageError(f"{run} already holds a run", hint="choose another folder with --run DIR")
     target.prepare(resume=False)
     files = find_release(folder)
     reporter.say(f"reading {', '.join(path.name for path in files.values())}")

@@ -17,7 +17,7 @@ PAPER = ("cifar10", "cifar100", "tinyimagenet200")
 
 
 def test_every_file_is_a_listed_recipe() -> None:
-    assert len(FILES) == 5
+    assert len(FILES) == 8
     assert [recipe.path for recipe in list_recipes()] == sorted(
         FILES, key=lambda path: path.with_suffix("").as_posix()
     )
@@ -156,6 +156,42 @@ def test_headers_hold_the_papers_figures(name: str, figures: tuple[str, ...]) ->
     assert "the paper's figures, none of them measured by us" in header
     for figure in figures:
         assert figure in header
+
+
+# name: the recipe it follows, the classifier, figures of Table 18
+TABLE_18 = {
+    "cifar10-rebuffi2021": (
+        "cifar10",
+        "Rebuffi2021Fixing_28_10_cutmix_ddpm",
+        ("0.8733", "0.6075", "0.8152", "0.7070"),
+    ),
+    "cifar10-gowal2020": (
+        "cifar10",
+        "Gowal2020Uncovering_28_10_extra",
+        ("0.8948", "0.6280", "0.8361", "0.7335"),
+    ),
+    "cifar100-rebuffi2021": (
+        "cifar100",
+        "Rebuffi2021Fixing_28_10_cutmix_ddpm",
+        ("0.6241", "0.3206", "0.5723", "0.5580"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLE_18)
+def test_table_18_changes_the_classifier_and_nothing_else(name: str) -> None:
+    followed, classifier, figures = TABLE_18[name]
+    recipe, base = load_recipe(name), load_recipe(followed)
+    assert recipe.classifier.at is not None
+    assert recipe.classifier.at.name == classifier
+    own = {"name", "description", "reproduces", "classifier"}
+    assert recipe.model_dump(exclude=own) == base.model_dump(exclude=own)
+    apart = {"at", "clean"}
+    assert recipe.classifier.model_dump(exclude=apart) == base.classifier.model_dump(exclude=apart)
+    assert recipe.reproduces.startswith("Table 18, ")
+    header = read_recipe_file(name).split("\n\n")[0]
+    for figure in figures:
+        assert header.count(figure) == 1
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10-small"])

@@ -157,7 +157,8 @@ def test_evaluate_takes_it_like_any_other(trained: Path, released: Path, tmp_pat
     options: dict[str, Any] = {"attack": "none", "limit": 10, "device": "cpu", "reporter": QUIET}
     small = ("evaluation.scoring_draws=2", "evaluation.n_samples=2")
     ours, theirs = (
-        evaluate(recipe_of(run, *small), run=run, **options)["results"] for run in (trained, tmp_path / "back")
+        evaluate(recipe_of(run, *small), run=run, **options)["results"]
+        for run in (trained, tmp_path / "back")
     )
     assert [(row["target"], row["accuracy"]) for row in ours] == [
         (row["target"], row["accuracy"]) for row in theirs
