@@ -245,6 +245,8 @@ class Evaluation(Section):
     aggregation: Aggregation = "doubly-exponential"
     second_kind: Kind = "at"
     """Training of the second classifier instance, which classifies the reconstructions."""
+    images: Count | None = None
+    """Test images, class-balanced and seeded, unless `--limit` says otherwise; all when left out."""
     batch_size: Count = 128
     """Images scored or attacked together."""
     pgd_steps: Count = 40

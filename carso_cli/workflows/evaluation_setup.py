@@ -108,11 +108,11 @@ def prepare_evaluation(
         )
     eps = options.get("eps") or recipe.threat.eps
     norm = options.get("norm") or recipe.threat.norm
-    images = options.get("images")
-    seed = options.get("seed")
+    images, seed = options.get("images"), options.get("seed")
+    limit = options.get("limit") or recipe.evaluation.images
     setting = Setting(
         subject=subject,
-        images=images or load_images(recipe, "test", limit=options.get("limit"), reporter=reporter),
+        images=images or load_images(recipe, "test", limit=limit, reporter=reporter),
         threat=ThreatModel(norm, eps),
         budget=plan_budget(recipe, plan, eps=eps, norm=norm),
         seed=recipe.seed if seed is None else seed,
