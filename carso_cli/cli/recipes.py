@@ -30,10 +30,10 @@ def list_shipped(json: JsonOption = False) -> None:
     if json:
         print_json([{"name": shipped.name, "path": str(shipped.path), **_summary(r)} for shipped, r in found])
         return
-    columns = ("data", "classes", "classifier", "reproduces")
+    columns = ("data", "classifier", "reproduces")
     rows = [[shipped.name, *(str(_summary(r)[column]) or "–" for column in columns)] for shipped, r in found]
     caption = "carso recipes show NAME prints one; carso recipes cp NAME makes it yours"
-    output().print(table(("recipe", *columns), rows, caption=caption, numeric=("classes",)))
+    output().print(table(("recipe", *columns), rows, caption=caption))
 
 
 def _summary(recipe: Recipe) -> dict[str, str | int]:

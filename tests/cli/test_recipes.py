@@ -10,7 +10,16 @@ import pytest
 from carso_cli.cli.app import run
 from carso_cli.recipe.load import load_recipe, load_recipe_text, read_recipe_file
 
-NAMES = ["cifar10", "cifar10-small", "cifar100", "digits", "tinyimagenet200"]
+NAMES = [
+    "cifar10",
+    "cifar10-gowal2020",
+    "cifar10-rebuffi2021",
+    "cifar10-small",
+    "cifar100",
+    "cifar100-rebuffi2021",
+    "digits",
+    "tinyimagenet200",
+]
 Capture = pytest.CaptureFixture[str]
 
 
