@@ -15,7 +15,7 @@ from torch import Tensor
 
 from carso_cli import __version__
 from carso_cli.build import build_classifier, build_purifier, classifier_fingerprint
-from carso_cli.classifiers.weights import read_tensors
+from carso_cli.classifiers.weights import read_header, read_tensors
 from carso_cli.errors import UsageError, WeightsError, nearest
 from carso_cli.purifier.release import PUBLISHED_PARTS, from_release, to_release
 from carso_cli.recipe.load import dump_recipe
@@ -54,8 +54,9 @@ def import_release(folder: Path, recipe: Recipe, *, run: Path, reporter: Reporte
     files = find_release(folder)
     reporter.say(f"reading {', '.join(path.name for path in files.values())}")
     published = {part: read_tensors(path) for part, path in files.items()}
-    kind = recipe.representation.kind
-    classifier = build_classifier(recipe, kind)
+    classifier = build_classifier(recipe, recipe.representation.kind)
+    checksum = classifier_fingerprint(classifier)
+    _check_classifier(files, checksum)
     with torch.device("meta"):
         expected = build_purifier(recipe, classifier).state_dict()
     _check(published, expected, recipe, folder)
@@ -65,7 +66,6 @@ def import_release(folder: Path, recipe: Recipe, *, run: Path, reporter: Reporte
         for key, tensor in from_release(part, published[part]).items()
     }
     checksums = {part: file_sha256(path) for part, path in files.items()}
-    checksum = classifier_fingerprint(classifier)
     metadata = {
         "inference_only": True,
         "recipe_name": recipe.name,
@@ -103,11 +103,11 @@ def export_release(run: Path, out: Path, *, name: str) -> dict[str, Path]:
         CarsoError: If the files cannot be written.
     """
     purifier = RunFolder(run).require_purifier(f"carso train-purifier RECIPE --run {run}")
-    state, _ = load_tensors(purifier)
+    state, metadata = load_tensors(purifier)
     ensure_folder(out)
     files = {part: out / f"{name}_{part}.safetensors" for part in PUBLISHED_PARTS}
     for part, path in files.items():
-        save_tensors(path, to_release(part, state), {"format": "carso release", "part": part})
+        save_tensors(path, to_release(part, state), {"part": part, "classifier": metadata["classifier"]})
     return files
 
 
@@ -144,6 +144,17 @@ def find_release(folder: Path) -> dict[str, Path]:
             hint="put the three files of one published purifier into a folder of their own",
         )
     return files
+
+
+def _check_classifier(files: Mapping[str, Path], checksum: str) -> None:
+    """Hold the classifier against the one that our own files name; the authors' name none."""
+    for path in files.values():
+        stated = read_header(path).get("classifier", checksum)
+        if stated != checksum:
+            raise WeightsError(
+                f"{path} is for a classifier with checksum {stated[:12]}; the recipe's has {checksum[:12]}",
+                hint="put the weights back that the purifier was trained with",
+            )
 
 
 def _check(

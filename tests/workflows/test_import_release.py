@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from carso_cli import load_defence
 from carso_cli.build import build_classifier, load_images
+from carso_cli.classifiers.registry import SHIPPED_FOLDER
 from carso_cli.cli.app import run as carso
 from carso_cli.errors import StateError, UsageError, WeightsError
 from carso_cli.purifier.release import PUBLISHED_PARTS
@@ -138,6 +140,44 @@ def test_a_trained_run_comes_back_to_identical_predictions(
     assert result["parameters"] == sum(p.numel() for p in after.purifier.parameters())
 
 
+@pytest.mark.shared
+def test_so_it_does_on_real_images(shared_folder: Path, tmp_path: Path) -> None:
+    # CIFAR-10's test images, and a WideResNet of ours for images of that form.
+    kept: dict[str, int] = {}
+    with (
+        zipfile.ZipFile(shared_folder / "data" / "cifar10-test.zip") as every,
+        zipfile.ZipFile(tmp_path / "test.zip", "w") as test,
+        zipfile.ZipFile(tmp_path / "train.zip", "w") as train,
+    ):
+        for name in (member for member in every.namelist() if not member.endswith("/")):
+            folder = name.rpartition("/")[0]
+            kept[folder] = kept.get(folder, 0) + 1
+            if kept[folder] <= 6:
+                test.writestr(name, every.read(name))
+                train.writestr(name.replace("/test/", "/train/"), every.read(name))
+    recipe = load_recipe(
+        "cifar10-small",
+        (
+            *SHORT,
+            f"data.root={tmp_path}",
+            "data.train=train.zip",
+            "data.test=test.zip",
+            "data.mean=[0.3051, 0.3051, 0.3051]",
+            "data.std=[0.3238, 0.3238, 0.3238]",
+            "classifier.width=1",
+            f"classifier.at.file={SHIPPED_FOLDER / 'digits-at.safetensors'}",
+            "representation.layers=[layer.0.block.0.conv_0, layer.2.block.0.conv_1]",
+        ),
+    )
+    train_purifier(recipe, run=tmp_path / "run", reporter=QUIET, device="cpu")
+    export_release(tmp_path / "run", tmp_path / "release", name="wrn_10_1_cifar10_carso")
+    import_release(tmp_path / "release", recipe, run=tmp_path / "back", reporter=QUIET)
+    images = load_images(recipe, "test", limit=30).pixels(slice(None))
+    before, after = (load_defence(tmp_path / run, device="cpu") for run in ("run", "back"))
+    latents = before.draw_latents(len(images))
+    assert torch.equal(before(images, latents=latents), after(images, latents=latents))
+
+
 def test_the_run_says_what_it_is(trained: Path, released: Path, tmp_path: Path) -> None:
     run = tmp_path / "back"
     import_release(released, recipe_of(trained), run=run, reporter=QUIET)
@@ -190,6 +230,16 @@ def test_a_run_is_never_overwritten(trained: Path, released: Path) -> None:
 
 
 # --- what does not fit ---
+
+
+def test_files_of_ours_say_which_classifier_they_are_for(
+    trained: Path, released: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(trained, "representation.kind=clean")
+    with pytest.raises(
+        WeightsError, match=r"_repr_compressors\.safetensors is for a classifier with checksum"
+    ):
+        import_release(released, recipe, run=tmp_path / "back", reporter=QUIET)
 
 
 def drop(folder: Path) -> None:
