@@ -33,6 +33,9 @@ from carso_cli.cli.options import (
 )
 from carso_cli.cli.progress import RichReporter
 
+DEFAULT_LIMIT = 64
+"""Images attacked when no number is asked for."""
+
 AttackOption = Annotated[
     str, typer.Option("--attack", metavar="NAME", help="A single attack, such as pgd-eot or apgd-ce.")
 ]
@@ -62,7 +65,7 @@ def command(
     view: ViewOption = None,
     eps: EpsOption = None,
     norm: NormOption = None,
-    limit: LimitOption = 64,
+    limit: LimitOption = None,
     seed: SeedOption = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
@@ -70,8 +73,9 @@ def command(
 ) -> None:
     """Make adversarial examples against the classifier or the whole defence.
 
-    Saves images, examples, labels, predictions and distances, and a picture beside them. Image files have no
-    labels; the target's own decision on each stands in for it.
+    Saves images (64 of the test split unless --limit says otherwise), examples, labels, predictions and
+    distances, and a picture beside them. Image files have no labels; the target's own decision on each
+    stands in for it.
     """
     from carso_cli.workflows.attack import attack as make_examples
 
@@ -90,7 +94,7 @@ def command(
         view=choice("view", view, VIEWS),
         eps=eps,
         norm=choice("norm", norm, NORMS),
-        limit=limit,
+        limit=limit or DEFAULT_LIMIT,
         seed=seed,
         device=device,
     )

@@ -11,6 +11,7 @@ from rich.text import Text
 from carso_cli.cli.display import accuracy, duration, figure, output, table
 from carso_cli.runs.paper import paper_row
 
+_BOUNDS = {"at most": "<=", "at least": ">="}
 _VERDICTS = {True: "passed", False: "FAILED", None: "–"}
 
 
@@ -28,7 +29,7 @@ def evaluation_tables(summary: Mapping[str, Any]) -> list[Table | Text]:
     if large is not None:
         parts.append(large)
     parts += [_attacks(summary, target) for target in ("classifier", "defence") if _rows(summary, target)]
-    parts.append(_checks(summary))
+    parts += [_checks(summary), *_not_run(summary)]
     parts.append(Text(headline_line(summary), style="bold"))
     if summary["exact"] is not None:
         parts.append(Text(f"On the exact view: {_exact_line(summary['exact'])}"))
@@ -121,10 +122,23 @@ def _describe(summary: Mapping[str, Any], target: str) -> str:
 def _checks(summary: Mapping[str, Any]) -> Table:
     rows = []
     for check in summary["checks"]:
-        value, threshold = figure(check["value"]), figure(check["threshold"])
-        rows.append([check["name"], value, threshold, _VERDICTS[check["passed"]], check["meaning"]])
+        if check["value"] is None and check["passed"] is None:
+            continue
+        bound = f"{_BOUNDS[check['bound']]} {figure(check['threshold'])}" if check["bound"] else "–"
+        rows.append(
+            [check["name"], figure(check["value"]), bound, _VERDICTS[check["passed"]], check["meaning"]]
+        )
     columns = ("check", "value", "bound", "verdict", "meaning")
     return table(columns, rows, title="trust checks", numeric=("value", "bound", "verdict"))
+
+
+def _not_run(summary: Mapping[str, Any]) -> list[Text]:
+    """Return a line per reason for which checks were not run."""
+    by_reason: dict[str, list[str]] = {}
+    for check in summary["checks"]:
+        if check["value"] is None and check["passed"] is None:
+            by_reason.setdefault(check["meaning"], []).append(check["name"])
+    return [Text(f"{', '.join(names)}: {reason}") for reason, names in by_reason.items()]
 
 
 def _rows(summary: Mapping[str, Any], target: str) -> Sequence[Mapping[str, Any]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from carso_cli import __version__
-from carso_cli.errors import InterruptedRun, UsageError
+from carso_cli.errors import InterruptedRun, StateError, UsageError
 from carso_cli.recipe.load import recipe_hash
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
@@ -71,7 +71,7 @@ def evaluate(
     folder = _open_folder(evaluation, resume=resume, force=force)
     if folder.summary.is_file():
         reporter.say(f"{folder.path} is complete; showing its stored result")
-        return read_json(folder.summary)
+        return _stored_result(folder)
     try:
         records = _run_jobs(evaluation, folder, reporter)
         health = folder.read_health()
@@ -94,6 +94,16 @@ def evaluate(
         exact=exact_counterpart(folder.path.parent, evaluation.plan, evaluation.identity),
     )
     write_json(folder.summary, summary)
+    return summary
+
+
+def _stored_result(folder: EvaluationFolder) -> dict[str, Any]:
+    summary = read_json(folder.summary)
+    if summary.get("schema") != SCHEMA:
+        raise StateError(
+            f"{folder.summary} has schema {summary.get('schema')}; this version reads {SCHEMA}",
+            hint="--force evaluates again",
+        )
     return summary
 
 

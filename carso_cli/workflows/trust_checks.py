@@ -39,6 +39,8 @@ class Check:
     threshold: float | None
     passed: bool | None
     meaning: str
+    bound: str | None = None
+    """How the value must stand to the threshold: `at most` or `at least`."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -47,12 +49,12 @@ class Check:
 
 def at_most(name: str, value: float | None, threshold: float, meaning: str) -> Check:
     """Return a check that passes while the value is known and not above the threshold."""
-    return Check(name, value, threshold, value is not None and value <= threshold, meaning)
+    return Check(name, value, threshold, value is not None and value <= threshold, meaning, "at most")
 
 
 def at_least(name: str, value: float | None, threshold: float, meaning: str) -> Check:
     """Return a check that passes when the value is known and not below the threshold."""
-    return Check(name, value, threshold, value is not None and value >= threshold, meaning)
+    return Check(name, value, threshold, value is not None and value >= threshold, meaning, "at least")
 
 
 def not_run(name: str, reason: str) -> Check:
@@ -196,7 +198,7 @@ def _loss_rises(evidence: Evidence) -> Check:
         else:
             rises.append((max(later) - losses[0]) / max(abs(losses[0]), 1e-6))
     if silent:
-        return Check("loss-rises", None, _FLAT, False, f"{meaning}; here the loss is not even finite")
+        return at_least("loss-rises", None, _FLAT, f"{meaning}; here the loss is not even finite")
     if not rises:
         return not_run("loss-rises", "no attack here shows its loss at several steps")
     return at_least("loss-rises", min(rises), _FLAT, meaning)

@@ -110,7 +110,8 @@ def test_summary_holds_what_was_promised(whole: tuple[Path, dict[str, Any]]) -> 
     assert set(summary) >= MINIMUM
     assert all(set(row) >= ROW for row in summary["results"])
     assert all(
-        set(check) == {"name", "value", "threshold", "passed", "meaning"} for check in summary["checks"]
+        set(check) == {"name", "value", "threshold", "passed", "meaning", "bound"}
+        for check in summary["checks"]
     )
     assert summary["n_images"] == 11
     assert {row["target"] for row in summary["results"]} == {"classifier", "defence"}

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from carso_cli import __version__
+from carso_cli.build import build_classifier, build_purifier, classifier_fingerprint
+from carso_cli.cli.app import run
+from carso_cli.cli.evaluation_tables import evaluation_tables
+from carso_cli.recipe.load import TRAINING_SECTIONS, dump_recipe, load_recipe, recipe_hash
+from carso_cli.runs.checkpoints import save_tensors
+from carso_cli.runs.folder import RunFolder
+from carso_cli.runs.paper import paper_figures, paper_row
+
+SMALL = (
+    "purifier.condition_features=8",
+    "purifier.latent_features=4",
+    "evaluation.n_samples=2",
+    "evaluation.scoring_draws=3",
+    "evaluation.pgd_steps=2",
+    "evaluation.apgd_steps=2",
+    "evaluation.eot_draws=2",
+    "evaluation.pgd_eot_steps=2",
+    "evaluation.square_queries=3",
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of digits as training leaves it, its purifier's weights random."""
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "digits")
+    folder.path.mkdir()
+    recipe = load_recipe("digits", SMALL)
+    classifier = build_classifier(recipe, "at")
+    torch.manual_seed(0)
+    purifier = build_purifier(recipe, classifier)
+    folder.recipe.write_text(dump_recipe(recipe))
+    metadata = {
+        "recipe": recipe_hash(recipe, TRAINING_SECTIONS),
+        "classifier": classifier_fingerprint(classifier),
+        "layers": list(recipe.representation.layers),
+        "version": __version__,
+    }
+    save_tensors(folder.purifier, purifier.state_dict(), metadata)
+    return folder.path
+
+
+def call(*arguments: object) -> int:
+    return run([str(argument) for argument in arguments])
+
+
+def test_a_single_attack(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("evaluate", "--run", trained, "--attack", "pgd", "--limit", 10, "--n-samples", 3)
+    assert call(*command, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [(row["target"], row["attack"]) for row in printed["results"]] == [
+        ("classifier", "none"),
+        ("classifier", "pgd"),
+        ("defence", "none"),
+        ("defence", "pgd"),
+    ]
+    assert printed["results"][-1]["n_samples"] == 3
+    assert printed["n_images"] == 10
+    assert printed["classifier"]["clean"] > 0.7
+    # Again: refused, then shown from disk, then at another eps refused.
+    assert call(*command) == 2
+    assert "--resume goes on with it" in capsys.readouterr().err
+    assert call(*command, "--resume", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == printed
+    assert call(*command, "--resume", "--eps", "8/255") == 5
+    assert "eps was 0.1, now 0.031372" in capsys.readouterr().err
+    assert call(*command, "--resume") == 0
+    assert "trust checks" in capsys.readouterr().out
+
+
+def test_strict_fails_after_the_result_is_stored(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Majority vote has no gradient: nothing that an attack on it does can be trusted.
+    command = ("evaluate", "--run", trained, "--attack", "pgd-eot", "--limit", 12, "--target", "defence")
+    assert call(*command, "--aggregation", "majority-vote", "--strict", "--json") == 4
+    captured = capsys.readouterr()
+    assert "zero-gradients" in json.loads(captured.out)["failed"]
+    assert "trust checks failed: " in captured.err
+    assert list(trained.glob("evaluation/pgd-eot-*/summary.json"))
+
+
+def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("evaluate", "--run", tmp_path / "none", "--limit", 2) == 5
+    assert f"carso train-purifier digits --run {tmp_path / 'none'}" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    assert (
+        call(
+            "evaluate", "--run", tmp_path / "none", "--limit", 2, "--target", "classifier", "--attack", "fgsm"
+        )
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--attack", "pgd-eto"), "did you mean 'pgd-eot'"),
+        (("--view", "exakt"), "unknown view 'exakt'; did you mean 'exact'"),
+        (("--aggregation", "mean"), "unknown aggregation 'mean'"),
+        (("--target", "defense"), "unknown target 'defense'; did you mean 'defence'"),
+        (("--norm", "l1"), "unknown norm 'l1'"),
+        (("--attack", "aa", "--target", "defence"), "does not fit the target 'defence'"),
+        (("--set", "evaluation.n_sample=3"), "n_samples"),
+    ],
+)
+def test_wrong_input(
+    trained: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
+) -> None:
+    assert call("evaluate", "--run", trained, *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_of_another_recipe_is_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("evaluate", "cifar10", "--run", trained) == 5
+    assert "was trained with recipe 'digits', not 'cifar10'" in capsys.readouterr().err
+
+
+def test_dry_run_predicts_and_does_nothing(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(trained.rglob("*"))
+    assert call("evaluate", "--run", trained, "--limit", 6, "--dry-run", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"]["eot_draws"] == 2
+    jobs = {job["job"]: job["seconds"] for job in found["cost"]["jobs"]}
+    assert found["cost"]["seconds"] == pytest.approx(sum(jobs.values()))
+    assert jobs["defence/rand-aa/exact"] > jobs["defence/pgd/exact"] > jobs["defence/noise"] > 0
+    assert sorted(trained.rglob("*")) == before
+    assert call("evaluate", "--run", trained, "--limit", 6, "--dry-run") == 0
+    assert "in all, at most about" in capsys.readouterr().out
+
+
+def test_attack_saves_examples(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "found" / "examples.safetensors"
+    assert call("attack", "--run", trained, "--attack", "fgsm", "--limit", 4, "--out", out, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n_images"], found["target"]) == (4, "defence")
+    assert out.is_file()
+    assert out.with_suffix(".png").is_file()
+    assert call("attack", "--run", trained, "--attack", "quick") == 2
+    assert "'quick' is a protocol" in capsys.readouterr().err
+
+
+def test_tables_fit_eighty_columns(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--attack", "published", "--limit", 10, "--json")
+    assert call("evaluate", "--run", trained, *options) == 0
+    summary: dict[str, Any] = json.loads(capsys.readouterr().out)
+    summary["settings"]["reproduces"] = "Table 2, scenario (a)"
+    console = Console(width=80, record=True, file=None, highlight=False)
+    with console.capture() as captured:
+        for part in evaluation_tables(summary):
+            console.print(part)
+    text = captured.get()
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    # The paper's figures stand under ours, by that name.
+    paper = next(line for line in text.splitlines() if line.strip().startswith("paper"))
+    assert [float(word) for word in paper.split()[1:6]] == [0.922, 0.869, 0.677, 0.761, 0.769]
+    assert "as published" in text
+    assert "On the exact view: not run" in " ".join(text.split())
+    for name in ("rand-aa", "pgd-eot", "released", "rule-agreement"):
+        assert name in text
+
+
+def test_paper_figures_are_found_by_what_a_recipe_reproduces() -> None:
+    row = paper_row("Table 2, scenario (b)", "2")
+    assert row is not None
+    columns = ("AT/Cl", "C/Cl", "AT/AA", "C/randAA", "PGD+EoT")
+    assert [row[name] for name in columns] == [0.7385, 0.6806, 0.3918, 0.6665, None]
+    assert paper_row("", "2") is None
+    table_four = paper_figures()["4"]["(a)"]
+    assert table_four["doubly-exponential"]["C/randAA"] == paper_figures()["2"]["(a)"]["C/randAA"]
+    assert table_four["logit-mean"]["C/randAA"] == 0.0086
