@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from carso_cli.classifiers.load import load_classifier
+from carso_cli.classifiers.weights import load_strict
 from carso_cli.classifiers.wide_resnet import WideResNet
 from carso_cli.data.datasets import load_split
 from carso_cli.data.image_set import ImageSet, balanced_subset
@@ -216,12 +217,13 @@ def load_purifier(path: Path, recipe: Recipe, classifier: nn.Module) -> Purifier
     purifier = build_purifier(recipe, classifier)
     if metadata.get("inference_only"):
         purifier.drop_encoder()
-    mismatch = purifier.load_state_dict(tensors, strict=False)
-    if mismatch.missing_keys or mismatch.unexpected_keys:
+    try:
+        load_strict(purifier, tensors, path)
+    except WeightsError as error:
         raise StateError(
-            f"{path} does not fit its recipe: missing {mismatch.missing_keys[:3]}, "
-            f"unexpected {mismatch.unexpected_keys[:3]}"
-        )
+            error.message, hint="its recipe.yaml was changed after training; undo that"
+        ) from None
+    channels_last(purifier)
     return purifier
 
 

@@ -166,6 +166,14 @@ def test_damaged_purifier_is_refused(copied: Path) -> None:
         load_defence(copied, device="cpu")
 
 
+def test_a_recipe_changed_after_training_is_noticed(copied: Path) -> None:
+    recipe = copied / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("condition_features: 16", "condition_features: 20"))
+    with pytest.raises(StateError, match=r"weight is \(16, \d+\), not \(20, ") as caught:
+        load_defence(copied, device="cpu")
+    assert "recipe.yaml was changed" in caught.value.hint
+
+
 def test_missing_run_names_the_command_that_trains_it(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="holds no trained purifier") as caught:
         load_defence(tmp_path / "none")
