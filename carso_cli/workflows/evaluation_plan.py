@@ -183,7 +183,7 @@ def plan_budget(recipe: Recipe, plan: Plan, *, eps: float, norm: str) -> Budget:
     section, threat = recipe.evaluation, recipe.threat
 
     def step(size: float, steps: int) -> float:
-        return size * eps / threat.eps if norm == threat.norm else 2.5 * eps / steps
+        return size * (eps / threat.eps) if norm == threat.norm else 2.5 * eps / steps
 
     return Budget(
         pgd_steps=section.pgd_steps,

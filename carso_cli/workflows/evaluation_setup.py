@@ -37,7 +37,7 @@ class EvaluationOptions(TypedDict, total=False):
     target: str | None
     """`classifier` or `defence`; both, where the attack fits both, when left out."""
     limit: int | None
-    """Number of test images, class-balanced; all when left out."""
+    """Number of test images, class-balanced; `evaluation.images` of the recipe when left out."""
     device: str
     """`auto`, the default, `cpu`, `cuda`, `cuda:N` or `mps`."""
     seed: int | None
