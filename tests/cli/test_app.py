@@ -176,7 +176,7 @@ def test_one_process_reports_what_all_of_them_meet(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["recips"], "there is no command 'recips'; did you mean 'recipes'?"),
+        (["recipess"], "there is no command 'recipess'; did you mean 'recipes'?"),
         (["zzz"], "there is no command 'zzz'"),
         (["recipes", "lst"], "there is no command 'lst'; did you mean 'ls'?"),
         (["recipes", "ls", "--jsn"], "there is no option '--jsn'; did you mean '--json'?"),

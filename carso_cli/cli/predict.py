@@ -1,0 +1,107 @@
+"""`carso predict`: classify image files with a trained defence."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from carso_cli.cli.display import messages, output, print_json, table
+from carso_cli.cli.evaluate import AGGREGATIONS, AggregationOption, choice
+from carso_cli.cli.options import DeviceOption, JsonOption, NSamplesOption, RunOption, SeedOption, read_recipe
+from carso_cli.cli.progress import RichReporter
+from carso_cli.errors import UsageError
+
+
+def command(
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE…", help="Image files, folders of them, or - for a list on stdin."),
+    ],
+    run: RunOption = None,
+    n_samples: NSamplesOption = None,
+    aggregation: AggregationOption = None,
+    seed: SeedOption = None,
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Crop and resize images that do not have the recipe's size.")
+    ] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save", metavar="DIR", help="Folder for the reconstructions, as PNG.", show_default=False
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Classify image files: class, probability, and how the reconstructions vote.
+
+    Grey images become colour, or colour grey, as the run needs; images of another size are refused unless
+    --resize fits them. The same image and seed always give the same answer.
+    """
+    chosen = choice("aggregation", aggregation, AGGREGATIONS)
+    named = _named(images)
+    from carso_cli.workflows.predict import predict
+
+    result = predict(
+        named,
+        run=run or Path(read_recipe(None, None).run_folder),
+        reporter=RichReporter(),
+        n_samples=n_samples,
+        aggregation=chosen,
+        seed=seed,
+        device=device,
+        resize=resize,
+        save=save,
+    )
+    if json:
+        print_json(result)
+        return
+    _show(result)
+
+
+def _named(images: Sequence[str]) -> list[str]:
+    """Replace `-` by the lines of stdin.
+
+    Raises:
+        UsageError: If stdin holds no path.
+    """
+    if "-" not in images:
+        return list(images)
+    # Bytes, since a path need not be valid text in any encoding.
+    lines = [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines() if line.strip()]
+    if not lines:
+        raise UsageError("no path came on stdin", hint="carso predict - takes one path a line")
+    place = images.index("-")
+    return [*images[:place], *lines, *(name for name in images[place + 1 :] if name != "-")]
+
+
+def _show(result: dict[str, Any]) -> None:
+    rows = [
+        [
+            row["path"],
+            row["class"],
+            f"{row['probability']:.3f}",
+            f"{row['mean_probability']:.3f}",
+            f"{row['agreement']:.2f}",
+            ", ".join(f"{name}: {count}" for name, count in row["votes"].items()),
+            row["classifier"]["class"],
+        ]
+        for row in result["images"]
+    ]
+    columns = ("image", "class", "P", "mean p", "agree", "votes", "classifier")
+    title = f"{result['recipe']}: {result['aggregation']}, N = {result['n_samples']}, seed {result['seed']}"
+    caption = (
+        "P: of the aggregation, near 1 by its nature under doubly-exponential; mean p: the class's softmax "
+        "averaged over samples; agree: share of samples for the class; classifier: without purifier"
+    )
+    output().print(table(columns, rows, title=title, caption=caption, numeric=("P", "mean p", "agree")))
+    if result["grid"] is not None:
+        count = sum(len(row["saved"]) for row in result["images"])
+        messages().print(
+            f"{count} reconstructions and {result['grid']} written", markup=False, soft_wrap=True
+        )

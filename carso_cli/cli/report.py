@@ -1,0 +1,174 @@
+"""`carso report`: the paper's tables from stored results, a page, pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from carso_cli import __version__
+from carso_cli.cli.display import messages, output
+from carso_cli.cli.options import DeviceOption
+from carso_cli.cli.progress import RichReporter
+from carso_cli.errors import UsageError, nearest
+from carso_cli.reports.html import page_html, table_html
+from carso_cli.reports.markup import shown, to_csv, to_json, to_latex, to_markdown
+from carso_cli.reports.table import Figure, ReportTable, Row
+from carso_cli.reports.tables import TABLES
+
+_TEXTS = {"markdown": to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json}
+FORMATS = ("rich", *_TEXTS, "html")
+_GAP = 2
+_LONG_WORD = 14
+
+
+def command(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="RUN…", help="Run folders; all under runs/ when left out.", show_default=False
+        ),
+    ] = None,
+    tables: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--table",
+            metavar="N",
+            help=f"Number of a table of the paper ({', '.join(TABLES)}); may be repeated; all when left out.",
+            show_default=False,
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="NAME", help=f"{', '.join(FORMATS)}; rich when left out.", show_default=False
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write one page that opens offline.", show_default=False),
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            "--pictures", metavar="DIR", help="Write the pictures as PNG and SVG.", show_default=False
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Draw the paper's tables from stored records, the paper's figures beside ours.
+
+    Nothing is measured anew: every row of ours names the records it was drawn from. With --html, a page of
+    tables, curves, picture grids, trust checks and settings.
+    """
+    if form is not None and form not in FORMATS:
+        suggestion = nearest(form, FORMATS, limit=1)
+        raise UsageError(
+            "; ".join(filter(None, (f"unknown format '{form}'", suggestion))),
+            hint=f"use {', '.join(FORMATS)}",
+        )
+    from carso_cli.workflows.report import report
+
+    result = report(
+        runs or (), reporter=RichReporter(), tables=tables or (), html=html, pictures=pictures, device=device
+    )
+    # Who asks for files only does not want every table on the terminal too.
+    if form is not None or tables or not result.written:
+        _print(result.tables, form or "rich")
+    for path in result.written:
+        messages().print(Text(f"written: {path}"), soft_wrap=True)
+
+
+def _print(tables: list[ReportTable], form: str) -> None:
+    if form == "rich":
+        show_tables(tables)
+    elif form == "html":
+        content = "".join(table_html(one) for one in tables)
+        page = page_html("carso report", [("tables", "The paper's tables", content)], version=__version__)
+        typer.echo(page, nl=False)
+    else:
+        typer.echo(_TEXTS[form](tables), nl=False)
+
+
+def show_tables(tables: list[ReportTable]) -> None:
+    """Print tables on stdout; a table too wide for the terminal is printed as one paragraph a row."""
+    console = output()
+    for place, one in enumerate(tables):
+        if place:
+            console.print()
+        cells = [_cells(one, row) for row in one.rows]
+        widths = _widths(one, cells, console.width)
+        if widths is None:
+            cells = [[_folded(text) for text in line] for line in cells]
+            widths = _widths(one, cells, console.width)
+        if widths is None:
+            _print_paragraphs(console, one)
+        else:
+            console.print(_drawn(one, cells, widths))
+        for note in one.notes:
+            console.print(Text(note, style="dim"))
+        for mark, trace in enumerate(one.traces, start=1):
+            console.print(Text(f"({mark}) {trace}", style="dim"), soft_wrap=True)
+
+
+def _cells(one: ReportTable, row: Row) -> list[str]:
+    """Write a row's cells, a figure's interval below it, which saves a third of the width."""
+    texts = [
+        f"{cell.main}\n{cell.interval}".rstrip() if isinstance(cell, Figure) else shown(cell)
+        for cell in row.cells
+    ]
+    texts[1] += _mark(one, row)
+    return texts
+
+
+def _mark(one: ReportTable, row: Row) -> str:
+    mark = one.mark(row)
+    return "" if mark is None else f" ({mark})"
+
+
+def _folded(text: str) -> str:
+    """Let long words break after their hyphens."""
+    words = (word if len(word) < _LONG_WORD else word.replace("-", "-\n") for word in text.split(" "))
+    return " ".join(words)
+
+
+def _widths(one: ReportTable, cells: list[list[str]], available: int) -> list[int] | None:
+    """Return each column's width, text columns narrowed to their longest word; None if that is too wide."""
+    columns = [[heading, *(line[place] for line in cells)] for place, heading in enumerate(one.columns)]
+    widths = [max(len(part) for text in column for part in text.split("\n")) for column in columns]
+    excess = sum(widths) + _GAP * (len(widths) - 1) - available
+    for place, flush in enumerate(one.numeric):
+        # A figure's interval holds a space and is not broken.
+        if not flush and excess > 0:
+            longest = max(len(word) for text in columns[place] for word in text.split())
+            given = min(excess, widths[place] - longest)
+            widths[place] -= given
+            excess -= given
+    return widths if excess <= 0 else None
+
+
+def _drawn(one: ReportTable, cells: list[list[str]], widths: list[int]) -> Table:
+    drawn = Table(
+        title=one.heading, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
+    )
+    drawn.padding = (0, _GAP - 1, 0, 0)
+    for column, flush, width in zip(one.columns, one.numeric, widths, strict=True):
+        drawn.add_column(Text(column), justify="right" if flush else "left", no_wrap=flush, width=width)
+    for line in cells:
+        drawn.add_row(*(Text(text) for text in line))
+    return drawn
+
+
+def _print_paragraphs(console: Console, one: ReportTable) -> None:
+    console.print(Text(one.heading, style="italic"))
+    for row in one.rows:
+        texts = [cell for cell in row.cells if isinstance(cell, str)]
+        console.print(Text(", ".join(texts) + _mark(one, row), style="bold"))
+        named = zip(one.columns, row.cells, strict=True)
+        figures = [f"{name} {cell}" for name, cell in named if isinstance(cell, Figure)]
+        console.print(Text(f"  {'; '.join(figures) or '–'}"))

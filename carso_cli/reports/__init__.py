@@ -1,0 +1,1 @@
+"""Reports: tables and pages drawn from stored records; nothing here computes a result."""

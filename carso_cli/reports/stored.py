@@ -1,0 +1,125 @@
+"""What a run has stored, as a report reads it: metrics, evaluations, ablations.
+
+Nothing is written, so a run that is still going on may be reported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from carso_cli.errors import StateError
+from carso_cli.reporter import Reporter
+from carso_cli.reports.ablated import StoredAblation, read_ablation
+from carso_cli.reports.evaluations import StoredEvaluation, read_evaluation
+from carso_cli.runs.files import read_json, read_json_lines
+from carso_cli.runs.folder import RunFolder
+from carso_cli.runs.paper import paper_figures
+
+_ORDER = ("adaptive", "published", "quick")
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run folder, read.
+
+    Args:
+        path: The folder, as it was named.
+        recipe: The resolved recipe as plain values.
+        environment: `environment.json`, empty if there is none.
+        metrics: Lines of `metrics.jsonl`.
+        evaluations: Complete evaluations, protocols first.
+        ablations: Tables of `carso ablate` by name.
+    """
+
+    path: Path
+    recipe: Mapping[str, Any]
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Sequence[Mapping[str, Any]] = ()
+    evaluations: Sequence[StoredEvaluation] = ()
+    ablations: Mapping[str, StoredAblation] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the recipe."""
+        return str(self.recipe["name"])
+
+    @property
+    def scenario(self) -> str | None:
+        """The paper's scenario, `(a)`, `(b)` or `(c)`, if the recipe reproduces one."""
+        found = re.search(r"\([abc]\)", self.recipe["reproduces"])
+        return found.group() if found else None
+
+    @property
+    def data(self) -> str:
+        """The data set by the paper's name where the recipe reproduces it, else the recipe's name."""
+        return str(paper_figures()["2"][self.scenario]["dataset"]) if self.scenario else self.name
+
+    @property
+    def plain_evaluations(self) -> list[StoredEvaluation]:
+        """Evaluations at the recipe's own eps, norm, samples and aggregation."""
+        return [one for one in self.evaluations if not self.departures(one)]
+
+    def departures(self, evaluation: StoredEvaluation) -> set[str]:
+        """Return in which of eps, norm, n_samples and aggregation an evaluation departs from the recipe."""
+        section, threat = self.recipe["evaluation"], self.recipe["threat"]
+        usual = {
+            "eps": threat["eps"],
+            "norm": threat["norm"],
+            "n_samples": section["n_samples"],
+            "aggregation": section["aggregation"],
+        }
+        found = evaluation.identity
+        return {
+            key
+            for key, value in usual.items()
+            # The bare classifier has neither samples nor aggregation.
+            if found[key] != value and not (key in ("n_samples", "aggregation") and found[key] is None)
+        }
+
+
+def read_run(path: Path, recipe: Mapping[str, Any], reporter: Reporter) -> StoredRun:
+    """Read everything that a run has stored; what cannot be read is left out with a warning.
+
+    Args:
+        path: Run folder.
+        recipe: Its resolved recipe as plain values.
+        reporter: Where warnings go.
+    """
+    folder = RunFolder(path)
+    environment, metrics = {}, []
+    try:
+        environment = read_json(folder.environment) if folder.environment.is_file() else {}
+        metrics = read_json_lines(folder.metrics, repair=False)
+    except StateError as error:
+        reporter.warn(f"left out: {error.message}")
+    evaluations = []
+    for settings in sorted(folder.evaluation.glob("*/settings.json")):
+        try:
+            found = read_evaluation(settings.parent)
+        except StateError as error:
+            reporter.warn(f"left out: {error.message}")
+            continue
+        if found is None:
+            reporter.warn(f"left out: {settings.parent} is not complete")
+        else:
+            evaluations.append(found)
+    known = {one.path.resolve(): one for one in evaluations}
+    ablations = {}
+    for file in sorted((path / "ablations").glob("*.json")):
+        try:
+            ablations[file.stem] = read_ablation(file, known)
+        except StateError as error:
+            reporter.warn(f"left out: {error.message}")
+    evaluations.sort(key=_protocols_first)
+    return StoredRun(path, recipe, environment, metrics, evaluations, ablations)
+
+
+def _protocols_first(evaluation: StoredEvaluation) -> tuple[int, str, float, int]:
+    identity = evaluation.identity
+    attack = str(identity["attack"])
+    place = _ORDER.index(attack) if attack in _ORDER else len(_ORDER)
+    return place, attack, float(identity["eps"]), identity["n_samples"] or 0

@@ -1,0 +1,151 @@
+"""A table before it has a form: typed cells, where each row comes from, notes.
+
+- `Figure`: a number with its interval, or a bound that the paper gives as text;
+- `Trace`: the stored file that a row was drawn from, with what must be known beside its numbers;
+- `ReportTable`: what every format is made from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+MEASURED, PAPER, LITERATURE = "measured", "paper", "literature"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number in a table.
+
+    Args:
+        value: An accuracy or share in [0, 1], or minutes; None where only `text` is known.
+        low: Lower end of the 95% interval.
+        high: Upper end.
+        text: What to show instead of the value, such as `< 0.047`.
+        digits: Digits after the point.
+        unit: `share` or `minutes`.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    text: str = ""
+    digits: int = 3
+    unit: str = "share"
+
+    @property
+    def main(self) -> str:
+        """The number as shown, without its interval."""
+        return self.text or ("–" if self.value is None else f"{self.value:.{self.digits}f}")
+
+    @property
+    def interval(self) -> str:
+        """The interval as shown, such as `[0.91, 0.97]`; empty if there is none."""
+        return "" if self.low is None or self.high is None else f"[{self.low:.2f}, {self.high:.2f}]"
+
+    def __str__(self) -> str:
+        return f"{self.main} {self.interval}".rstrip()
+
+
+Cell = str | Figure | None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Where a row's numbers come from.
+
+    Args:
+        record: The stored file or folder.
+        facts: What must be known beside the numbers, in order: images, seed, eps, protocol.
+        warnings: Why they may not be trusted as they stand.
+    """
+
+    record: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [f"{name} {value}" for name, value in self.facts.items() if value is not None]
+        said = ", ".join([self.record, *parts])
+        return ". ".join([said, *self.warnings])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Args:
+        source: `measured`, `paper` or `literature`.
+        cells: One per column.
+        trace: Where the numbers come from; None for the paper's.
+    """
+
+    source: str
+    cells: tuple[Cell, ...]
+    trace: Trace | None = None
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table of the paper, filled.
+
+    Args:
+        number: The paper's number, such as `2`; empty for a table that the paper does not have.
+        title: What it shows.
+        columns: Headings; the second one says whose the figures are.
+        rows: Ours first.
+        notes: Sentences below it.
+    """
+
+    number: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def heading(self) -> str:
+        """Number and title."""
+        return f"Table {self.number}. {self.title}" if self.number else self.title
+
+    @property
+    def anchor(self) -> str:
+        """A short name for links and footnotes: the number, or the title's first words."""
+        return self.number or "-".join(re.findall("[a-z0-9]+", self.title.lower())[:5])
+
+    @property
+    def traces(self) -> list[Trace]:
+        """The rows' sources, each once, in order; footnote n is the n-th."""
+        found: list[Trace] = []
+        for row in self.rows:
+            if row.trace is not None and row.trace not in found:
+                found.append(row.trace)
+        return found
+
+    def mark(self, row: Row) -> int | None:
+        """Return the number of a row's footnote, from 1; None where it has none."""
+        return None if row.trace is None else self.traces.index(row.trace) + 1
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Which columns hold numbers."""
+        return tuple(
+            any(isinstance(row.cells[place], Figure) for row in self.rows)
+            for place in range(len(self.columns))
+        )
+
+
+def measured_figure(row: Mapping[str, Any] | None) -> Figure | None:
+    """Turn a row or headline of an evaluation into a figure."""
+    return None if row is None else Figure(row["accuracy"], *row["ci95"])
+
+
+def paper_figure(value: float | str | None) -> Figure | None:
+    """Turn a number of the paper, or a bound such as `< 0.047`, into a figure."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return Figure(None, text=value)
+    return Figure(value, digits=4)

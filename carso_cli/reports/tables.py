@@ -1,0 +1,39 @@
+"""Which of the paper's tables can be drawn, by number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from carso_cli.errors import UsageError
+from carso_cli.reports.ablations import further_ablations, table_five, table_four, table_seventeen
+from carso_cli.reports.results import table_eighteen, table_nineteen, table_one, table_three, table_two
+from carso_cli.reports.stored import StoredRun
+from carso_cli.reports.table import ReportTable
+
+TABLES: dict[str, Callable[[Sequence[StoredRun]], ReportTable]] = {
+    "1": table_one,
+    "2": table_two,
+    "3": table_three,
+    "4": table_four,
+    "5": table_five,
+    "17": table_seventeen,
+    "18": table_eighteen,
+    "19": table_nineteen,
+}
+
+
+def draw_tables(runs: Sequence[StoredRun], numbers: Sequence[str] = ()) -> list[ReportTable]:
+    """Draw tables from what runs have stored.
+
+    Args:
+        runs: The runs.
+        numbers: The paper's numbers; all of them, and every further ablation, when empty.
+
+    Raises:
+        UsageError: If a number is not among `TABLES`.
+    """
+    for number in numbers:
+        if number not in TABLES:
+            raise UsageError(f"there is no table '{number}' to draw", hint=f"use {', '.join(TABLES)}")
+    drawn = [TABLES[number](runs) for number in dict.fromkeys(numbers or TABLES)]
+    return drawn if numbers else drawn + further_ablations(runs)

@@ -1,0 +1,121 @@
+"""`carso report`: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from carso_cli.cli.app import run as carso
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def run(write_run: Any, write_evaluation: Any, both: Any) -> Path:
+    path: Path = write_run()
+    write_evaluation(path, "adaptive", both, failed=["zero-gradients"])
+    write_evaluation(path, "adaptive", both, eps=0.2)
+    return path
+
+
+@pytest.mark.parametrize("width", ["60", "80", "140"])
+def test_tables_fit_the_terminal_and_lose_no_figure(
+    run: Path, width: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    assert carso(["report", str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    own = [line for line in lines if not line.startswith("(")]
+    assert max(map(len, own)) <= int(width)
+    for number in ("1", "2", "3", "4", "5", "17", "18", "19"):
+        assert any(line.startswith(f"Table {number}. ") for line in own)
+    text = " ".join(" ".join(own).split())
+    for figure in ("0.375", "0.7613", "0.9568", "< 0.7070", "> 0.99", "159"):
+        assert figure in text
+    assert any("Trust checks failed: zero-gradients" in line for line in lines if line.startswith("("))
+
+
+def test_json_is_all_there_is_on_stdout(run: Path, capsys: Capture) -> None:
+    assert carso(["report", str(run), "--table", "2", "--format", "json"]) == 0
+    (table,) = json.loads(capsys.readouterr().out)["tables"]
+    assert table["number"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("form", "start"),
+    [
+        ("markdown", "## Table 2. "),
+        ("latex", r"\begin{table}"),
+        ("csv", "table,row,"),
+        ("html", "<!doctype html>"),
+    ],
+)
+def test_every_format(run: Path, form: str, start: str, capsys: Capture) -> None:
+    assert carso(["report", str(run), "--table", "2", "--format", form]) == 0
+    assert capsys.readouterr().out.startswith(start)
+
+
+def test_unknown_format_and_table_are_usage_errors(run: Path, capsys: Capture) -> None:
+    assert carso(["report", str(run), "--format", "markdwon"]) == 2
+    assert "unknown format 'markdwon'; did you mean 'markdown'?" in capsys.readouterr().err
+    assert carso(["report", str(run), "--table", "6"]) == 2
+    assert "there is no table '6' to draw" in capsys.readouterr().err
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert carso(["report", "nowhere"]) == 5
+    assert "nowhere holds no run" in capsys.readouterr().err
+    assert carso(["report"]) == 5
+    assert "runs holds no run to report" in capsys.readouterr().err
+
+
+def test_all_runs_are_reported_where_none_is_named(
+    run: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run.parent / "runs"
+    folder.mkdir()
+    run.rename(folder / "mine")
+    (folder / "notes").mkdir()
+    monkeypatch.chdir(run.parent)
+    assert carso(["report", "--table", "1", "--format", "csv"]) == 0
+    assert "runs/mine/metrics.jsonl" in capsys.readouterr().out
+
+
+def test_a_run_without_training_takes_the_recipe_its_evaluation_names(run: Path, capsys: Capture) -> None:
+    (run / "recipe.yaml").unlink()
+    assert carso(["report", str(run), "--table", "2", "--format", "csv"]) == 0
+    assert "digits; measured, adaptive†" in capsys.readouterr().out
+
+
+def test_page_and_pictures(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    page, pictures = tmp_path / "new" / "page.html", tmp_path / "pictures"
+    assert carso(["report", str(run), "--html", str(page), "--pictures", str(pictures)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"written: {page}" in shown.err
+    assert sorted(path.name for path in pictures.iterdir()) == [
+        *("eps.png", "eps.svg", "training.png", "training.svg")
+    ]
+    text = page.read_text()
+    for part in (
+        "Accuracy against eps, linf",
+        "Table 19. ",
+        "zero-gradients",
+        "recipe.yaml",
+        "defence, clean",
+    ):
+        assert part in text
+    assert text.count("data:image/svg+xml;base64,") == 2 * 6
+    assert "http" not in text.replace("http-equiv", "")
+
+
+def test_a_page_that_cannot_be_written_is_an_error_before_anything_is_drawn(
+    run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert carso(["report", str(run), "--html", str(tmp_path / "file" / "page.html")]) == 1
+    assert "cannot write to the folder" in capsys.readouterr().err

@@ -1,0 +1,110 @@
+"""One small table in every text format, and texts that must not break out of theirs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+from carso_cli.reports.markup import CSV_COLUMNS, to_csv, to_json, to_latex, to_markdown
+from carso_cli.reports.table import Figure, ReportTable, Row, Trace
+
+TRACE = Trace("runs/a_b/evaluation/pgd-1", {"images": 40, "seed": 0, "view": None}, ("Be careful",))
+TABLE = ReportTable(
+    "2",
+    "Clean & adversarial",
+    ("data", "figures", "C/Cl", "type"),
+    (
+        Row("measured", ("digits", "measured", Figure(0.9449, 0.912, 0.967), "AT|P"), TRACE),
+        Row("paper", ("CIFAR-10", "paper", Figure(0.8686, digits=4), "AT+P")),
+        Row("paper", ("CIFAR-100", "paper", Figure(None, text="< 0.7070"), None)),
+    ),
+    ("100% of x_1",),
+)
+
+
+def test_markdown() -> None:
+    assert to_markdown([TABLE]) == (
+        "## Table 2. Clean & adversarial\n"
+        "\n"
+        "| data | figures | C/Cl | type |\n"
+        "| --- | --- | ---: | --- |\n"
+        "| digits | measured[^2-1] | 0.945 \\[0.91, 0.97\\] | AT\\|P |\n"
+        "| CIFAR-10 | paper | 0.8686 | AT+P |\n"
+        "| CIFAR-100 | paper | \\< 0.7070 | – |\n"
+        "\n"
+        "100% of x\\_1\n"
+        "\n"
+        "[^2-1]: runs/a\\_b/evaluation/pgd-1, images 40, seed 0. Be careful\n"
+    )
+
+
+def test_latex() -> None:
+    assert to_latex([TABLE]) == (
+        "\\begin{table}\n\\centering\n\\caption{Table 2. Clean \\& adversarial}\n"
+        "\\begin{tabular}{llrl}\n\\hline\n"
+        "data & figures & C/Cl & type \\\\\n\\hline\n"
+        "digits & measured\\textsuperscript{1} & 0.945 [0.91, 0.97] & AT|P \\\\\n"
+        "CIFAR-10 & paper & 0.8686 & AT+P \\\\\n"
+        "CIFAR-100 & paper & \\textless{} 0.7070 & -- \\\\\n"
+        "\\hline\n\\end{tabular}\n\n"
+        "{\\footnotesize 100\\% of x\\_1\\par}\n"
+        "{\\footnotesize \\textsuperscript{1}runs/a\\_b/evaluation/pgd-1, images 40, seed 0. "
+        "Be careful.\\par}\n"
+        "\\end{table}\n"
+    )
+
+
+def test_csv_has_one_line_a_figure_with_its_record() -> None:
+    lines = list(csv.DictReader(io.StringIO(to_csv([TABLE]))))
+    assert list(lines[0]) == list(CSV_COLUMNS)
+    assert lines[0] == {
+        "table": "2",
+        "row": "1",
+        "source": "measured",
+        "label": "digits; measured; AT|P",
+        "column": "C/Cl",
+        "value": "0.9449",
+        "low": "0.912",
+        "high": "0.967",
+        "text": "",
+        "unit": "share",
+        "record": "runs/a_b/evaluation/pgd-1",
+        "facts": "images 40; seed 0",
+        "warnings": "Be careful",
+    }
+    assert [(line["source"], line["value"], line["text"]) for line in lines[1:]] == [
+        ("paper", "0.8686", ""),
+        ("paper", "", "< 0.7070"),
+    ]
+
+
+def test_a_spreadsheet_meets_no_formula() -> None:
+    row = Row("measured", ("=1+1", "measured", Figure(0.5)), Trace("@run"))
+    (line,) = csv.DictReader(io.StringIO(to_csv([ReportTable("1", "", ("a", "b", "c"), (row,))])))
+    assert line["label"].startswith("'=1+1")
+    assert line["record"] == "'@run"
+
+
+def test_json_keeps_numbers_whole() -> None:
+    (table,) = json.loads(to_json([TABLE]))["tables"]
+    assert table["number"] == "2"
+    figure = {"value": 0.9449, "low": 0.912, "high": 0.967, "text": "", "unit": "share"}
+    assert table["rows"][0] == {
+        "source": "measured",
+        "cells": ["digits", "measured", figure, "AT|P"],
+        "trace": {
+            "record": "runs/a_b/evaluation/pgd-1",
+            "facts": {"images": 40, "seed": 0, "view": None},
+            "warnings": ["Be careful"],
+        },
+    }
+    assert table["rows"][2]["cells"][3] is None
+
+
+def test_rows_of_one_record_share_a_footnote() -> None:
+    other = Trace("elsewhere")
+    rows = tuple(Row("measured", ("a", "b"), trace) for trace in (TRACE, other, TRACE))
+    table = ReportTable("4", "", ("data", "figures"), rows)
+    assert [table.mark(row) for row in rows] == [1, 2, 1]
+    assert table.traces == [TRACE, other]

@@ -1,0 +1,113 @@
+"""What a report reads, and what it refuses to believe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from carso_cli.errors import StateError
+from carso_cli.reporter import SilentReporter
+from carso_cli.reports.evaluations import read_evaluation
+from carso_cli.reports.stored import read_run
+from carso_cli.runs.files import read_json, write_json
+
+
+class Warnings(SilentReporter):
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.heard.append(message)
+
+
+RECIPE = {
+    "name": "digits",
+    "reproduces": "",
+    "threat": {"eps": 0.1, "norm": "linf"},
+    "evaluation": {"n_samples": 8, "aggregation": "doubly-exponential"},
+}
+
+
+def test_reading_changes_nothing_even_of_a_run_that_goes_on(
+    write_run: Any, write_evaluation: Any, both: Any
+) -> None:
+    run = write_run()
+    path = write_evaluation(run, "adaptive", both)
+    for log in (run / "metrics.jsonl", path / "records.jsonl"):
+        with open(log, "a") as stream:
+            stream.write('{"epoch": 2, "lo')
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    found = read_run(run, RECIPE, SilentReporter())
+    assert len(found.metrics) == 2
+    assert len(found.evaluations) == 1
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_an_evaluation_that_is_not_complete_is_left_out_and_said(
+    write_run: Any, write_evaluation: Any, both: Any
+) -> None:
+    run = write_run()
+    path = write_evaluation(run, "adaptive", both)
+    (path / "summary.json").unlink()
+    warnings = Warnings()
+    assert read_run(run, RECIPE, warnings).evaluations == []
+    assert warnings.heard == [f"left out: {path} is not complete"]
+
+
+def test_a_summary_that_its_records_do_not_bear_out_is_refused(
+    write_run: Any, write_evaluation: Any, both: Any
+) -> None:
+    path: Path = write_evaluation(write_run(), "adaptive", both)
+    summary = read_json(path / "summary.json")
+    summary["results"][4]["accuracy"] = 0.9
+    write_json(path / "summary.json", summary)
+    with pytest.raises(StateError, match=r"defence/rand-aa an accuracy of 0\.375; its summary says 0\.9$"):
+        read_evaluation(path)
+
+
+def test_missing_records_are_noticed(write_run: Any, write_evaluation: Any, both: Any) -> None:
+    path: Path = write_evaluation(write_run(), "adaptive", both)
+    lines = (path / "records.jsonl").read_text().splitlines(keepends=True)
+    (path / "records.jsonl").write_text("".join(lines[:-1]))
+    with pytest.raises(StateError, match="3 records of 'defence/pgd-eot/exact' for 4 images"):
+        read_evaluation(path)
+
+
+def test_another_schema_is_refused_by_number(write_run: Any, write_evaluation: Any, both: Any) -> None:
+    path: Path = write_evaluation(write_run(), "adaptive", both)
+    summary = read_json(path / "summary.json")
+    write_json(path / "summary.json", summary | {"schema": 99})
+    with pytest.raises(StateError, match=r"has schema 99; this carso reads 1$"):
+        read_evaluation(path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"schema": 1}'])
+def test_damaged_files_cost_one_evaluation_and_a_warning(
+    content: str, write_run: Any, write_evaluation: Any, both: Any
+) -> None:
+    run = write_run()
+    write_evaluation(run, "adaptive", both)
+    path = write_evaluation(run, "pgd", both)
+    (path / "summary.json").write_text(content)
+    warnings = Warnings()
+    assert [one.identity["attack"] for one in read_run(run, RECIPE, warnings).evaluations] == ["adaptive"]
+    assert len(warnings.heard) == 1
+    assert str(path) in warnings.heard[0]
+
+
+def test_protocols_come_first(write_run: Any, write_evaluation: Any, both: Any) -> None:
+    run = write_run()
+    for attack in ("pgd", "apgd-ce", "quick", "published", "adaptive"):
+        write_evaluation(run, attack, both)
+    order = [one.identity["attack"] for one in read_run(run, RECIPE, SilentReporter()).evaluations]
+    assert order == ["adaptive", "published", "quick", "apgd-ce", "pgd"]
+
+
+def test_departures_from_the_recipe(write_run: Any, write_evaluation: Any, both: Any) -> None:
+    run = write_run()
+    write_evaluation(run, "pgd", both, eps=0.2, n_samples=4)
+    write_evaluation(run, "aa", {("classifier", "none", None): [1, 1]}, n_samples=None, aggregation=None)
+    found = read_run(run, RECIPE, SilentReporter())
+    assert [found.departures(one) for one in found.evaluations] == [set(), {"eps", "n_samples"}]
