@@ -23,7 +23,15 @@ from carso_cli.errors import CarsoError, UsageError, nearest
 
 COMMANDS: tuple[tuple[str, str, str], ...] = (
     # (command, module, one line of help), in the order in which help lists them
+    ("quickstart", "carso_cli.cli.quickstart", "The whole method on digits, in under three minutes."),
+    ("extract", "carso_cli.cli.extract", "List layers, or write the internal representation."),
     ("train-classifier", "carso_cli.cli.train_classifier", "Train a classifier for a recipe."),
+    ("train-purifier", "carso_cli.cli.train_purifier", "Train a recipe's purifier."),
+    ("attack", "carso_cli.cli.attack", "Make adversarial examples and save them."),
+    ("evaluate", "carso_cli.cli.evaluate", "Measure clean and robust accuracy."),
+    ("ablate", "carso_cli.cli.ablate", "Vary one thing, measure, fill the paper's Table 17."),
+    ("report", "carso_cli.cli.report", "The paper's tables from stored results; a page, pictures."),
+    ("predict", "carso_cli.cli.predict", "Classify image files with a trained defence."),
     ("import-release", "carso_cli.cli.import_release", "Turn published purifier files into a run."),
     ("recipes", "carso_cli.cli.recipes", "List, show, copy and validate recipes."),
     ("doctor", "carso_cli.cli.doctor", "What works here, what is missing, how to get it."),
