@@ -119,27 +119,19 @@ def curves_picture(
 
     def draw(axes: Axes, style: Style) -> None:
         for place, curve in enumerate(curves):
-            xs, ys = [point.x for point in curve.points], [point.y for point in curve.points]
             looks = _looks(style, place)
-            axes.plot(xs, ys, label=curve.name, **looks)
-            known = [point for point in curve.points if point.low is not None and point.high is not None]
-            axes.errorbar(
-                [point.x for point in known],
-                [point.y for point in known],
-                [
-                    [max(point.y - (point.low or 0.0), 0.0) for point in known],
-                    [max((point.high or 0.0) - point.y, 0.0) for point in known],
-                ],
-                fmt="none",
-                ecolor=looks["color"],
-                elinewidth=1.0,
-                capsize=3.0,
-            )
+            # A few points to the side, so that intervals at one place do not cover each other.
+            beside = _shifted(axes, 3.0 * (place - (len(curves) - 1) / 2))
+            for point in curve.points:
+                if point.low is not None and point.high is not None:
+                    ends = {"linewidth": 1.0, "marker": "_", "markersize": 5, "transform": beside}
+                    axes.plot([point.x] * 2, [point.low, point.high], color=looks["color"], **ends)
+            xs, ys = [point.x for point in curve.points], [point.y for point in curve.points]
+            axes.plot(xs, ys, label=curve.name, transform=beside, **looks)
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel(label)
         axes.set_ylabel("accuracy")
-        if doubling:
-            _double(axes, sorted({point.x for curve in curves for point in curve.points}))
+        _span(axes, sorted({point.x for curve in curves for point in curve.points}), doubling)
         _legend(axes, style)
 
     return Picture(name, title, draw, caption)
@@ -257,9 +249,22 @@ def _legend(axes: Axes, style: Style) -> None:
         text.set_color(style.ink)
 
 
-def _double(axes: Axes, values: Sequence[float]) -> None:
+def _shifted(axes: Axes, points: float) -> Any:  # noqa: ANN401  (matplotlib is not typed here)
+    from matplotlib.transforms import ScaledTranslation
+
+    return axes.transData + ScaledTranslation(points / 72.0, 0.0, axes.figure.dpi_scale_trans)
+
+
+def _span(axes: Axes, values: Sequence[float], doubling: bool) -> None:
+    """Let the horizontal axis reach from the first value to the last; shifted lines do not stretch it."""
+    if not doubling:
+        margin = 0.05 * (values[-1] - values[0])
+        axes.set_xlim(values[0] - margin, values[-1] + margin)
+        return
     from matplotlib.ticker import NullLocator
 
     axes.set_xscale("log", base=2)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(list(values), [f"{value:g}" for value in values])
+    margin = (values[-1] / values[0]) ** 0.05
+    axes.set_xlim(values[0] / margin, values[-1] * margin)

@@ -13,6 +13,7 @@ from carso_cli.runs.files import write_atomically
 
 _INCHES = 1.1
 _PIXELS_PER_INCH = 120
+_FONT = 11
 
 
 def amplified(change: Tensor, largest: float) -> Tensor:
@@ -59,7 +60,8 @@ def render_grid(
     from matplotlib.figure import Figure
 
     columns = lengths.pop()
-    size = (_INCHES * (columns + 1), _INCHES * len(rows) + 0.3)
+    above = 0.1 + 0.2 * max((caption.count("\n") + 1 for caption in captions), default=0)
+    size = (_INCHES * (columns + 1), _INCHES * len(rows) + above)
     with rc_context({"svg.hashsalt": "carso"}):
         figure = Figure(figsize=size, dpi=_PIXELS_PER_INCH, facecolor=paper)
         axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -73,13 +75,13 @@ def render_grid(
                 axis.set_yticks([])
                 axis.spines[:].set_visible(False)
                 if place == 0:
-                    axis.set_ylabel(heading, rotation=0, ha="right", va="center", fontsize=9, color=ink)
+                    axis.set_ylabel(heading, rotation=0, ha="right", va="center", fontsize=_FONT, color=ink)
         for axis, caption in zip(axes[0], captions, strict=False):
-            axis.set_title(caption, fontsize=9, color=ink)
+            axis.set_title(caption, fontsize=_FONT, color=ink)
         figure.subplots_adjust(
             left=1.0 / (columns + 1),
             right=0.995,
-            top=1.0 - 0.28 / size[1],
+            top=1.0 - above / size[1],
             bottom=0.01,
             wspace=0.05,
             hspace=0.05,

@@ -15,6 +15,7 @@ from carso_cli.workflows.predict import class_names, classify
 
 _IMAGES = 6
 _SAMPLES = 8
+_LONGEST = 9
 _PREFERRED = ("pgd-eot", "apgd-ce", "pgd")
 
 
@@ -58,7 +59,7 @@ def reconstruction_grid(run: Path, device: str) -> Grid | None:
     rows.append(("mean", after.reconstructions.mean(dim=1)))
     rows.append(("mean,\nunperturbed", before.reconstructions.mean(dim=1)))
     captions = [
-        f"{names[label]} > {names[said]}"
+        _caption(names[label], names[said])
         for label, said in zip(tensors["labels"][:_IMAGES].tolist(), after.decision.tolist(), strict=True)
     ]
     caption = (
@@ -67,6 +68,12 @@ def reconstruction_grid(run: Path, device: str) -> Grid | None:
         f"seed {seed}. The samples are those of the perturbed image."
     )
     return Grid(rows, captions, caption)
+
+
+def _caption(label: str, said: str) -> str:
+    """Write label and decision above a column no wider than a dozen letters."""
+    first, second = (name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in (label, said))
+    return f"{first} > {second}" if len(first) + len(second) <= _LONGEST else f"{first}\n> {second}"
 
 
 def _preference(path: Path) -> tuple[int, str]:

@@ -62,10 +62,21 @@ def test_no_epochs_no_pictures_and_no_held_out_images_no_accuracy() -> None:
 
 def test_intervals_reach_from_low_to_high() -> None:
     axes = axes_of(curves_picture("samples", "t", [CURVE], label="N", doubling=True))
-    (bars,) = [part for part in axes.collections]
-    ends = [(low[1], high[1]) for low, high in bars.get_segments()]
-    assert ends == [pytest.approx((0.3, 0.7)), pytest.approx((0.1, 0.4))]
+    first, second, curve = axes.lines
+    assert [(list(bar.get_xdata()), list(bar.get_ydata())) for bar in (first, second)] == [
+        ([1.0, 1.0], [0.3, 0.7]),
+        ([8.0, 8.0], [0.1, 0.4]),
+    ]
+    assert (list(curve.get_xdata()), list(curve.get_ydata())) == ([1.0, 8.0], [0.5, 0.25])
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "8"]
+    left, right = axes.get_xlim()
+    assert 0.8 < left < 1.0
+    assert 8.0 < right < 10.0
+
+
+def test_the_axis_holds_every_point_and_little_more() -> None:
+    axes = axes_of(curves_picture("eps", "t", [Curve("a", (Point(0.0, 1.0), Point(0.1, 0.5)))], label="eps"))
+    assert axes.get_xlim() == pytest.approx((-0.005, 0.105))
 
 
 def test_bars_are_drawn_from_top_to_bottom() -> None:
