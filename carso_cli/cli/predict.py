@@ -20,7 +20,7 @@ from carso_cli.errors import UsageError
 def command(
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGE…", help="Image files, folders of them, or - for a list on stdin."),
+        typer.Argument(metavar="IMAGE", help="Image files, folders of them, or - for a list on stdin."),
     ],
     run: RunOption = None,
     n_samples: NSamplesOption = None,

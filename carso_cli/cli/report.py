@@ -30,9 +30,7 @@ _LONG_WORD = 14
 def command(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="RUN…", help="Run folders; all under runs/ when left out.", show_default=False
-        ),
+        typer.Argument(metavar="RUN", help="Run folders; all under runs/ when left out.", show_default=False),
     ] = None,
     tables: Annotated[
         list[str] | None,

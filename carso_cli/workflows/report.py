@@ -62,7 +62,7 @@ def report(
         CarsoError: If a file cannot be written.
     """
     folders = list(dict.fromkeys(runs)) or find_runs(Path("runs"))
-    stored = [_read(folder, reporter) for folder in folders]
+    stored = [read_stored_run(folder, reporter) for folder in folders]
     drawn = draw_tables(stored, tables)
     written: list[Path] = []
     if html is not None or pictures is not None:
@@ -104,7 +104,12 @@ def _holds_run(path: Path) -> bool:
     return evaluated or (folder.recipe.is_file() and folder.purifier.is_file())
 
 
-def _read(path: Path, reporter: Reporter) -> StoredRun:
+def read_stored_run(path: Path, reporter: Reporter) -> StoredRun:
+    """Read a run folder with its recipe.
+
+    Raises:
+        StateError: If the folder holds no run.
+    """
     return read_run(path, _recipe_of(path).model_dump(mode="json"), reporter)
 
 

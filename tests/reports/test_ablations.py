@@ -12,7 +12,7 @@ from carso_cli.reports.ablated import read_ablation
 from carso_cli.reports.ablations import further_ablations, table_five, table_four, table_seventeen
 from carso_cli.reports.table import Figure, ReportTable, Row
 from carso_cli.runs.files import read_json, write_json
-from carso_cli.workflows.report import _read
+from carso_cli.workflows.report import read_stored_run
 
 OUTCOMES = {
     ("defence", "none", None): [2, 2, 2, 2],
@@ -31,7 +31,7 @@ def run(write_run: Any, write_evaluation: Any) -> Any:
     flagged = ["zero-gradients"]
     write_evaluation(path, "adaptive", OUTCOMES, aggregation="majority-vote", unusable=1.0, failed=flagged)
     write_evaluation(path, "adaptive", OUTCOMES, aggregation="logit-mean", eps=0.2)
-    return _read(path, SilentReporter())
+    return read_stored_run(path, SilentReporter())
 
 
 def ours(table: ReportTable) -> list[Row]:
@@ -73,7 +73,7 @@ def test_table_seventeen_names_first_and_second(
     kinds = [f"representation.kind={first}", f"evaluation.second_kind={second}"]
     path = write_run(overrides=kinds)
     write_evaluation(path, "adaptive", OUTCOMES)
-    table = table_seventeen([_read(path, SilentReporter())])
+    table = table_seventeen([read_stored_run(path, SilentReporter())])
     (row,) = ours(table)
     assert row.cells[2] == shown
     assert values(row)[3:] == [1.0, 0.75, 0.125]
@@ -90,7 +90,7 @@ def test_transferred_examples_of_the_ablation_count_and_join_the_worst_case(
     source = write_transferred(path, {"logit-mean": [0, 0, 0, 0], "majority-vote": [1, 2, 0, 1]})
     row = ("majority-vote", {"aggregation": "majority-vote"}, folder, {"transferred": {"source": source}})
     write_ablation(path, "aggregations", [row])
-    (measured,) = ours(table_five([_read(path, SilentReporter())]))
+    (measured,) = ours(table_five([read_stored_run(path, SilentReporter())]))
     # Transferred 1, 2, 0, 1 of 2; with rand-aa's 2, 2, 2, 0: 1, 2, 0, 0.
     assert values(measured)[2:6] == [1.0, 0.75, 0.5, 0.375]
 
@@ -102,7 +102,7 @@ def test_table_seventeen_takes_the_ablations_rows_and_each_evaluation_once(
     own, varied = (write_evaluation(one, "adaptive", OUTCOMES) for one in (path, other))
     rows: list[Any] = [("clean/AT", {"first": "clean", "second": "at"}, varied, {}), ("AT/AT", {}, own, {})]
     write_ablation(path, "first-second", rows)
-    measured = ours(table_seventeen([_read(path, SilentReporter())]))
+    measured = ours(table_seventeen([read_stored_run(path, SilentReporter())]))
     assert [row.cells[2] for row in measured] == ["clean/AT", "AT/AT"]
     assert str(measured[0].trace).startswith(str(varied))
 
@@ -115,7 +115,7 @@ def test_further_ablations_become_tables_of_their_own(
     rows = [("0", {"eps": 0.0}, folder, {"eps": 0.0}), ("0.2", {"eps": 0.2}, folder, {"eps": 0.2})]
     write_ablation(path, "eps", rows, note="a tenth of the budget")
     write_ablation(path, "aggregations", [])
-    (table,) = further_ablations([_read(path, SilentReporter())])
+    (table,) = further_ablations([read_stored_run(path, SilentReporter())])
     assert (table.number, table.title, table.notes) == ("", "About eps", ("a tenth of the budget",))
     assert table.anchor == "about-eps"
     assert table.columns[2] == "eps"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from carso_cli.errors import UsageError
 from carso_cli.reporter import SilentReporter
 from carso_cli.reports.results import (
     NOTHING,
@@ -20,14 +21,12 @@ from carso_cli.reports.results import (
 from carso_cli.reports.stored import StoredRun
 from carso_cli.reports.table import Figure, ReportTable, Row
 from carso_cli.runs.intervals import wilson
-from carso_cli.workflows.report import report
+from carso_cli.workflows.report import read_stored_run, report
 
 
 @pytest.fixture
 def read() -> Any:
-    from carso_cli.workflows.report import _read
-
-    return lambda path: _read(path, SilentReporter())
+    return lambda path: read_stored_run(path, SilentReporter())
 
 
 def ours(table: ReportTable) -> list[Row]:
@@ -189,8 +188,6 @@ def test_table_nineteen_tells_literature_from_paper_from_measured(
 
 
 def test_tables_are_chosen_by_the_papers_numbers(write_run: Any) -> None:
-    from carso_cli.errors import UsageError
-
     run = write_run()
     result = report([run], reporter=SilentReporter(), tables=["19", "1", "19"])
     assert [table.number for table in result.tables] == ["19", "1"]

@@ -8,7 +8,7 @@ from carso_cli.reporter import SilentReporter
 from carso_cli.reports.curve import Point
 from carso_cli.reports.series import caption_of, comparable, eps_curves, sample_curves
 from carso_cli.runs.intervals import wilson
-from carso_cli.workflows.report import _read
+from carso_cli.workflows.report import read_stored_run
 
 
 def outcomes(attacked: int) -> dict[tuple[str, str, str | None], list[int]]:
@@ -24,7 +24,7 @@ def test_accuracy_against_eps_with_the_noise_baseline(write_run: Any, write_eval
     for eps, right in ((0.2, 0), (0.05, 2), (0.1, 1)):
         write_evaluation(path, "pgd", outcomes(right), eps=eps)
     write_evaluation(path, "pgd", outcomes(2), eps=0.3, seed=4)
-    attacked, noise = eps_curves(_read(path, SilentReporter()))
+    attacked, noise = eps_curves(read_stored_run(path, SilentReporter()))
     assert attacked.name == "defence, attacked (pgd)"
     assert [(point.x, point.y) for point in attacked.points] == [
         (0.0, 1.0),
@@ -40,7 +40,7 @@ def test_accuracy_against_samples(write_run: Any, write_evaluation: Any) -> None
     path = write_run()
     for samples in (8, 1, 2):
         write_evaluation(path, "pgd", outcomes(1), n_samples=samples)
-    clean, attacked = sample_curves(_read(path, SilentReporter()))
+    clean, attacked = sample_curves(read_stored_run(path, SilentReporter()))
     assert [(point.x, point.y) for point in clean.points] == [(1.0, 1.0), (2.0, 1.0), (8.0, 1.0)]
     assert [point.y for point in attacked.points] == [0.25, 0.25, 0.25]
 
@@ -49,7 +49,7 @@ def test_one_point_is_no_curve(write_run: Any, write_evaluation: Any) -> None:
     path = write_run()
     write_evaluation(path, "pgd", outcomes(1))
     write_evaluation(path, "pgd", outcomes(1), eps=0.2, images="others")
-    run = _read(path, SilentReporter())
+    run = read_stored_run(path, SilentReporter())
     assert eps_curves(run) == []
     assert sample_curves(run) == []
 
@@ -60,6 +60,6 @@ def test_the_longest_set_wins_then_the_one_with_most_images(write_run: Any, writ
     for eps in (0.1, 0.2):
         write_evaluation(path, "pgd", outcomes(1), eps=eps)
         write_evaluation(path, "pgd", more, eps=eps)
-    found = comparable(_read(path, SilentReporter()), "eps")
+    found = comparable(read_stored_run(path, SilentReporter()), "eps")
     assert [one.identity["n_images"] for one in found] == [4, 4]
     assert caption_of(found).startswith("4 images, seed 3, bars: 95% Wilson intervals. From pgd-")
