@@ -100,12 +100,12 @@ def train_purifier(
     if resume:
         state.load(folder)
     else:
+        environment = {**describe_environment(setup.device), "classes": list(setup.train.classes)}
+        write_json(folder.environment, environment)
         write_atomically(folder.recipe, dump_recipe(recipe))
-        write_json(folder.environment, describe_environment(setup.device))
     try:
         for epoch in range(state.epochs_done, recipe.training.epochs):
-            metrics = _train_epoch(setup, state, epoch)
-            metrics["defence_clean_accuracy"] = _held_out_accuracy(setup, state)
+            metrics = _train_epoch(setup, state, epoch) | _follow(setup, state)
             state.finish_epoch(metrics)
             append_json_line(folder.metrics, metrics)
             if state.epochs_done % recipe.training.save_every_epochs == 0:
@@ -246,10 +246,10 @@ def _not_finite(what: str, place: tuple[int, int], value: float) -> NumericsErro
     )
 
 
-def _held_out_accuracy(setup: _Setup, state: TrainingState) -> float | None:
+def _follow(setup: _Setup, state: TrainingState) -> dict[str, Any]:
     """Return the clean accuracy of the defence, slow weights, on the held-out images; None without any."""
     if len(setup.held_out) == 0:
-        return None
+        return {"defence_clean_accuracy": None, "held_out_images": 0}
     evaluation = setup.recipe.evaluation
     defence = Defence(
         setup.classifier,
@@ -266,7 +266,10 @@ def _held_out_accuracy(setup: _Setup, state: TrainingState) -> float | None:
             latents = defence.draw_latents(len(images), generator=origin)
             predicted = defence(images, latents=latents, view="exact").argmax(dim=1).cpu()
             correct += int((predicted == setup.held_out.labels[part]).sum())
-    return correct / len(setup.held_out)
+    return {
+        "defence_clean_accuracy": correct / len(setup.held_out),
+        "held_out_images": len(setup.held_out),
+    }
 
 
 def _save_purifier(folder: RunFolder, setup: _Setup, state: TrainingState) -> None:

@@ -15,7 +15,7 @@ from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import SilentReporter
 from carso_cli.runs.checkpoints import load_tensors
-from carso_cli.runs.files import read_json_lines
+from carso_cli.runs.files import read_json, read_json_lines
 from carso_cli.workflows import train_purifier as workflow
 from carso_cli.workflows.train_purifier import train_purifier
 
@@ -71,6 +71,8 @@ def test_run_folder_and_defence(recipe: Recipe, trained: tuple[Path, dict[str, A
     assert metrics[1]["learning_rate"] == recipe.training.learning_rate.plateau
     assert metrics[2]["learning_rate"] == pytest.approx(recipe.training.learning_rate.final)
     assert all(line["images"] == 60 for line in metrics)
+    assert all(line["held_out_images"] == 20 for line in metrics)
+    assert read_json(run / "environment.json")["classes"] == [str(digit) for digit in range(10)]
     for line in metrics:
         assert line["loss"] == pytest.approx(line["bce"] + line["beta"] * line["kl"])
     assert result["seconds_total"] == pytest.approx(sum(line["seconds"] for line in metrics))
