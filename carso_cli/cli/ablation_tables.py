@@ -1,0 +1,153 @@
+"""Tables of an ablation, at most 80 columns wide: one row a variant, the paper's figures beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from carso_cli.cli.display import accuracy, duration, figure, output, table
+
+
+def show_ablation(stored: Mapping[str, Any], wanted: Sequence[str] = ()) -> None:
+    """Print an ablation's table and what must be said beside it.
+
+    Args:
+        stored: The table, as `ablate` returns it.
+        wanted: Labels of the rows to show; all when empty.
+    """
+    console = output()
+    for part in ablation_parts(stored, wanted):
+        console.print(part)
+
+
+def ablation_parts(stored: Mapping[str, Any], wanted: Sequence[str] = ()) -> list[Table | Text]:
+    """Return what `show_ablation` prints, in order."""
+    rows = [row for row in stored["rows"] if not wanted or row["label"] in wanted]
+    parts: list[Table | Text] = [_accuracies(stored, rows)]
+    if any(row["classifier"] for row in rows):
+        parts.append(_baselines(stored, rows))
+    if any(row["transferred"] for row in rows):
+        parts.append(_transfers(stored, rows))
+    parts += [Text(line, style) for line, style in _remarks(stored, rows)]
+    return parts
+
+
+def _accuracies(stored: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Table:
+    columns = (stored["varies"], "", "clean", "attacked", "checks")
+    lines = []
+    for row in rows:
+        mark = "†" if row["unreliable_gradients"] else ""
+        shown = _with_interval(row["clean"]), _with_interval(row["attacked"]) + mark
+        lines.append([row["label"], "measured", *shown, _verdict(row)])
+        if row["paper"]:
+            lines.append(["", "paper", _papers(row["paper"]["clean"]), _papers(row["paper"]["attacked"]), ""])
+    caption = f"{stored['recipe']}, {_budget(stored, rows)}; [95% interval]"
+    numeric = ("clean", "attacked", "checks")
+    return table(columns, lines, title=stored["title"], caption=caption, numeric=numeric)
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    if not row["gradients"]:
+        return "–"
+    return f"{len(row['failed'])} FAILED" if row["failed"] else "passed"
+
+
+def _budget(stored: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    sizes = sorted({row["eps"] for row in rows if row["eps"] > 0})
+    eps = figure(sizes[0]) if len(sizes) == 1 else "as given"
+    settings = stored["settings"]
+    return (
+        f"attack {stored['attack']} on the {settings['view']} view, eps {eps} under {settings['norm']}, "
+        f"{settings['n_images']} images, {settings['draws']} draws"
+    )
+
+
+def _baselines(stored: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Table:
+    lines = []
+    for row in rows:
+        alone = row["classifier"] or {"attacked": None}
+        lines.append(
+            [
+                row["label"],
+                accuracy(row["attacked"]["accuracy"]),
+                accuracy((row["noise"] or {"accuracy": None})["accuracy"]),
+                accuracy(alone["attacked"]),
+            ]
+        )
+    columns = (stored["varies"], "defence attacked", "defence, noise", "classifier attacked")
+    return table(columns, lines, title="beside the baselines", numeric=columns[1:])
+
+
+def _transfers(stored: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Table:
+    lines = []
+    for row in rows:
+        unusable = max((value for value in row["gradients"].values() if value is not None), default=None)
+        cells = [_with_interval(row[name]) for name in ("transferred", "worst")]
+        verdict = "MASKED †" if row["unreliable_gradients"] else "usable"
+        lines.append([row["label"], *cells, figure(unusable), verdict])
+    columns = (stored["varies"], "transferred", "worst of both", "unusable", "own gradients")
+    caption = (
+        "transferred: examples made against the logsumexp view of the doubly-exponential rule, scored under "
+        "each rule; unusable: largest share of steps with NaN, zero or saturated gradients"
+    )
+    title = "the same rules under transferred examples"
+    return table(
+        columns, lines, title=title, caption=caption, numeric=("transferred", "worst of both", "unusable")
+    )
+
+
+def _remarks(stored: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    lines = []
+    for row in rows:
+        if row["failed"]:
+            lines.append((f"{row['label']}: trust checks failed: {', '.join(row['failed'])}", "red"))
+    if any(row["unreliable_gradients"] for row in rows):
+        lines.append(
+            (
+                "† The attack had no usable gradients: an accuracy under it is no robustness.",
+                "red",
+            )
+        )
+    if any(row["paper"] for row in rows):
+        lines.append(("The paper's randAA attacked the released view, whose float32 gradients saturate.", ""))
+    if stored["note"]:
+        lines.append((stored["note"], ""))
+    trained = {row["run"]: row["training"]["seconds"] for row in rows if row["training"]}
+    times = duration(sum(trained.values())), duration(sum(row["seconds"] for row in rows))
+    lines.append((f"purifiers: {len(trained)}, trained in {times[0]}; evaluated in {times[1]}", ""))
+    return lines
+
+
+def _with_interval(figures: Mapping[str, Any] | None) -> str:
+    return "–" if figures is None else accuracy(figures["accuracy"], tuple(figures["ci95"]))
+
+
+def _papers(value: float | str | None) -> str:
+    return "–" if value is None else value if isinstance(value, str) else f"{value:.4f}"
+
+
+def show_plan(plans: Sequence[Mapping[str, Any]], note: str) -> None:
+    """Print what ablations would train and evaluate, and the predicted time."""
+    console = output()
+    for plan in plans:
+        rows = [
+            [
+                step["step"],
+                step["what"],
+                step["state"],
+                "–" if step["seconds"] is None else duration(step["seconds"]),
+            ]
+            for step in plan["steps"]
+        ]
+        rows.append(["in all, about", "", "", "–" if plan["seconds"] is None else duration(plan["seconds"])])
+        columns = ("step", "what", "state", "time")
+        console.print(
+            table(columns, rows, title=f"{plan['title']}: predicted on this device", numeric=("time",))
+        )
+        for sentence in plan["missing"]:
+            console.print(Text(f"missing: {sentence}", "red"))
+    if note:
+        console.print(Text(note))

@@ -1,0 +1,190 @@
+"""Examples made against one aggregation rule, scored under all of them.
+
+They are made against the exact view of the doubly-exponential rule, the logsumexp of the samples' logits,
+which has a usable gradient whatever the classifier's scale. A rule without gradients of its own, such as
+majority vote, is thereby met with real examples, and its accuracy under them is a real bound.
+
+    <root run>/ablations/transferred-<id>/   settings.json, records.jsonl, gradients.jsonl, summary.json
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Unpack, cast
+
+from torch import Tensor
+
+from carso_cli import __version__
+from carso_cli.errors import InterruptedRun, UsageError
+from carso_cli.recipe.schema import Recipe
+from carso_cli.reporter import Reporter, SilentReporter
+from carso_cli.runs.files import read_json_lines, write_json
+from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record, evaluation_id
+from carso_cli.runs.summary import attack_row, figures, worst_case
+from carso_cli.workflows.evaluation_jobs import Found, Setting, perturb, pick
+from carso_cli.workflows.evaluation_plan import Job
+from carso_cli.workflows.evaluation_setup import Evaluation, EvaluationOptions, prepare_evaluation
+
+SOURCE = "doubly-exponential"
+"""The rule that the examples are made against."""
+NAME = "transferred"
+
+
+def transfer_to_rules(
+    recipe: Recipe,
+    rules: Sequence[str],
+    *,
+    run: Path,
+    root: Path,
+    reporter: Reporter,
+    resume: bool,
+    **options: Unpack[EvaluationOptions],
+) -> EvaluationFolder | None:
+    """Make examples by the strongest white-box attack chosen, and score them under each rule.
+
+    Args:
+        recipe: The recipe.
+        rules: Aggregation rules.
+        run: Run folder of the purifier.
+        root: Run folder that holds `ablations`.
+        reporter: Where progress goes.
+        resume: Go on from the last complete block.
+        options: Attack, images, seed, device, as for `evaluate`.
+
+    Returns:
+        The folder of the records; None where the chosen attack follows no gradients.
+
+    Raises:
+        UsageError: If an unfinished set is stored and `resume` is not given.
+        InterruptedRun: On Ctrl-C; complete blocks are saved.
+    """
+    options["target"], options["view"], options["aggregation"] = "defence", "exact", SOURCE
+    evaluation = prepare_evaluation(recipe, run=run, reporter=SilentReporter(), **options)
+    job = evaluation.plan.strongest
+    if job is None:
+        return None
+    identity = {**evaluation.identity, "attack": NAME, "made_by": job.attack, "rules": list(rules)}
+    folder = EvaluationFolder(root / "ablations" / evaluation_id(identity))
+    if folder.summary.is_file():
+        reporter.say(f"{folder.path} is complete; using its stored examples' scores")
+        return folder
+    if folder.exists and not resume:
+        raise UsageError(f"{folder.path} holds an unfinished run", hint="go on with it with --resume")
+    jobs = {rule: Job("defence", NAME, rule) for rule in rules}
+    if not folder.exists:
+        _start(folder, identity, [own.key for own in jobs.values()])
+    try:
+        _run_blocks(evaluation, job, jobs, folder, reporter)
+    except KeyboardInterrupt:
+        raise InterruptedRun(
+            f"stopped; complete blocks are saved in {folder.path}",
+            hint="go on with the same command and --resume",
+        ) from None
+    rows = [attack_row(read_records(folder, rule)) for rule in rules]
+    write_json(folder.summary, {"schema": SCHEMA, "attack": NAME, "made_by": job.key, "results": rows})
+    return folder
+
+
+def _start(folder: EvaluationFolder, identity: Mapping[str, Any], jobs: Sequence[str]) -> None:
+    label = "examples made against one aggregation rule"
+    settings = {"schema": SCHEMA, "identity": identity, "label": label, "jobs": jobs, "carso": __version__}
+    folder.start(settings)
+
+
+def _run_blocks(
+    evaluation: Evaluation, job: Job, jobs: Mapping[str, Job], folder: EvaluationFolder, reporter: Reporter
+) -> None:
+    setting, blocks = evaluation.setting, evaluation.blocks()
+    sizes = {(own.key, n): len(block) for own in jobs.values() for n, block in enumerate(blocks)}
+    done = folder.read_blocks(sizes)
+    with reporter.progress(f"defence: {job.attack}, scored under each rule", len(setting.images)) as progress:
+        for number, positions in enumerate(blocks):
+            missing = {rule: own for rule, own in jobs.items() if (own.key, number) not in done}
+            if missing:
+                images, labels, _ = setting.pixels(positions)
+                examples = perturb(setting, job, images, labels, number)
+            for rule, own in missing.items():
+                started = time.perf_counter()
+                records = _score(_under(setting, rule), own, number, positions, examples)
+                seconds = round(time.perf_counter() - started, 4)
+                health = {"job": own.key, "block": number, "seconds": seconds, "steps": [], "messages": []}
+                folder.append_block(records, health)
+            progress.advance(len(positions))
+
+
+def _score(
+    setting: Setting, job: Job, block: int, positions: Sequence[int], examples: dict[str, Tensor]
+) -> list[Record]:
+    """Score one block's examples under the setting's rule."""
+    images, labels, indices = setting.pixels(positions)
+    scorer = setting.subject.scorer(job, setting.seed, setting.draws)
+    found = pick(setting, scorer, examples, images, labels, indices)
+    return [_record(setting, job, block, index, found, row) for row, index in enumerate(indices)]
+
+
+def _under(setting: Setting, rule: str) -> Setting:
+    """Return the setting with the defence deciding by another rule."""
+    defence = copy.copy(setting.subject.require_defence())
+    cast(Any, defence).aggregation = rule
+    return replace(setting, subject=replace(setting.subject, defence=defence))
+
+
+def _record(setting: Setting, job: Job, block: int, index: int, found: Found, row: int) -> Record:
+    defence, report = setting.subject.require_defence(), found.report
+    return Record(
+        job=job.key,
+        block=block,
+        index=index,
+        label=int(setting.images.labels[setting.images.indices == index]),
+        target=job.target,
+        attack=job.attack,
+        part=found.parts[row],
+        view="exact",
+        aggregation=cast(Any, defence).aggregation,
+        n_samples=defence.n_samples,
+        eps=float(setting.threat.eps),
+        norm=setting.threat.norm,
+        seed=setting.seed,
+        draws=report.draws,
+        correct=int(report.correct[row]),
+        correct_selection=int(found.selection.correct[row]) if found.selected else None,
+        majority_correct=bool(report.majority[row]),
+        margin=float(found.selection.margin[row]),
+        clean_margin=None,
+        loss=float(found.selection.loss[row]),
+        distance=float(found.distances[row]),
+        disagreements=int(report.disagreements[row]),
+        certain=False,
+        settled=False,
+        settled_by=None,
+    )
+
+
+def read_records(folder: EvaluationFolder, rule: str) -> list[Record]:
+    """Return the records of the examples under one rule."""
+    records = [Record.from_dict(line) for line in read_json_lines(folder.records)]
+    return [record for record in records if record.aggregation == rule]
+
+
+def with_transfers(row: Mapping[str, Any], rule: str, folder: EvaluationFolder, root: Path) -> dict[str, Any]:
+    """Return a table's row with accuracy under the transferred examples, and the worst case of both.
+
+    Args:
+        row: The row of the rule's own evaluation.
+        rule: The aggregation rule.
+        folder: The transferred examples' records.
+        root: Run folder that the row's paths are relative to.
+    """
+    own = [Record.from_dict(line) for line in read_json_lines(root / row["evaluation"] / "records.jsonl")]
+    attacked = [one for one in own if one.target == "defence" and one.attack not in ("none", "noise")]
+    transferred = read_records(folder, rule)
+    source = str(folder.path.relative_to(root))
+    return {
+        **row,
+        "transferred": {**figures(transferred), "source": source},
+        "worst": figures(worst_case([*attacked, *transferred])),
+    }
