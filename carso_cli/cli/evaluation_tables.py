@@ -108,8 +108,9 @@ def _attacks(summary: Mapping[str, Any], target: str) -> Table:
         ]
         for row in _rows(summary, target)
     ]
-    columns = ("attack", "view", "accuracy", "all draws", "most")
-    return table(columns, rows, title=_describe(summary, target), numeric=("accuracy", "all draws", "most"))
+    columns = ("attack", "view", "accuracy", "all", "most")
+    caption = "all, most: share of images that are right in all draws, in most draws"
+    return table(columns, rows, title=_describe(summary, target), caption=caption, numeric=columns[2:])
 
 
 def _describe(summary: Mapping[str, Any], target: str) -> str:
