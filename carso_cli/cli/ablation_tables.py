@@ -36,14 +36,14 @@ def ablation_parts(stored: Mapping[str, Any], wanted: Sequence[str] = ()) -> lis
 
 
 def _accuracies(stored: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Table:
-    columns = (stored["varies"], "", "clean", "attacked", "checks")
+    columns = (stored["varies"], "clean", "attacked", "checks")
     lines = []
     for row in rows:
         mark = "†" if row["unreliable_gradients"] else ""
         shown = _with_interval(row["clean"]), _with_interval(row["attacked"]) + mark
-        lines.append([row["label"], "measured", *shown, _verdict(row)])
+        lines.append([row["label"], *shown, _verdict(row)])
         if row["paper"]:
-            lines.append(["", "paper", _papers(row["paper"]["clean"]), _papers(row["paper"]["attacked"]), ""])
+            lines.append(["  paper", _papers(row["paper"]["clean"]), _papers(row["paper"]["attacked"]), ""])
     caption = f"{stored['recipe']}, {_budget(stored, rows)}; [95% interval]"
     numeric = ("clean", "attacked", "checks")
     return table(columns, lines, title=stored["title"], caption=caption, numeric=numeric)
@@ -86,17 +86,15 @@ def _transfers(stored: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
     for row in rows:
         unusable = max((value for value in row["gradients"].values() if value is not None), default=None)
         cells = [_with_interval(row[name]) for name in ("transferred", "worst")]
-        verdict = "MASKED †" if row["unreliable_gradients"] else "usable"
-        lines.append([row["label"], *cells, figure(unusable), verdict])
-    columns = (stored["varies"], "transferred", "worst of both", "unusable", "own gradients")
+        mark = " †" if row["unreliable_gradients"] else ""
+        lines.append([row["label"], *cells, figure(unusable) + mark])
+    columns = (stored["varies"], "transferred", "worst of both", "unusable")
     caption = (
         "transferred: examples made against the logsumexp view of the doubly-exponential rule, scored under "
-        "each rule; unusable: largest share of steps with NaN, zero or saturated gradients"
+        "each rule; unusable: largest share of the rule's own gradients that are NaN, zero or saturated"
     )
     title = "the same rules under transferred examples"
-    return table(
-        columns, lines, title=title, caption=caption, numeric=("transferred", "worst of both", "unusable")
-    )
+    return table(columns, lines, title=title, caption=caption, numeric=columns[1:])
 
 
 def _remarks(stored: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
