@@ -64,7 +64,7 @@ class StoredRun:
         return [one for one in self.evaluations if not self.departures(one)]
 
     def departures(self, evaluation: StoredEvaluation) -> set[str]:
-        """Return in which of eps, norm, n_samples and aggregation an evaluation departs from the recipe."""
+        """Return in which of eps, norm, n_samples, aggregation and second_kind it departs from the recipe."""
         section, threat = self.recipe["evaluation"], self.recipe["threat"]
         usual = {
             "eps": threat["eps"],
@@ -73,12 +73,19 @@ class StoredRun:
             "aggregation": section["aggregation"],
         }
         found = evaluation.identity
-        return {
+        departing = {
             key
             for key, value in usual.items()
             # The bare classifier has neither samples nor aggregation.
             if found[key] != value and not (key in ("n_samples", "aggregation") and found[key] is None)
         }
+        # An ablation of the second instance shows in its weights alone.
+        first, second = found.get("classifier"), found.get("second_classifier")
+        if first and second:
+            usually_differ = self.recipe["representation"]["kind"] != section["second_kind"]
+            if (first != second) != usually_differ:
+                departing.add("second_kind")
+        return departing
 
 
 def read_run(path: Path, recipe: Mapping[str, Any], reporter: Reporter) -> StoredRun:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from carso_cli.errors import StateError
+from carso_cli.recipe.load import load_recipe
 from carso_cli.reporter import SilentReporter
 from carso_cli.reports.evaluations import read_evaluation
 from carso_cli.reports.stored import read_run
@@ -111,3 +112,16 @@ def test_departures_from_the_recipe(write_run: Any, write_evaluation: Any, both:
     write_evaluation(run, "aa", {("classifier", "none", None): [1, 1]}, n_samples=None, aggregation=None)
     found = read_run(run, RECIPE, SilentReporter())
     assert [found.departures(one) for one in found.evaluations] == [set(), {"eps", "n_samples"}]
+
+
+@pytest.mark.parametrize(("second_kind", "usual"), [("at", "pgd"), ("clean", "quick")])
+def test_another_second_instance_is_a_departure(
+    second_kind: str, usual: str, write_run: Any, write_evaluation: Any, both: Any
+) -> None:
+    run = write_run(overrides=[f"evaluation.second_kind={second_kind}"])
+    write_evaluation(run, "pgd", both, classifier="cafe", second_classifier="cafe")
+    write_evaluation(run, "quick", both, classifier="cafe", second_classifier="face")
+    recipe = load_recipe(str(run / "recipe.yaml")).model_dump(mode="json")
+    stored = read_run(run, recipe, SilentReporter())
+    assert [one.identity["attack"] for one in stored.plain_evaluations] == [usual]
+    assert {key for one in stored.evaluations for key in stored.departures(one)} == {"second_kind"}
