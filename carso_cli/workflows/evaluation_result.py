@@ -13,8 +13,8 @@ from carso_cli.runs.summary import attack_row, headline
 from carso_cli.workflows.evaluation_plan import Plan
 from carso_cli.workflows.trust_checks import Check, Evidence, failed
 
-_FREE = ("attack", "view", "restarts", "targets")
-"""Fields in which an exact evaluation may differ from the one it is set beside."""
+_SAME = ("eps", "norm", "n_samples", "aggregation", "images", "classifier", "purifier", "second_classifier")
+"""Fields that an evaluation of the exact view must share with the one it is set beside."""
 
 
 def summarise(
@@ -111,7 +111,7 @@ def exact_counterpart(parent: Path, plan: Plan, identity: Mapping[str, Any]) -> 
         try:
             stored = read_json(path)
             other = stored["settings"]["identity"]
-            same = all(other.get(name) == value for name, value in identity.items() if name not in _FREE)
+            same = all(other.get(name) == identity[name] for name in _SAME)
             if same and other["attack"] == "adaptive" and other["view"] == "exact":
                 found = stored["headline"]
                 note = f"the adaptive protocol on the exact view, from {path.parent.name}"
