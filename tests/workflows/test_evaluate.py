@@ -168,7 +168,8 @@ def test_a_killed_process_is_resumed(
     toys: ModuleType, whole: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     program = (
-        "import importlib.util, pathlib, sys, torch; torch.set_num_threads(1)\n"
+        "import importlib.util, pathlib, sys, torch\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"
         "def load(name, path):\n"
         "    found = importlib.util.spec_from_file_location(name, path)\n"
         "    module = importlib.util.module_from_spec(found); found.loader.exec_module(module)\n"
