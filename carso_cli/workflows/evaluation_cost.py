@@ -6,18 +6,15 @@ prediction is an upper bound, since images that fail with certainty leave the qu
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from carso_cli.attacks.losses import cross_entropy
 from carso_cli.attacks.names import TRANSFERS
 from carso_cli.attacks.registry import Budget
 from carso_cli.workflows.evaluation_plan import UNPERTURBED, Job
 from carso_cli.workflows.evaluation_setup import Evaluation
+from carso_cli.workflows.timing import seconds_of
 
 _IMAGES = 8
 _TARGET_CLASSES = 9
@@ -114,18 +111,6 @@ def _speed(evaluation: Evaluation, name: str, positions: range) -> tuple[float, 
     draws = setting.budget.eot_draws if target.stochastic else 1
     units = len(images) * draws
     device = setting.subject.device
-    gradient = _seconds(lambda: target.loss_and_gradient(images, labels, cross_entropy, draws), device)
-    forward = _seconds(lambda: target.expected_loss(images, labels, cross_entropy, draws), device)
+    gradient = seconds_of(lambda: target.loss_and_gradient(images, labels, cross_entropy, draws), device)
+    forward = seconds_of(lambda: target.expected_loss(images, labels, cross_entropy, draws), device)
     return gradient / units, forward / units
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return the faster of two runs, after one to warm up."""
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    return min(times[1:])

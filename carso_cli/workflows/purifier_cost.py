@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from carso_cli.build import (
 from carso_cli.purifier.elbo import negative_elbo
 from carso_cli.recipe.schema import Recipe
 from carso_cli.representation import extract_representation
+from carso_cli.workflows.timing import seconds_of
 
 _IMAGES = 8
 
@@ -76,7 +75,7 @@ def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = N
         2 * quarter_size(recipe.training.batch_size, mix.adversarial_fraction) / recipe.training.batch_size
     )
     gradients = share * (1 + mix.pgd_steps)
-    per_image = gradients * _seconds(input_gradient, target) + _seconds(training_step, target)
+    per_image = (gradients * seconds_of(input_gradient, target) + seconds_of(training_step, target)) / _IMAGES
     count = limit or recipe.data.train_limit or TRAINING_IMAGES.get(recipe.data.name)
     return {
         "parameters": parameter_counts(recipe),
@@ -88,15 +87,3 @@ def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = N
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _seconds(work: Callable[[], None], device: torch.device) -> float:
-    """Return the seconds per image of the faster of two runs, after one to warm up."""
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    return min(times[1:]) / _IMAGES

@@ -35,10 +35,10 @@ from carso_cli.workflows.classifier_state import ClassifierState
 from carso_cli.workflows.classifier_steps import (
     ClassifierSetup,
     held_out_accuracies,
+    initial_classifier,
     make_optimiser,
     threat_model,
     train_step,
-    untrained_classifier,
 )
 
 WEIGHTS_FILE = "classifier.safetensors"
@@ -80,7 +80,7 @@ def train_classifier(
     """
     folder = RunFolder(run)
     target = choose_device(device)
-    classifier = untrained_classifier(recipe).to(target)
+    classifier = initial_classifier(recipe).to(target)
     folder.prepare(resume=resume)
     setup = _set_up(recipe, kind, target, limit, reporter)
     state = ClassifierState(classifier, make_optimiser(recipe, classifier), _identity(setup))
@@ -118,7 +118,7 @@ def estimate_cost(
         UsageError: As `train_classifier`.
     """
     target = choose_device(device)
-    classifier = untrained_classifier(recipe).to(target)
+    classifier = initial_classifier(recipe).to(target)
     images = _blank_images(recipe)
     setup = ClassifierSetup(recipe, kind, threat_model(recipe), images, images, target, SilentReporter())
     state = ClassifierState(classifier, make_optimiser(recipe, classifier), {})

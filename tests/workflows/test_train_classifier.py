@@ -243,7 +243,7 @@ def test_the_training_attack_is_what_the_recipe_says(overrides: list[str], steps
     attack = classifier_steps._training_attack(setup, 1)
     assert (attack.steps, attack.random_start) == (steps, True)
     assert attack.step_size == pytest.approx(size)
-    classifier = classifier_steps.untrained_classifier(chosen)
+    classifier = classifier_steps.initial_classifier(chosen)
     clean, labels = images.pixels(slice(0, 8)), images.labels[:8]
     perturbed = attack(classifier, clean, labels)
     assert (perturbed - clean).abs().max() <= 0.1 + 1e-6

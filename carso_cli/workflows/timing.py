@@ -1,0 +1,20 @@
+"""How long a piece of work takes, for predicting the cost of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of the faster of two runs, after one to warm up."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
