@@ -1,7 +1,7 @@
 """Writing files so that a reader never meets half of one.
 
 - `write_atomically` replaces a whole file;
-- `append_json_line` adds one record to a log and forces it to disk;
+- `append_json_line` adds one record to a log and forces it to disk, `write_json_lines` replaces a log;
 - `read_json_lines` reads a log back, dropping a last line that a killed process left unfinished;
 - `file_sha256` is a file's checksum.
 """
@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,20 +88,33 @@ def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
     append_json_lines(path, [record])
 
 
-def append_json_lines(path: Path, records: list[Mapping[str, Any]] | list[dict[str, Any]]) -> None:
+def append_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Append records to a JSON-lines file in one write and force them to disk.
 
     Raises:
         CarsoError: If they cannot be written.
     """
-    lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+    lines = _lines(records)
     try:
         with open(path, "ab") as stream:
-            stream.write(lines.encode())
+            stream.write(lines)
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
         raise CarsoError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a JSON-lines file atomically.
+
+    Raises:
+        CarsoError: As `write_atomically`.
+    """
+    write_atomically(path, _lines(records))
+
+
+def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
 
 
 def read_json_lines(path: Path, *, repair: bool = True) -> list[dict[str, Any]]:

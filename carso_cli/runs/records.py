@@ -27,8 +27,8 @@ from carso_cli.runs.files import (
     ensure_folder,
     read_json,
     read_json_lines,
-    write_atomically,
     write_json,
+    write_json_lines,
 )
 
 SCHEMA = 1
@@ -141,7 +141,7 @@ class EvaluationFolder:
 
     def append_block(self, records: Sequence[Record], gradients: Mapping[str, Any]) -> None:
         """Write one finished block: health first, so that whoever finds the records finds it too."""
-        append_json_lines(self.gradients, [dict(gradients)])
+        append_json_lines(self.gradients, [gradients])
         append_json_lines(self.records, [record.as_dict() for record in records])
 
     def read_blocks(self, sizes: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], list[Record]]:
@@ -169,18 +169,16 @@ class EvaluationFolder:
             (line["job"], line["block"]): line for line in health if (line["job"], line["block"]) in complete
         }
         if len(complete) < len(found):
-            _rewrite(self.records, [record.as_dict() for group in complete.values() for record in group])
+            write_json_lines(
+                self.records, [record.as_dict() for group in complete.values() for record in group]
+            )
         if len(kept) < len(health):
-            _rewrite(self.gradients, list(kept.values()))
+            write_json_lines(self.gradients, kept.values())
         return complete
 
     def read_health(self) -> list[dict[str, Any]]:
         """Return the lines on seconds and gradients, one per finished block."""
         return read_json_lines(self.gradients)
-
-
-def _rewrite(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    write_atomically(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
 
 
 def evaluation_id(identity: Mapping[str, Any]) -> str:
