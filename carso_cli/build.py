@@ -48,6 +48,12 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def training_images(recipe: Recipe, limit: int | None) -> int | None:
+    """Return how many images a training reads, held-out ones included; None where that is not known yet."""
+    known = (limit, recipe.data.train_limit, TRAINING_IMAGES.get(recipe.data.name))
+    return min(filter(None, known), default=None)
+
+
 def build_classifier(recipe: Recipe, kind: str, device: torch.device | str = "cpu") -> nn.Module:
     """Load the recipe's classifier of one kind of training, frozen and in evaluation mode.
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from carso_cli.attacks.balanced import quarter_size
 from carso_cli.build import (
-    TRAINING_IMAGES,
     build_purifier,
     channels_last,
     choose_device,
+    training_images,
     untrained_classifier,
 )
 from carso_cli.purifier.elbo import negative_elbo
@@ -76,7 +76,7 @@ def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = N
     )
     gradients = share * (1 + mix.pgd_steps)
     per_image = (gradients * seconds_of(input_gradient, target) + seconds_of(training_step, target)) / _IMAGES
-    count = limit or recipe.data.train_limit or TRAINING_IMAGES.get(recipe.data.name)
+    count = training_images(recipe, limit)
     return {
         "parameters": parameter_counts(recipe),
         "images": count,

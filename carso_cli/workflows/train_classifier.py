@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from carso_cli import __version__
-from carso_cli.build import TRAINING_IMAGES, choose_device, load_images
+from carso_cli.build import choose_device, load_images, training_images
 from carso_cli.classifiers.one_cycle import one_cycle_rate
 from carso_cli.data.batches import epoch_batches
 from carso_cli.data.image_set import ImageSet, split_holdout
@@ -40,6 +40,7 @@ from carso_cli.workflows.classifier_steps import (
     threat_model,
     train_step,
 )
+from carso_cli.workflows.timing import seconds_of
 
 WEIGHTS_FILE = "classifier.safetensors"
 
@@ -123,19 +124,15 @@ def estimate_cost(
     setup = ClassifierSetup(recipe, kind, threat_model(recipe), images, images, target, SilentReporter())
     state = ClassifierState(classifier, make_optimiser(recipe, classifier), {})
     positions = torch.arange(len(images))
-    # The first step also pays for the libraries' own start-up.
-    train_step(setup, state, positions, (0, 0))
-    started = time.perf_counter()
-    train_step(setup, state, positions, (0, 1))
-    each = (time.perf_counter() - started) / len(images)
+    each = seconds_of(lambda: train_step(setup, state, positions, (0, 0)), target) / len(images)
     cost: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in classifier.parameters()),
         "seconds_per_image": each,
     }
-    known = [n for n in (limit, recipe.data.train_limit, TRAINING_IMAGES.get(recipe.data.name)) if n]
-    if known:
-        cost["images"] = min(known)
-        cost["seconds"] = each * min(known) * recipe.classifier.training.epochs
+    images_known = training_images(recipe, limit)
+    if images_known is not None:
+        cost["images"] = images_known
+        cost["seconds"] = each * images_known * recipe.classifier.training.epochs
     return cost
 
 
