@@ -7,8 +7,7 @@ every further attack runs only on images that no earlier one fools with certaint
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from carso_cli.attacks.names import (
     ATTACKS,
@@ -195,8 +194,3 @@ def plan_budget(recipe: Recipe, plan: Plan, *, eps: float, norm: str) -> Budget:
         square_queries=section.square_queries,
         restarts=section.restarts if plan.attack in ("adaptive", *ATTACKS) else 1,
     )
-
-
-def describe_budget(budget: Budget) -> dict[str, Any]:
-    """Return the budget as plain values for settings and results."""
-    return asdict(budget)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,32 +34,18 @@ class Layer:
     in_recipe: bool
 
 
-@dataclass(frozen=True)
-class LayerSummary:
-    """What was extracted from one layer."""
-
-    layer: str
-    shape: tuple[int, ...]
-    """Shape of its output for one image."""
-    mean: float
-    std: float
-
-
-def list_layers(
-    recipe: Recipe, *, pattern: str = "*", kind: str | None = None, device: str = "cpu"
-) -> list[Layer]:
+def list_layers(recipe: Recipe, *, pattern: str = "*", kind: str | None = None) -> list[Layer]:
     """List the layers of the recipe's classifier that give one tensor an image.
 
     Args:
         recipe: The recipe.
         pattern: Shell-style pattern that names must match.
         kind: `at` or `clean`; the recipe's when None.
-        device: Where to run the one forward pass.
 
     Raises:
         UsageError: If no layer matches.
     """
-    classifier = build_classifier(recipe, kind or recipe.representation.kind, choose_device(device))
+    classifier = build_classifier(recipe, kind or recipe.representation.kind)
     size = recipe.data.image_size
     outputs: dict[str, tuple[int, ...]] = {}
 
@@ -74,9 +60,8 @@ def list_layers(
         module.register_forward_hook(recorder(name)) for name, module in classifier.named_modules() if name
     ]
     try:
-        parameter = next(classifier.parameters())
         with torch.no_grad():
-            classifier(torch.zeros(1, recipe.data.channels, size, size, device=parameter.device))
+            classifier(torch.zeros(1, recipe.data.channels, size, size))
     finally:
         for handle in handles:
             handle.remove()
@@ -148,7 +133,16 @@ def extract(
         "source": [str(file) for file in files] or split,
     }
     save_tensors(out, {**outputs, **extra}, metadata)
-    return {"out": str(out), "images": len(pixels), "layers": [asdict(row) for row in _summaries(outputs)]}
+    summaries = [
+        {
+            "layer": layer,
+            "shape": tuple(output.shape[1:]),
+            "mean": output.mean().item(),
+            "std": output.std().item(),
+        }
+        for layer, output in outputs.items()
+    ]
+    return {"out": str(out), "images": len(pixels), "layers": summaries}
 
 
 def _forward(
@@ -167,10 +161,3 @@ def _forward(
                 parts[layer].append(output.cpu())
             progress.advance(len(batch))
     return OrderedDict((layer, torch.cat(chunks)) for layer, chunks in parts.items())
-
-
-def _summaries(outputs: OrderedDict[str, Tensor]) -> list[LayerSummary]:
-    return [
-        LayerSummary(layer, tuple(output.shape[1:]), output.mean().item(), output.std().item())
-        for layer, output in outputs.items()
-    ]

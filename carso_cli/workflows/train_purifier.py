@@ -7,7 +7,6 @@ so a run killed at any moment and resumed ends in the same weights.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from dataclasses import dataclass
@@ -253,7 +252,7 @@ def _follow(setup: _Setup, state: TrainingState) -> dict[str, Any]:
     evaluation = setup.recipe.evaluation
     defence = Defence(
         setup.classifier,
-        copy.deepcopy(state.slow_purifier()),
+        state.slow_purifier(),
         setup.recipe.representation.layers,
         n_samples=evaluation.n_samples,
         aggregation=evaluation.aggregation,
