@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from carso_cli.attacks.losses import cross_entropy
+from carso_cli.attacks.target import Model
 from carso_cli.attacks.threat import ThreatModel
 from carso_cli.compat import prepare
 from carso_cli.randomness import seeded
-
-Model = Callable[[Tensor], Tensor]
 
 
 def gradient_step(model: Model, threat: ThreatModel, images: Tensor, labels: Tensor) -> Tensor:
@@ -33,7 +30,7 @@ def gradient_step(model: Model, threat: ThreatModel, images: Tensor, labels: Ten
 
     library = GradientSignAttack if threat.norm == "linf" else GradientAttack
     attack = library(
-        model,
+        _of_unit_gradient(model, threat),
         loss_fn=_summed_cross_entropy,
         eps=threat.radii(images),
         clip_min=threat.lower,
@@ -74,7 +71,7 @@ def projected_descent(
     # advertorch divides the radius by the distance under l2: zero over zero would be NaN.
     radii = threat.radii(images) if threat.norm == "linf" else threat.radii(images).clamp(min=1e-12)
     attack = PGDAttack(
-        model,
+        _of_unit_gradient(model, threat),
         loss_fn=_summed_cross_entropy,
         eps=radii,
         nb_iter=steps,
@@ -86,6 +83,22 @@ def projected_descent(
     )
     with seeded(seed, "pgd-start"):
         return threat.project(attack.perturb(images, labels), images)
+
+
+def _of_unit_gradient(model: Model, threat: ThreatModel) -> Model:
+    """Hand the library the direction of each image's gradient in the place of the gradient.
+
+    Under l2 it divides gradients by their length or by 1e-6, whichever is more: where a confident model
+    leaves less than that, its steps would shrink to nothing.
+    """
+
+    def evaluate(images: Tensor) -> Tensor:
+        if images.requires_grad:
+            images = images.view_as(images)
+            images.register_hook(threat.ascent_direction)  # type: ignore[no-untyped-call]  # untyped in torch
+        return model(images)
+
+    return evaluate
 
 
 def _summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -42,6 +42,21 @@ def test_fgsm_under_l2_steps_along_the_gradient(digits: Any) -> None:
     torch.testing.assert_close((found - inside)[usable], step[usable], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_steps_are_of_full_size_where_the_gradient_is_faint(norm: str, digits: Any) -> None:
+    model, images, labels = digits
+
+    def confident(points: Tensor) -> Tensor:
+        logits: Tensor = 1e-9 * model(points)
+        return logits
+
+    inside, threat = 0.3 + 0.4 * images, ThreatModel(norm, 0.05)
+    one_step = PGD(threat, steps=1, step_size=0.05, random_start=False)
+    for attack in (FGSM(threat), one_step):
+        moved = threat.distance(attack(confident, inside, labels), inside)
+        torch.testing.assert_close(moved, torch.full_like(moved, 0.05), rtol=1e-4, atol=0)
+
+
 def test_pgd_follows_its_definition_step_by_step(digits: Any) -> None:
     model, images, labels = digits
     current = images
