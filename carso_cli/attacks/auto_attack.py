@@ -15,64 +15,52 @@ Where an image is not fooled the library returns it unchanged; here it comes bac
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from carso_cli.attacks.attack import require_finite
-from carso_cli.attacks.auto_attack_library import LibrarySession, library_session, one_radius
-from carso_cli.attacks.diagnostics import GradientRecorder
-from carso_cli.attacks.target import AttackTarget
-from carso_cli.attacks.threat import ThreatModel
+from carso_cli.attacks.auto_attack_library import LibraryAttack, LibrarySession, one_radius
 
 
-@dataclass(frozen=True, eq=False)
-class AutoAttack:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AutoAttack(LibraryAttack):
     """The standard ensemble: each attack on the images that still stand.
 
     An image that the model gets wrong unperturbed is returned as it is. With fewer than four classes the
     targeted losses are undefined: untargeted APGD-DLR (from three classes) and FAB take their place.
 
     Args:
-        threat: Norm, one radius for all images, and pixel range, which must be [0, 1].
         steps: Steps of APGD and FAB.
         queries: Queries of Square.
-        seed: Seed of all parts.
-        recorder: Counts unusable gradients and keeps the library's warnings.
     """
 
     name: ClassVar[str] = "aa"
-    threat: ThreatModel
-    _: KW_ONLY
     steps: int
     queries: int
-    seed: int = 0
-    recorder: GradientRecorder | None = None
 
-    def __call__(self, target: AttackTarget, images: Tensor, labels: Tensor) -> Tensor:
-        """Perturb images; see `carso_cli.attacks.attack.Attack`.
+    def perturb(self, session: LibrarySession, images: Tensor, labels: Tensor) -> Tensor:
+        """Run the parts; see `LibraryAttack.perturb`.
 
         Raises:
-            UsageError: If the target is random, or each image has its own radius.
+            UsageError: If each image has its own radius.
         """
         one_radius(self.threat, self.name)
-        with library_session(target, self.threat, images, self.name, self.seed, self.recorder) as session:
-            result = images.contiguous().clone()
-            logits = session.model(result)
-            standing = logits.argmax(dim=1) == labels
-            for part in ("apgd-ce", *_later_parts(logits.shape[1])):
-                chosen = standing.nonzero()[:, 0]
-                if not len(chosen):
-                    break
-                found = self._run(part, session, images[chosen].contiguous(), labels[chosen])
-                fooled = session.model(found).argmax(dim=1) != labels[chosen]
-                # The first attack's best-loss points stay where nothing fools the model.
-                kept = torch.ones_like(fooled) if part == "apgd-ce" else fooled
-                result[chosen[kept]] = found[kept]
-                standing[chosen[fooled]] = False
-        return require_finite(self.threat.project(result, images), self.name)
+        result = images.clone()
+        logits = session.model(result)
+        standing = logits.argmax(dim=1) == labels
+        for part in ("apgd-ce", *_later_parts(logits.shape[1])):
+            chosen = standing.nonzero()[:, 0]
+            if not len(chosen):
+                break
+            found = self._run(part, session, images[chosen], labels[chosen])
+            fooled = session.model(found).argmax(dim=1) != labels[chosen]
+            # The first attack's best-loss points stay where nothing fools the model.
+            kept = torch.ones_like(fooled) if part == "apgd-ce" else fooled
+            result[chosen[kept]] = found[kept]
+            standing[chosen[fooled]] = False
+        return self.threat.project(result, images)
 
     def _run(self, part: str, session: LibrarySession, images: Tensor, labels: Tensor) -> Tensor:
         if part == "apgd-targeted":

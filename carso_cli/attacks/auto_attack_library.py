@@ -1,6 +1,6 @@
 """The only home of pyautoattack: one attack a method, on a deterministic target.
 
-`library_session` opens the library on a target, as a `LibrarySession`; `auto_attack` and
+`LibraryAttack` opens the library on a target, as a `LibrarySession`; `auto_attack` and
 `auto_attack_parts` turn its methods into attacks. Where an image is not fooled the library returns it
 unchanged; here its point of largest margin is returned, except by the targeted attacks.
 """
@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from torch import Tensor
 
-from carso_cli.attacks.attack import BestPoint
+from carso_cli.attacks.attack import BestPoint, require_finite
 from carso_cli.attacks.diagnostics import GradientRecorder
 from carso_cli.attacks.library_model import LibraryModel
 from carso_cli.attacks.losses import margin, require_dlr_classes
@@ -143,36 +143,56 @@ class LibrarySession:
         best.offer(inside, margin(self.model(inside), labels))
 
 
-@contextmanager
-def library_session(
-    target: AttackTarget,
-    threat: ThreatModel,
-    images: Tensor,
-    name: str,
-    seed: int,
-    recorder: GradientRecorder | None,
-) -> Iterator[LibrarySession]:
-    """Open the library on a deterministic target, its random numbers seeded and its warnings recorded.
+@dataclass(frozen=True, eq=False)
+class LibraryAttack:
+    """What the library's attacks have in common.
 
-    Raises:
-        UsageError: If the target is random or the pixel range is not [0, 1].
+    Args:
+        threat: Norm and radius (or radii).
+        seed: Seed of everything random.
+        recorder: Counts unusable gradients and keeps the library's warnings.
     """
-    if target.stochastic:
-        raise UsageError(
-            f"attack '{name}' is for deterministic models, and this one draws latents",
-            hint="use rand-aa, pgd-eot or square against the defence",
-        )
-    if (threat.lower, threat.upper) != (0.0, 1.0):
-        raise UsageError(
-            f"attack '{name}' needs the pixel range [0, 1], not [{threat.lower}, {threat.upper}]"
-        )
-    prepare()
+
+    threat: ThreatModel
+    _: KW_ONLY
+    seed: int = 0
+    recorder: GradientRecorder | None = None
+
+    @property
+    def name(self) -> str:
+        """Name on the command line and in results."""
+        raise NotImplementedError
+
+    def perturb(self, session: LibrarySession, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the examples; images come contiguous, as the library needs them."""
+        raise NotImplementedError
+
+    def __call__(self, target: AttackTarget, images: Tensor, labels: Tensor) -> Tensor:
+        """Perturb images; see `carso_cli.attacks.attack.Attack`.
+
+        Raises:
+            UsageError: If the target is random.
+        """
+        if target.stochastic:
+            raise UsageError(
+                f"attack '{self.name}' is for deterministic models, and this one draws latents",
+                hint="use rand-aa, pgd-eot or square against the defence",
+            )
+        prepare()
+        model = LibraryModel(target, recorder=self.recorder)
+        session = LibrarySession(model, self.threat, derive_seed(self.seed, self.name))
+        with _recorded(self.recorder), seeded(self.seed, self.name):
+            return require_finite(self.perturb(session, images.contiguous(), labels), self.name)
+
+
+@contextmanager
+def _recorded(recorder: GradientRecorder | None) -> Iterator[None]:
+    """Send the library's warnings to the recorder instead of the terminal."""
     logger, handler = _logger(), _Recording(recorder)
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
-        with seeded(seed, name):
-            yield LibrarySession(LibraryModel(target, recorder=recorder), threat, derive_seed(seed, name))
+        yield
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate

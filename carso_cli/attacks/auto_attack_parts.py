@@ -16,116 +16,78 @@ Shapes: images (B, channels, H, W) in [0, 1], labels (B,).
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from carso_cli.attacks.attack import require_finite
-from carso_cli.attacks.auto_attack_library import library_session, one_radius
-from carso_cli.attacks.diagnostics import GradientRecorder
-from carso_cli.attacks.target import AttackTarget
-from carso_cli.attacks.threat import ThreatModel
+from carso_cli.attacks.auto_attack_library import LibraryAttack, LibrarySession, one_radius
 
 
-@dataclass(frozen=True, eq=False)
-class FAB:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FAB(LibraryAttack):
     """FAB: the nearest point of another class, drawn back to the ball's surface where it lies outside.
 
     Args:
-        threat: Norm, radius (or radii) and pixel range, which must be [0, 1].
         steps: Steps of each restart.
         restarts: Starts: the image itself, then random points.
-        seed: Seed of those.
-        recorder: Counts unusable gradients, here of single logits.
     """
 
     name: ClassVar[str] = "fab"
-    threat: ThreatModel
-    _: KW_ONLY
     steps: int
     restarts: int = 1
-    seed: int = 0
-    recorder: GradientRecorder | None = None
 
-    def __call__(self, target: AttackTarget, images: Tensor, labels: Tensor) -> Tensor:
-        """Perturb images; see `carso_cli.attacks.attack.Attack`.
-
-        Raises:
-            UsageError: If the target is random.
-        """
-        images = images.contiguous()
-        with library_session(target, self.threat, images, self.name, self.seed, self.recorder) as session:
-            found = session.fab(images, labels, steps=self.steps, restarts=self.restarts)
-        return require_finite(found, self.name)
+    def perturb(self, session: LibrarySession, images: Tensor, labels: Tensor) -> Tensor:
+        """Run it; see `LibraryAttack.perturb`."""
+        return session.fab(images, labels, steps=self.steps, restarts=self.restarts)
 
 
-@dataclass(frozen=True, eq=False)
-class LibraryAPGD:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LibraryAPGD(LibraryAttack):
     """APGD on cross-entropy (`ce`) or the difference of logits ratio (`dlr`).
 
     Args:
-        threat: Norm, radius (or radii) and pixel range, which must be [0, 1].
         loss: `ce` or `dlr`.
         steps: Steps of each restart.
         restarts: Random starts.
-        seed: Seed of those.
-        recorder: Counts unusable gradients and keeps the library's warnings.
     """
 
-    threat: ThreatModel
-    _: KW_ONLY
     loss: str
     steps: int
     restarts: int = 1
-    seed: int = 0
-    recorder: GradientRecorder | None = None
 
     @property
     def name(self) -> str:
         """`apgd-ce` or `apgd-dlr`."""
         return f"apgd-{self.loss}"
 
-    def __call__(self, target: AttackTarget, images: Tensor, labels: Tensor) -> Tensor:
-        """Perturb images; see `carso_cli.attacks.attack.Attack`.
+    def perturb(self, session: LibrarySession, images: Tensor, labels: Tensor) -> Tensor:
+        """Run it; see `LibraryAttack.perturb`.
 
         Raises:
-            UsageError: If the target is random, or has fewer than three classes under `dlr`.
+            UsageError: If the target has fewer than three classes under `dlr`.
         """
-        images = images.contiguous()
-        with library_session(target, self.threat, images, self.name, self.seed, self.recorder) as session:
-            found = session.apgd(images, labels, loss=self.loss, steps=self.steps, restarts=self.restarts)
-        return require_finite(found, self.name)
+        return session.apgd(images, labels, loss=self.loss, steps=self.steps, restarts=self.restarts)
 
 
-@dataclass(frozen=True, eq=False)
-class Square:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Square(LibraryAttack):
     """Square: random search over square patches, black box.
 
     Args:
-        threat: Norm, one radius for all images, and pixel range, which must be [0, 1].
         queries: Queries of each restart.
         restarts: Random starts.
-        seed: Seed of the search.
-        recorder: Keeps the library's warnings.
     """
 
     name: ClassVar[str] = "square"
-    threat: ThreatModel
-    _: KW_ONLY
     queries: int
     restarts: int = 1
-    seed: int = 0
-    recorder: GradientRecorder | None = None
 
-    def __call__(self, target: AttackTarget, images: Tensor, labels: Tensor) -> Tensor:
-        """Perturb images; see `carso_cli.attacks.attack.Attack`.
+    def perturb(self, session: LibrarySession, images: Tensor, labels: Tensor) -> Tensor:
+        """Run it; see `LibraryAttack.perturb`.
 
         Raises:
-            UsageError: If the target is random, or each image has its own radius.
+            UsageError: If each image has its own radius.
         """
         one_radius(self.threat, self.name)
-        images = images.contiguous()
-        with library_session(target, self.threat, images, self.name, self.seed, self.recorder) as session:
-            found = session.square(images, labels, queries=self.queries, restarts=self.restarts)
-        return require_finite(found, self.name)
+        return session.square(images, labels, queries=self.queries, restarts=self.restarts)
