@@ -19,9 +19,9 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a fresh generator for one purpose."""
-    return torch.Generator(device=device).manual_seed(derive_seed(seed, *purpose))
+def generator(seed: int, *purpose: str | int) -> torch.Generator:
+    """Return a fresh generator on the CPU for one purpose."""
+    return torch.Generator().manual_seed(derive_seed(seed, *purpose))
 
 
 @contextmanager

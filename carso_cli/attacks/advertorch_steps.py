@@ -18,7 +18,7 @@ def gradient_step(model: Model, threat: ThreatModel, images: Tensor, labels: Ten
 
     Args:
         model: Differentiable, (B, channels, H, W) to (B, C).
-        threat: Norm, radii and range.
+        threat: Norm and radii.
         images: (B, channels, H, W) in [0, 1].
         labels: (B,) int64.
 
@@ -33,8 +33,6 @@ def gradient_step(model: Model, threat: ThreatModel, images: Tensor, labels: Ten
         _of_unit_gradient(model, threat),
         loss_fn=_summed_cross_entropy,
         eps=threat.radii(images),
-        clip_min=threat.lower,
-        clip_max=threat.upper,
     )
     return threat.project(attack.perturb(images, labels), images)
 
@@ -54,7 +52,7 @@ def projected_descent(
 
     Args:
         model: Differentiable, (B, channels, H, W) to (B, C).
-        threat: Norm, radii and range.
+        threat: Norm and radii.
         images: (B, channels, H, W) in [0, 1].
         labels: (B,) int64.
         steps: Number of steps, from 1.
@@ -77,8 +75,6 @@ def projected_descent(
         nb_iter=steps,
         eps_iter=torch.as_tensor(step_size, dtype=images.dtype, device=images.device).expand(len(images)),
         rand_init=random_start,
-        clip_min=threat.lower,
-        clip_max=threat.upper,
         ord=np.inf if threat.norm == "linf" else 2,
     )
     with seeded(seed, "pgd-start"):

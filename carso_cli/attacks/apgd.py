@@ -40,7 +40,7 @@ class APGD:
     """Gradient ascent with momentum that halves its step, and goes back to its best point, when it stalls.
 
     Args:
-        threat: Norm, radius (or radii) and pixel range.
+        threat: Norm and radius (or radii).
         loss: `ce` or `dlr`.
         steps: Steps of each restart, from 1; one gradient more is taken at the start.
         draws: K, draws per gradient; a deterministic target needs 1.

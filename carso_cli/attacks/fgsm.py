@@ -30,7 +30,7 @@ class FGSM:
     """One step of the whole radius.
 
     Args:
-        threat: Norm, radius (or radii) and pixel range.
+        threat: Norm and radius (or radii).
         recorder: Counts unusable gradients.
     """
 

@@ -13,12 +13,11 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from carso_cli.attacks.attack import require_finite
 from carso_cli.attacks.target import AttackTarget
-from carso_cli.attacks.threat import ThreatModel, per_image
+from carso_cli.attacks.threat import ThreatModel
 from carso_cli.randomness import generator
 
 
@@ -34,26 +33,18 @@ class NoPerturbation:
 
 @dataclass(frozen=True, eq=False)
 class RandomNoise:
-    """Noise uniform on the ball, or on its extreme points.
+    """Noise uniform on the ball.
 
     Args:
-        threat: Norm, radius (or radii) and pixel range; noise is cut to the range.
-        extreme: Use the largest noise allowed: plus or minus eps at every pixel under linf, a random
-            direction of length eps under l2.
+        threat: Norm and radius (or radii); noise is cut to the pixel range.
         seed: Seed of the noise; the same on every call.
     """
 
     name: ClassVar[str] = "noise"
     threat: ThreatModel
     _: KW_ONLY
-    extreme: bool = False
     seed: int = 0
 
     def __call__(self, target: AttackTarget, images: Tensor, labels: Tensor) -> Tensor:
         """Perturb images without asking the target anything."""
-        source = generator(self.seed, self.name)
-        if not self.extreme:
-            return require_finite(self.threat.random_start(images, source), self.name)
-        direction = torch.randn(images.shape, generator=source).to(device=images.device, dtype=images.dtype)
-        change = per_image(self.threat.radii(images), images) * self.threat.ascent_direction(direction)
-        return require_finite(self.threat.project(images + change, images), self.name)
+        return require_finite(self.threat.random_start(images, generator(self.seed, self.name)), self.name)

@@ -32,7 +32,7 @@ class PGD:
     """Projected gradient ascent on cross-entropy.
 
     Args:
-        threat: Norm, radius (or radii) and pixel range.
+        threat: Norm and radius (or radii).
         steps: Number of steps, from 1.
         step_size: In the norm's units (pixels under linf); one for all images, or (B,).
         random_start: Start from a random point of the ball rather than from the image.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from carso_cli.attacks.attack import BestPoint, require_finite
 from carso_cli.attacks.diagnostics import GradientRecorder
-from carso_cli.attacks.losses import Loss, cross_entropy
+from carso_cli.attacks.losses import cross_entropy
 from carso_cli.attacks.target import AttackTarget
 from carso_cli.attacks.threat import ThreatModel
 from carso_cli.randomness import generator
@@ -29,7 +29,7 @@ class PGDEoT:
     """Projected ascent along the gradient of the mean loss over fresh draws at every step.
 
     Args:
-        threat: Norm, radius (or radii) and pixel range.
+        threat: Norm and radius (or radii).
         steps: Number of steps, from 1.
         draws: K, draws per gradient.
         step_size: In the norm's units, pixels under linf.
@@ -37,7 +37,6 @@ class PGDEoT:
         restarts: Runs, each with its own start and draws; the point of largest mean loss is returned.
             Where nothing is random they would be the same, so one is made.
         seed: Seed of the starts.
-        loss: What is raised.
         recorder: Counts unusable gradients.
     """
 
@@ -49,7 +48,6 @@ class PGDEoT:
     random_start: bool = False
     restarts: int = 1
     seed: int = 0
-    loss: Loss = cross_entropy
     recorder: GradientRecorder | None = None
 
     @property
@@ -73,10 +71,10 @@ class PGDEoT:
     ) -> None:
         current = start
         for step in range(self.steps):
-            answer = target.loss_and_gradient(current, labels, self.loss, self.draws)
+            answer = target.loss_and_gradient(current, labels, cross_entropy, self.draws)
             if self.recorder is not None:
                 self.recorder.record(step, answer.gradient, loss=answer.loss, saturated=answer.saturated)
             best.offer(current, answer.rank)
             moved = current + self.step_size * self.threat.ascent_direction(answer.gradient)
             current = self.threat.project(moved, images)
-        best.offer(current, target.expected_loss(current, labels, self.loss, self.draws).rank)
+        best.offer(current, target.expected_loss(current, labels, cross_entropy, self.draws).rank)

@@ -33,7 +33,7 @@ class RandAutoAttack:
     """APGD on both losses; with two classes, where DLR is undefined, on cross-entropy alone.
 
     Args:
-        threat: Norm, radius (or radii) and pixel range.
+        threat: Norm and radius (or radii).
         steps: Steps of each restart.
         draws: K, draws per gradient.
         restarts: Random starts of each loss.

@@ -76,7 +76,7 @@ def build_attack(
 
     Args:
         name: One of `carso_cli.attacks.names.ATTACKS`.
-        threat: Norm, radius and pixel range.
+        threat: Norm and radius (or radii).
         budget: Steps, draws, queries.
         stochastic: Whether the model under attack is random.
         seed: Seed of everything random in the attack.

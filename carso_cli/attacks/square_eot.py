@@ -37,7 +37,7 @@ class SquareEoT:
     """Random search: change a square patch, keep the change if the mean margin grows.
 
     Args:
-        threat: Norm, radius (or radii) and pixel range.
+        threat: Norm and radius (or radii).
         queries: Patches tried per image; each costs `draws` draws of the model.
         draws: K, draws per query; a deterministic target needs 1, and its images stop when fooled.
         seed: Seed of the search.

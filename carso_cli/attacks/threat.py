@@ -1,4 +1,4 @@
-"""What the attacker may do: norm, radius and pixel range (Section 3; Table 14 for the values).
+"""What the attacker may do: norm and radius, within the pixel range [0, 1] (Section 3; Table 14).
 
 `ThreatModel` owns projection, distance, random starts and the steepest-ascent direction, so an attack
 never spells out a norm. Axes: B images; every tensor of images is (B, channels, H, W) in [0, 1].
@@ -9,7 +9,7 @@ never spells out a norm. Axes: B images; every tensor of images is (B, channels,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,22 +19,18 @@ from carso_cli.errors import UsageError
 
 @dataclass(frozen=True, eq=False)
 class ThreatModel:
-    """A ball around each image, cut to the pixel range.
+    """A ball around each image, cut to the pixel range [0, 1].
 
     Args:
         norm: `linf` (largest change of a pixel) or `l2` (Euclidean length of the change).
         eps: Radius in pixel units of [0, 1] images: one for all images, or one each, (B,).
-        lower: Smallest pixel value.
-        upper: Largest pixel value.
 
     Raises:
-        UsageError: If the norm is unknown, a radius is negative or not finite, or the range is empty.
+        UsageError: If the norm is unknown, or a radius is negative or not finite.
     """
 
     norm: str
     eps: float | Tensor
-    lower: float = 0.0
-    upper: float = 1.0
 
     def __post_init__(self) -> None:
         if self.norm not in ("linf", "l2"):
@@ -42,8 +38,6 @@ class ThreatModel:
         radii = torch.as_tensor(self.eps)
         if radii.ndim > 1 or not bool(torch.isfinite(radii).all()) or bool((radii < 0).any()):
             raise UsageError(f"eps must be one number of at least 0, or one per image, not {self.eps}")
-        if self.lower >= self.upper:
-            raise UsageError(f"the pixel range [{self.lower}, {self.upper}] is empty")
 
     def radii(self, images: Tensor) -> Tensor:
         """Return the radius of each image, (B,), on the images' device and in their type.
@@ -76,7 +70,7 @@ class ThreatModel:
             change = perturbed - clean
             length = per_image(self.distance(perturbed, clean), clean)
             inside = clean + change * (radii / length.clamp(min=1e-30)).clamp(max=1.0)
-        return inside.clamp(self.lower, self.upper)
+        return inside.clamp(0.0, 1.0)
 
     def distance(self, perturbed: Tensor, clean: Tensor) -> Tensor:
         """Return the size of each image's change in this norm, (B,)."""
@@ -95,7 +89,7 @@ class ThreatModel:
             (B,) bool.
         """
         pixels = perturbed.flatten(1)
-        in_range = ((pixels >= self.lower - tolerance) & (pixels <= self.upper + tolerance)).all(dim=1)
+        in_range = ((pixels >= -tolerance) & (pixels <= 1.0 + tolerance)).all(dim=1)
         return in_range & (self.distance(perturbed, clean) <= self.radii(clean) + tolerance)
 
     def random_start(self, clean: Tensor, generator: torch.Generator) -> Tensor:
@@ -136,14 +130,6 @@ class ThreatModel:
         scaled = finite / per_image(largest.clamp(min=torch.finfo(finite.dtype).tiny), finite)
         length = scaled.flatten(1).norm(dim=1)
         return scaled / per_image(length.clamp(min=1e-12), scaled)
-
-    def scaled(self, factor: float) -> ThreatModel:
-        """Return the same threat with every radius multiplied by `factor`."""
-        return replace(self, eps=self.eps * factor)
-
-    def select(self, chosen: Tensor) -> ThreatModel:
-        """Return the threat model of some of the images: a (B,) mask or positions."""
-        return replace(self, eps=self.eps[chosen]) if isinstance(self.eps, Tensor) and self.eps.ndim else self
 
 
 def per_image(values: Tensor, images: Tensor) -> Tensor:
