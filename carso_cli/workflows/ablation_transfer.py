@@ -9,12 +9,11 @@ majority vote, is thereby met with real examples, and its accuracy under them is
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack, cast
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -25,9 +24,10 @@ from carso_cli.reporter import Reporter, SilentReporter
 from carso_cli.runs.files import read_json_lines, write_json
 from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record, evaluation_id
 from carso_cli.runs.summary import attack_row, figures, worst_case
-from carso_cli.workflows.evaluation_jobs import Found, Setting, perturb, pick
+from carso_cli.workflows.evaluation_jobs import Setting, make_record, perturb, pick
 from carso_cli.workflows.evaluation_plan import Job
 from carso_cli.workflows.evaluation_setup import Evaluation, EvaluationOptions, prepare_evaluation
+from carso_cli.workflows.subject import adjusted
 
 SOURCE = "doubly-exponential"
 """The rule that the examples are made against."""
@@ -123,45 +123,18 @@ def _score(
     images, labels, indices = setting.pixels(positions)
     scorer = setting.subject.scorer(job, setting.seed, setting.draws)
     found = pick(setting, scorer, examples, images, labels, indices)
-    return [_record(setting, job, block, index, found, row) for row, index in enumerate(indices)]
+    records = (
+        make_record(setting, job, block, index, int(labels[row]), found, row, certain=False, clean=None)
+        for row, index in enumerate(indices)
+    )
+    # The job's name holds the rule where others hold a view; these images have no clean record beside them.
+    return [replace(record, view="exact", clean_margin=None) for record in records]
 
 
 def _under(setting: Setting, rule: str) -> Setting:
     """Return the setting with the defence deciding by another rule."""
-    defence = copy.copy(setting.subject.require_defence())
-    cast(Any, defence).aggregation = rule
+    defence = adjusted(setting.subject.require_defence(), aggregation=rule)
     return replace(setting, subject=replace(setting.subject, defence=defence))
-
-
-def _record(setting: Setting, job: Job, block: int, index: int, found: Found, row: int) -> Record:
-    defence, report = setting.subject.require_defence(), found.report
-    return Record(
-        job=job.key,
-        block=block,
-        index=index,
-        label=int(setting.images.labels[setting.images.indices == index]),
-        target=job.target,
-        attack=job.attack,
-        part=found.parts[row],
-        view="exact",
-        aggregation=cast(Any, defence).aggregation,
-        n_samples=defence.n_samples,
-        eps=float(setting.threat.eps),
-        norm=setting.threat.norm,
-        seed=setting.seed,
-        draws=report.draws,
-        correct=int(report.correct[row]),
-        correct_selection=int(found.selection.correct[row]) if found.selected else None,
-        majority_correct=bool(report.majority[row]),
-        margin=float(found.selection.margin[row]),
-        clean_margin=None,
-        loss=float(found.selection.loss[row]),
-        distance=float(found.distances[row]),
-        disagreements=int(report.disagreements[row]),
-        certain=False,
-        settled=False,
-        settled_by=None,
-    )
 
 
 def read_records(folder: EvaluationFolder, rule: str) -> list[Record]:

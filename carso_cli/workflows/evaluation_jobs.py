@@ -195,7 +195,7 @@ def run_block(
         found = pick(setting, scorer, examples, images, labels, indices)
         certain = _certain(scorer, found, labels, indices)
         for row, index in enumerate(indices):
-            fresh[index] = _record(
+            fresh[index] = make_record(
                 setting, job, block, index, int(labels[row]), found, row, certain[row], earlier(index)[0]
             )
     own = {"view": job.view, "target": job.target, "attack": job.attack, "eps": _eps(setting, job)}
@@ -229,7 +229,7 @@ def _certain(scorer: Scorer, found: Found, labels: Tensor, indices: list[int]) -
     return certain
 
 
-def _record(
+def make_record(
     setting: Setting,
     job: Job,
     block: int,
@@ -240,6 +240,19 @@ def _record(
     certain: bool,
     clean: Record | None,
 ) -> Record:
+    """Return what was found about one image of a block.
+
+    Args:
+        setting: What all blocks share.
+        job: The job.
+        block: Number of the block.
+        index: Position of the image in the full split.
+        label: Its label.
+        found: What was found about the block.
+        row: Place of the image in it.
+        certain: Whether the example fools the target with certainty.
+        clean: The image's clean record; None where this is it.
+    """
     defence = setting.subject.require_defence() if job.target == "defence" else None
     margin = float(found.selection.margin[row])
     return Record(

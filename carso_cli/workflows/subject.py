@@ -156,11 +156,8 @@ def given_subject(
     """
     if defence is None and classifier is None:
         raise UsageError("nothing to evaluate: give a defence or a classifier")
-    if defence is not None and (n_samples is not None or aggregation is not None):
-        defence = copy.copy(defence)
-        defence.n_samples = n_samples or defence.n_samples
-        if aggregation is not None:
-            cast(Any, defence).aggregation = aggregation
+    if defence is not None:
+        defence = adjusted(defence, n_samples=n_samples, aggregation=aggregation)
     for model in (defence, classifier):
         if isinstance(model, nn.Module):
             model.to(device).eval()
@@ -174,6 +171,19 @@ def given_subject(
         samples = 1 if defence is None else defence.n_samples
         per_pass = min(per_pass, max(_SAMPLES_PER_CPU_PASS, samples))
     return Subject(bare, defence, checksums, device, per_pass)
+
+
+def adjusted(
+    defence: AttackedDefence, *, n_samples: int | None = None, aggregation: str | None = None
+) -> AttackedDefence:
+    """Return the same models with another N or aggregation rule; what is None stays as it is."""
+    if n_samples is None and aggregation is None:
+        return defence
+    changed = copy.copy(defence)
+    changed.n_samples = n_samples or defence.n_samples
+    if aggregation is not None:
+        cast(Any, changed).aggregation = aggregation
+    return changed
 
 
 def _checksum(model: object) -> str | None:
