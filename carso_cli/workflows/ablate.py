@@ -17,15 +17,15 @@ from carso_cli.build import build_classifier
 from carso_cli.errors import InterruptedRun, StateError, UsageError
 from carso_cli.recipe.load import TRAINING_SECTIONS, load_recipe, recipe_hash
 from carso_cli.recipe.schema import Recipe
-from carso_cli.reporter import Reporter, SilentReporter
+from carso_cli.reporter import Reporter
 from carso_cli.runs.files import ensure_folder
 from carso_cli.runs.folder import RunFolder
-from carso_cli.runs.records import EvaluationFolder, evaluation_id
+from carso_cli.runs.records import EvaluationFolder
 from carso_cli.workflows.ablation_rows import find_figures, make_row, shared_settings, store_table
 from carso_cli.workflows.ablation_transfer import transfer_to_rules, with_transfers
 from carso_cli.workflows.ablations import Ablation, Variant
-from carso_cli.workflows.evaluate import evaluate
-from carso_cli.workflows.evaluation_setup import EvaluationOptions, prepare_evaluation
+from carso_cli.workflows.evaluate import run_evaluation
+from carso_cli.workflows.evaluation_setup import Evaluation, EvaluationOptions, prepare_evaluation
 from carso_cli.workflows.train_purifier import train_purifier
 
 _RESUME = "go on with the same command and --resume"
@@ -64,13 +64,12 @@ def ablate(
     """
     trained = {variant.run_folder(run): variant.recipe for variant in ablation.variants}
     # Whatever can stop an ablation stops it here, before hours of training.
-    for kind in sorted(set().union(*(variant.kinds for variant in ablation.variants))):
+    for kind in ablation.kinds:
         build_classifier(recipe, kind)
-    for path, one in trained.items():
-        check_run(one, path, resume=resume)
+    states = {path: check_run(one, path, resume=resume) for path, one in trained.items()}
     ensure_folder(run / "ablations")
-    for path, one in trained.items():
-        _train_if_missing(one, path, reporter, options.get("device", "auto"))
+    for path, state in states.items():
+        _train_if_missing(trained[path], path, state, reporter, options.get("device", "auto"))
     rows, summary = _evaluate_all(ablation, run, reporter, resume, options)
     if ablation.with_transfers:
         rows = _with_transfers(recipe, ablation, rows, run, reporter, resume, options)
@@ -111,8 +110,7 @@ def check_run(recipe: Recipe, path: Path, *, resume: bool) -> str:
     return "unfinished"
 
 
-def _train_if_missing(recipe: Recipe, path: Path, reporter: Reporter, device: str) -> None:
-    state = check_run(recipe, path, resume=True)
+def _train_if_missing(recipe: Recipe, path: Path, state: str, reporter: Reporter, device: str) -> None:
     if state == "trained":
         reporter.say(f"using the purifier in {path}")
         return
@@ -135,13 +133,13 @@ def _evaluate_all(
         if variant.eps != 0.0:
             target = None if ablation.with_baselines else "defence"
             chosen = EvaluationOptions(**{**options, "target": target, "eps": variant.eps})
-            summary, folder = evaluate_variant(variant, root, reporter, resume, chosen)
+            summary, folder = _evaluate_variant(variant, root, reporter, resume, chosen)
         row = make_row(variant, root, folder.path, summary)
         if ablation.with_baselines and row["noise"] is None:
             chosen = EvaluationOptions(
                 **{**options, "target": "defence", "eps": variant.eps, "attack": "noise"}
             )
-            noise, _ = evaluate_variant(variant, root, reporter, resume, chosen)
+            noise, _ = _evaluate_variant(variant, root, reporter, resume, chosen)
             row["noise"] = find_figures(noise, "defence", "noise")
         rows.append(row)
     return rows, summary
@@ -153,17 +151,15 @@ def variant_recipe(variant: Variant) -> Recipe:
     return variant.recipe.model_copy(update={"evaluation": section})
 
 
-def find_evaluation(
-    variant: Variant, root: Path, options: EvaluationOptions
-) -> tuple[EvaluationFolder, dict[str, Any]]:
-    """Return where a variant's evaluation is or will be stored, and its identity."""
+def prepare_variant(
+    variant: Variant, root: Path, reporter: Reporter, options: EvaluationOptions
+) -> Evaluation:
+    """Resolve the evaluation of a variant, whose purifier is trained."""
     path = variant.run_folder(root)
-    prepared = prepare_evaluation(variant_recipe(variant), run=path, reporter=SilentReporter(), **options)
-    name = evaluation_id(prepared.identity)
-    return EvaluationFolder(RunFolder(path).evaluation / name), prepared.identity
+    return prepare_evaluation(variant_recipe(variant), run=path, reporter=reporter, **options)
 
 
-def evaluate_variant(
+def _evaluate_variant(
     variant: Variant, root: Path, reporter: Reporter, resume: bool, options: EvaluationOptions
 ) -> tuple[dict[str, Any], EvaluationFolder]:
     """Evaluate one variant, or bring back its complete evaluation.
@@ -171,12 +167,11 @@ def evaluate_variant(
     Raises:
         UsageError: If its evaluation is unfinished and `resume` is not given.
     """
-    folder, _ = find_evaluation(variant, root, options)
+    evaluation = prepare_variant(variant, root, reporter, options)
+    folder = evaluation.folder
     if folder.exists and not folder.summary.is_file() and not resume:
         raise UsageError(f"{folder.path} holds an unfinished evaluation", hint=_RESUME)
-    path = variant.run_folder(root)
-    summary = evaluate(variant_recipe(variant), run=path, reporter=reporter, resume=folder.exists, **options)
-    return summary, folder
+    return run_evaluation(evaluation, reporter=reporter, resume=folder.exists), folder
 
 
 def _with_transfers(

@@ -13,9 +13,9 @@ from carso_cli.errors import MissingError, RecipeError
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.workflows import evaluation_cost, purifier_cost
-from carso_cli.workflows.ablate import check_run, find_evaluation, variant_recipe
+from carso_cli.workflows.ablate import check_run, prepare_variant, variant_recipe
 from carso_cli.workflows.ablations import Ablation, Variant
-from carso_cli.workflows.evaluation_setup import EvaluationOptions, prepare_evaluation
+from carso_cli.workflows.evaluation_setup import EvaluationOptions
 
 
 def plan_ablation(
@@ -45,9 +45,15 @@ def plan_ablation(
             speeds[mix] = purifier_cost.estimate_cost(one, device=device)["seconds"]
         seconds = 0.0 if state == "trained" else speeds[mix]
         steps.append({"step": "train", "what": str(path), "state": state, "seconds": seconds})
+    missing = _missing(recipe, ablation)
     for variant in ablation.variants:
         if variant.eps != 0.0:
-            steps.append(_evaluation_step(ablation, variant, run, reporter, options, speeds))
+            target = None if ablation.with_baselines else "defence"
+            chosen = EvaluationOptions(**{**options, "target": target, "eps": variant.eps})
+            loads = (
+                not missing and check_run(variant.recipe, variant.run_folder(run), resume=True) == "trained"
+            )
+            steps.append(_evaluation_step(variant, run, reporter, chosen, loads, speeds))
     return {
         "ablation": ablation.name,
         "title": ablation.title,
@@ -55,29 +61,26 @@ def plan_ablation(
         "seconds": None
         if any(step["seconds"] is None for step in steps)
         else sum(s["seconds"] for s in steps),
-        "missing": _missing(recipe, ablation),
+        "missing": missing,
     }
 
 
 def _evaluation_step(
-    ablation: Ablation,
     variant: Variant,
     run: Path,
     reporter: Reporter,
     options: EvaluationOptions,
+    loads: bool,
     speeds: dict[tuple[object, ...], float | None],
 ) -> dict[str, Any]:
-    target = None if ablation.with_baselines else "defence"
-    chosen = EvaluationOptions(**{**options, "target": target, "eps": variant.eps})
-    path, state = variant.run_folder(run), "missing"
-    if check_run(variant.recipe, path, resume=True) == "trained" and not _missing(variant.recipe, ablation):
-        folder, _ = find_evaluation(variant, run, chosen)
+    recipe, state = variant_recipe(variant), "missing"
+    if loads:
+        folder = prepare_variant(variant, run, reporter, options).folder
         state = "stored" if folder.summary.is_file() else "unfinished" if folder.exists else "missing"
-    recipe = variant_recipe(variant)
-    key = (recipe.representation.layers, recipe.evaluation.n_samples, target)
+    key = (recipe.representation.layers, recipe.evaluation.n_samples, options["target"])
     if state != "stored" and key not in speeds:
-        chosen["defence"] = _untrained_defence(recipe)
-        evaluation = prepare_evaluation(recipe, run=path, reporter=reporter, **chosen)
+        untrained = EvaluationOptions(**{**options, "defence": _untrained_defence(recipe)})
+        evaluation = prepare_variant(variant, run, reporter, untrained)
         speeds[key] = evaluation_cost.estimate_cost(evaluation)["seconds"]
     seconds = 0.0 if state == "stored" else speeds[key]
     return {"step": "evaluate", "what": variant.label, "state": state, "seconds": seconds}
@@ -101,7 +104,7 @@ def _untrained_defence(recipe: Recipe) -> Defence:
 def _missing(recipe: Recipe, ablation: Ablation) -> list[str]:
     """Return one sentence for every classifier that cannot be loaded."""
     found = []
-    for kind in sorted(set().union(*(variant.kinds for variant in ablation.variants))):
+    for kind in ablation.kinds:
         try:
             build_classifier(recipe, kind)
         except (MissingError, RecipeError) as error:

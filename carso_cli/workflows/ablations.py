@@ -89,6 +89,11 @@ class Ablation:
     with_baselines: bool = False
     with_transfers: bool = False
 
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of training of the classifiers that its variants need."""
+        return sorted(set().union(*(variant.kinds for variant in self.variants)))
+
 
 def first_and_second(recipe: Recipe, pairs: Sequence[tuple[str | None, str | None]] = PAIRS) -> Ablation:
     """Vary the training of the two classifier instances.

@@ -24,8 +24,7 @@ from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.runs.environment import describe_environment
 from carso_cli.runs.files import read_json, write_json
-from carso_cli.runs.folder import RunFolder
-from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record, evaluation_id, find_to_resume
+from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record, find_to_resume
 from carso_cli.runs.summary import job_health
 from carso_cli.workflows.evaluation_jobs import run_block
 from carso_cli.workflows.evaluation_plan import UNPERTURBED, Job
@@ -68,6 +67,13 @@ def evaluate(
         InterruptedRun: On Ctrl-C; complete blocks are saved.
     """
     evaluation = prepare_evaluation(recipe, run=run, reporter=reporter, **options)
+    return run_evaluation(evaluation, reporter=reporter, resume=resume, force=force)
+
+
+def run_evaluation(
+    evaluation: Evaluation, *, reporter: Reporter, resume: bool = False, force: bool = False
+) -> dict[str, Any]:
+    """Run what `prepare_evaluation` has resolved; see `evaluate`."""
     folder = _open_folder(evaluation, resume=resume, force=force)
     if folder.summary.is_file():
         reporter.say(f"{folder.path} is complete; showing its stored result")
@@ -88,7 +94,7 @@ def evaluate(
         evidence,
         checks,
         recipe=evaluation.recipe.name,
-        run=str(run),
+        run=str(evaluation.run),
         settings=read_json(folder.settings),
         check_seconds=time.perf_counter() - started,
         exact=exact_counterpart(folder.path.parent, evaluation.plan, evaluation.identity),
@@ -108,10 +114,9 @@ def _stored_result(folder: EvaluationFolder) -> dict[str, Any]:
 
 
 def _open_folder(evaluation: Evaluation, *, resume: bool, force: bool) -> EvaluationFolder:
-    parent = RunFolder(evaluation.run).evaluation
+    folder = evaluation.folder
     if resume and not force:
-        return find_to_resume(parent, evaluation.identity)
-    folder = EvaluationFolder(parent / evaluation_id(evaluation.identity))
+        return find_to_resume(folder.path.parent, evaluation.identity)
     if folder.exists and not force:
         state = "holds the result of" if folder.summary.is_file() else "holds an unfinished run of"
         raise UsageError(

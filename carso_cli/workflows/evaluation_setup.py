@@ -24,6 +24,7 @@ from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.runs.checkpoints import fingerprint
 from carso_cli.runs.folder import RunFolder
+from carso_cli.runs.records import EvaluationFolder, evaluation_id
 from carso_cli.workflows.evaluation_jobs import Setting
 from carso_cli.workflows.evaluation_plan import Plan, plan_budget, plan_evaluation
 from carso_cli.workflows.subject import Subject, given_subject, load_subject, run_recipe
@@ -77,6 +78,11 @@ class Evaluation:
     plan: Plan
     setting: Setting
     identity: dict[str, Any]
+
+    @property
+    def folder(self) -> EvaluationFolder:
+        """Where it is, or will be, stored."""
+        return EvaluationFolder(RunFolder(self.run).evaluation / evaluation_id(self.identity))
 
     def blocks(self) -> list[range]:
         """Return the positions of each block's images."""
