@@ -36,13 +36,8 @@ def table_four(runs: Sequence[StoredRun]) -> ReportTable:
         for one in _of_aggregations(run):
             rule = one.identity["aggregation"]
             if rule != _MAJORITY:
-                cells = (
-                    measured_figure(one.find("defence", "none")),
-                    measured_figure(one.find("defence", "rand-aa")),
-                    measured_figure(_transferred(run, one)[0]),
-                    measured_figure(_transferred(run, one)[1]),
-                )
-                rows.append(Row(MEASURED, (run.data, measured_label(one), rule, *cells), trace_of(run, one)))
+                cells = (run.data, measured_label(one), rule, *_figures_of_rule(run, one))
+                rows.append(Row(MEASURED, cells, trace_of(run, one)))
     for dataset, rules in paper_scenarios(runs, "4"):
         for rule, paper in rules.items():
             values = (paper_figure(paper["C/Cl"]), paper_figure(paper["C/randAA"]))
@@ -62,14 +57,8 @@ def table_five(runs: Sequence[StoredRun]) -> ReportTable:
     for run in runs:
         for one in _of_aggregations(run):
             if one.identity["aggregation"] == _MAJORITY:
-                cells = (
-                    measured_figure(one.find("defence", "none")),
-                    measured_figure(one.find("defence", "rand-aa")),
-                    measured_figure(_transferred(run, one)[0]),
-                    measured_figure(_transferred(run, one)[1]),
-                    _unusable(one),
-                )
-                rows.append(Row(MEASURED, (run.data, measured_label(one), *cells), trace_of(run, one)))
+                cells = (run.data, measured_label(one), *_figures_of_rule(run, one), _unusable(one))
+                rows.append(Row(MEASURED, cells, trace_of(run, one)))
     for dataset, rules in paper_scenarios(runs, "5"):
         paper = rules[_MAJORITY]
         values = (paper_figure(paper["C/Cl"]), paper_figure(paper["C/randAA"]))
@@ -152,6 +141,12 @@ def ablation_table(run: StoredRun, ablation: StoredAblation) -> ReportTable:
     ]
     columns = ("data", "figures", ablation.varies, "clean", "attacked", "random noise")
     return ReportTable("", ablation.title, columns, tuple(rows), tuple(filter(None, (ablation.note,))))
+
+
+def _figures_of_rule(run: StoredRun, one: StoredEvaluation) -> tuple[Figure | None, ...]:
+    """Return C/Cl, C/randAA, transferred and C worst."""
+    found = one.find("defence", "none"), one.find("defence", "rand-aa"), *_transferred(run, one)
+    return tuple(measured_figure(row) for row in found)
 
 
 def _transferred(run: StoredRun, one: StoredEvaluation) -> tuple[Mapping[str, Any] | None, Mapping[str, Any]]:

@@ -1,7 +1,4 @@
-"""HTML from tables, pictures and settings; every text is escaped, nothing is fetched from anywhere.
-
-A page is a list of `Block`s; `carso_cli.reports.page` puts them together.
-"""
+"""HTML from tables, pictures and settings; every text is escaped, nothing is fetched from anywhere."""
 
 from __future__ import annotations
 

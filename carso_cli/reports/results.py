@@ -25,6 +25,7 @@ from carso_cli.reports.table import (
     paper_figure,
 )
 from carso_cli.runs.paper import paper_figures
+from carso_cli.runs.records import attacks_exact_view_of
 
 OTHER_DATA = (
     "No run here reproduces a data set of the paper; its figures are of other data, not to be compared."
@@ -232,11 +233,8 @@ def trace_of(run: StoredRun, one: StoredEvaluation) -> Trace:
 
 def _beside_the_exact_view(run: StoredRun, one: StoredEvaluation) -> str:
     """Return the sentence without which a result on another view is never shown."""
-    same = ("n_images", "images", "eps", "norm", "n_samples", "aggregation", "purifier", "second_classifier")
     for other in run.evaluations:
-        found = other.identity
-        is_exact = found["view"] == "exact" and found["attack"] == "adaptive" and "defence" in other.worst
-        if is_exact and all(found.get(key) == one.identity.get(key) for key in same):
+        if attacks_exact_view_of(other.identity, one.identity):
             figure = measured_figure(other.worst["defence"])
             return f"Worst case on the exact view: {figure} ({other.path.name})"
     return "The exact view was not attacked by the adaptive protocol on these images"

@@ -5,7 +5,6 @@ Nothing is written, so a run that is still going on may be reported.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from carso_cli.reports.ablated import StoredAblation, read_ablation
 from carso_cli.reports.evaluations import StoredEvaluation, read_evaluation
 from carso_cli.runs.files import read_json, read_json_lines
 from carso_cli.runs.folder import RunFolder
-from carso_cli.runs.paper import paper_figures
+from carso_cli.runs.paper import paper_figures, scenario_of
 
 _ORDER = ("adaptive", "published", "quick")
 
@@ -50,8 +49,7 @@ class StoredRun:
     @property
     def scenario(self) -> str | None:
         """The paper's scenario, `(a)`, `(b)` or `(c)`, if the recipe reproduces one."""
-        found = re.search(r"\([abc]\)", self.recipe["reproduces"])
-        return found.group() if found else None
+        return scenario_of(self.recipe["reproduces"])
 
     @property
     def data(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
+from statistics import NormalDist, stdev
 
 from carso_cli.errors import UsageError
 
@@ -45,6 +45,4 @@ def tolerance(differences: list[float], floor: float) -> float:
     count = len(differences)
     if count < 2:
         return floor
-    mean = math.fsum(differences) / count
-    variance = math.fsum((value - mean) ** 2 for value in differences) / (count - 1)
-    return max(floor, 2.0 * math.sqrt(variance / count))
+    return max(floor, 2.0 * stdev(differences) / math.sqrt(count))

@@ -23,8 +23,11 @@ def paper_row(reproduces: str, table: str) -> dict[str, Any] | None:
         reproduces: The recipe's own word, such as `Table 2, scenario (a)`; empty for none.
         table: Number of the table.
     """
-    scenario = re.search(r"\([abc]\)", reproduces)
-    if scenario is None:
-        return None
-    row: dict[str, Any] | None = paper_figures().get(table, {}).get(scenario.group())
+    row: dict[str, Any] | None = paper_figures().get(table, {}).get(scenario_of(reproduces))
     return row
+
+
+def scenario_of(reproduces: str) -> str | None:
+    """Return the paper's scenario, `(a)`, `(b)` or `(c)`, that a recipe says it reproduces, if any."""
+    found = re.search(r"\([abc]\)", reproduces)
+    return found.group() if found else None

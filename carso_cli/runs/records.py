@@ -34,6 +34,12 @@ from carso_cli.runs.files import (
 SCHEMA = 1
 """Version of the settings, records and summary; raised when a field changes its meaning."""
 
+_SAME_SUBJECT = (
+    *("eps", "norm", "n_samples", "aggregation", "images"),
+    *("classifier", "purifier", "second_classifier"),
+)
+"""Fields of the identity that two evaluations share whose results may be set side by side."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -194,6 +200,17 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
         for name in wanted
         if stored.get(name) != wanted.get(name)
     ]
+
+
+def attacks_exact_view_of(other: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    """Say whether an evaluation is the adaptive protocol on the exact view of what another attacked.
+
+    Args:
+        other: Its identity.
+        identity: That of the other evaluation, on whatever view.
+    """
+    is_exact = (other["attack"], other["view"]) == ("adaptive", "exact") and "defence" in other["targets"]
+    return is_exact and all(other.get(name) == identity.get(name) for name in _SAME_SUBJECT)
 
 
 def _short(value: object) -> str:

@@ -87,8 +87,12 @@ class Plan:
 
     @property
     def headline_jobs(self) -> list[Job]:
-        """The jobs whose worst case is the number to quote; a single attack stands for itself."""
-        jobs = self.jobs_on(self.headline_target)
+        """The jobs whose worst case is the number to quote."""
+        return self.decisive_jobs(self.headline_target)
+
+    def decisive_jobs(self, target: str) -> list[Job]:
+        """Return the jobs whose worst case is a target's result; a single attack stands for itself."""
+        jobs = self.jobs_on(target)
         return jobs if self.is_protocol else jobs[-1:]
 
     @property

@@ -8,13 +8,10 @@ from typing import Any
 
 from carso_cli.errors import StateError
 from carso_cli.runs.files import read_json
-from carso_cli.runs.records import SCHEMA
+from carso_cli.runs.records import SCHEMA, attacks_exact_view_of
 from carso_cli.runs.summary import attack_row, headline
 from carso_cli.workflows.evaluation_plan import Plan
 from carso_cli.workflows.trust_checks import Check, Evidence, failed
-
-_SAME = ("eps", "norm", "n_samples", "aggregation", "images", "classifier", "purifier", "second_classifier")
-"""Fields that an evaluation of the exact view must share with the one it is set beside."""
 
 
 def summarise(
@@ -83,7 +80,7 @@ def _classifier(plan: Plan, evidence: Evidence) -> dict[str, Any] | None:
         return None
     clean, attacked = (
         attack_row(evidence.records[jobs[0].key]),
-        headline(evidence.of(jobs if plan.is_protocol else jobs[-1:]), plan.attack),
+        headline(evidence.of(plan.decisive_jobs("classifier")), plan.attack),
     )
     return {
         "clean": clean["accuracy"],
@@ -110,9 +107,7 @@ def exact_counterpart(parent: Path, plan: Plan, identity: Mapping[str, Any]) -> 
     for path in sorted(parent.glob("*/summary.json")):
         try:
             stored = read_json(path)
-            other = stored["settings"]["identity"]
-            same = all(other.get(name) == identity[name] for name in _SAME)
-            if same and other["attack"] == "adaptive" and other["view"] == "exact":
+            if attacks_exact_view_of(stored["settings"]["identity"], identity):
                 found = stored["headline"]
                 note = f"the adaptive protocol on the exact view, from {path.parent.name}"
                 return {"accuracy": found["accuracy"], "ci95": found["ci95"], "note": note}
