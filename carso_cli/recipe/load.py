@@ -83,6 +83,11 @@ class _Builder:
         self.values = 0
 
     def build(self, node: yaml.Node, key: Key = ()) -> Any:  # noqa: ANN401
+        """Return the value of a node and of all below it.
+
+        Raises:
+            _TooLargeError: If they are more, or deeper, than the limits allow.
+        """
         self.values += 1
         # Aliases share nodes, so what they expand to is only known here.
         if self.values > MAX_VALUES or len(key) > MAX_DEPTH:

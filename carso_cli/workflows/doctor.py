@@ -105,6 +105,7 @@ def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
 
 def _faults() -> list[dict[str, Any]]:
     def listed() -> list[dict[str, Any]]:
+        """Return every known fault of a library, and whether it is mended here."""
         from carso_cli import compat
 
         # Of robustbench only what it would need: its import takes seconds, and carso does without it.
@@ -118,6 +119,7 @@ def _faults() -> list[dict[str, Any]]:
 
 def _devices() -> list[dict[str, Any]]:
     def listed() -> list[dict[str, Any]]:
+        """Return what torch can compute on, the CPU first."""
         import torch
 
         found: list[dict[str, Any]] = [{"device": "cpu", "name": platform.machine()}]
@@ -179,6 +181,7 @@ def _stock(recipe: Recipe, broken: list[str]) -> dict[str, Any]:
         return {**result, "ready": False, "items": [], "error": error}
 
     def taken() -> list[dict[str, Any]]:
+        """Return what the recipe needs, as plain values."""
         from carso_cli.workflows.inventory import take_stock
 
         return [asdict(item) for item in take_stock(recipe)]

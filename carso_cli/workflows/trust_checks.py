@@ -151,11 +151,13 @@ def _rule_agreement(evidence: Evidence) -> Check:
 
 def _gradients(evidence: Evidence) -> list[Check]:
     def seen(job: Job, name: str) -> Mapping[str, Any]:
+        """Return the health that a check looks at: of all steps, or of the first."""
         health = evidence.health[job.key]
         # The DLR loss is constant, and rightly so, where the label has fallen to the third place.
         return health["steps"][0] if name == "zero-gradients" and job.attack in _WITH_DLR else health
 
     def worst(name: str, shares: tuple[str, ...], threshold: float, meaning: str) -> Check:
+        """Return the check of the white-box job with the largest sum of some shares."""
         found = [
             (sum(seen(job, name)[share] or 0.0 for share in shares), job.key)
             for job in evidence.white_box
