@@ -13,6 +13,7 @@ Majority vote has no useful gradient in any view; its `exact` view is the vote c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -82,8 +83,7 @@ def _logit_mean_log_probability(sample_logits: Tensor) -> Tensor:
 
 
 def _probability_mean(sample_logits: Tensor) -> Tensor:
-    samples = torch.tensor(float(sample_logits.shape[1]), device=sample_logits.device)
-    return F.log_softmax(sample_logits, dim=2).logsumexp(dim=1) - samples.log()
+    return F.log_softmax(sample_logits, dim=2).logsumexp(dim=1) - math.log(sample_logits.shape[1])
 
 
 def _probability_mean_released(sample_logits: Tensor) -> Tensor:

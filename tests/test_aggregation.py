@@ -93,6 +93,8 @@ def test_closed_forms_on_two_samples() -> None:
     logits = torch.tensor([[[0.0, 1.0], [2.0, 1.0]]])
     probabilities = logits.softmax(2).mean(1).log()
     torch.testing.assert_close(aggregate(logits, "probability-mean"), probabilities)
+    total = aggregate(logits.double(), "probability-mean").exp().sum(dim=1)
+    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-12)
     torch.testing.assert_close(aggregate(logits, "logit-mean", "exact"), torch.tensor([[1.0, 1.0]]))
     torch.testing.assert_close(aggregate(logits, "majority-vote", "exact"), torch.tensor([[1.0, 1.0]]))
     torch.testing.assert_close(aggregate(logits, "doubly-exponential", "exact"), logits.exp().sum(1).log())
