@@ -80,12 +80,14 @@ class _LinfSearch:
         self.source = source
 
     def start(self, images: Tensor) -> Tensor:
+        """Return the first point, (B, channels, H, W)."""
         batch, channels, _, width = images.shape
         return self._corner(_signs((batch, channels, 1, width), self.source, images), images)
 
     def propose(self, best: Tensor, images: Tensor, share: float) -> Tensor:
+        """Return the best point, (B, channels, H, W), with one patch of this share of the area changed."""
         side = _side(share, images, smallest=1)
-        window = _place(torch.ones(side, side, device=images.device), images, self.source)
+        window = _place(torch.ones(side, side), images, self.source)
         corner = self._corner(_signs((*images.shape[:2], 1, 1), self.source, images), images)
         return torch.where(window > 0, corner, best)
 
@@ -101,6 +103,7 @@ class _L2Search:
         self.source = source
 
     def start(self, images: Tensor) -> Tensor:
+        """Return the first point, (B, channels, H, W)."""
         height, width = images.shape[2:]
         side = max(min(height, width) // 5, 2)
         rows, columns = math.ceil(height / side), math.ceil(width / side)
@@ -110,9 +113,9 @@ class _L2Search:
         return self._at_full_length(tiles[..., :height, :width], images)
 
     def propose(self, best: Tensor, images: Tensor, share: float) -> Tensor:
-        side = _side(share, images, smallest=3)
+        """Return the best point, (B, channels, H, W), with the length in one window moved to a patch."""
         change = best - images
-        patch = l2_patch(side).to(images)
+        patch = l2_patch(_side(share, images, smallest=3))
         if bool(torch.rand(1, generator=self.source) < 0.5):
             patch = patch.T
         added = _place(patch, images, self.source)
@@ -161,12 +164,12 @@ def _side(share: float, images: Tensor, smallest: int) -> int:
 
 
 def _place(patch: Tensor, images: Tensor, source: torch.Generator) -> Tensor:
-    """Put a (side, side) patch at a random place of each image: (B, 1, H, W), zero elsewhere."""
+    """Put a (side, side) patch of the CPU at a random place of each image: (B, 1, H, W), zero elsewhere."""
     (batch, _, height, width), side = images.shape, len(patch)
     row = torch.arange(height) - torch.randint(height - side + 1, (batch, 1), generator=source)
     column = torch.arange(width) - torch.randint(width - side + 1, (batch, 1), generator=source)
     row_in, column_in = (row >= 0) & (row < side), (column >= 0) & (column < side)
-    picked = patch.cpu()[row.clamp(0, side - 1)[:, :, None], column.clamp(0, side - 1)[:, None, :]]
+    picked = patch[row.clamp(0, side - 1)[:, :, None], column.clamp(0, side - 1)[:, None, :]]
     return (picked * (row_in[:, :, None] & column_in[:, None, :]))[:, None].to(images)
 
 
