@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypedDict
 
 from carso_cli.attacks import transfer
 from carso_cli.attacks.apgd import APGD
@@ -54,13 +55,19 @@ class Budget:
     restarts: int
 
 
+class _Rest(TypedDict):
+    """What almost every attack takes as it comes."""
+
+    seed: int
+    recorder: GradientRecorder | None
+
+
 @dataclass(frozen=True, eq=False)
 class _Order:
     threat: ThreatModel
     budget: Budget
     stochastic: bool
-    seed: int
-    recorder: GradientRecorder | None
+    rest: _Rest
 
 
 def build_attack(
@@ -97,7 +104,7 @@ def build_attack(
         )
     if not stochastic and name in DEFENCE_ONLY:
         raise UsageError(f"attack '{name}' transfers to the defence; the target is a bare classifier")
-    return _BUILDERS[name](_Order(threat, budget, stochastic, seed, recorder))
+    return _BUILDERS[name](_Order(threat, budget, stochastic, {"seed": seed, "recorder": recorder}))
 
 
 def _pgd(order: _Order) -> Attack:
@@ -105,9 +112,8 @@ def _pgd(order: _Order) -> Attack:
         order.threat,
         steps=order.budget.pgd_steps,
         step_size=order.budget.pgd_step_size,
-        seed=order.seed,
         keep_best=True,
-        recorder=order.recorder,
+        **order.rest,
     )
 
 
@@ -119,8 +125,7 @@ def _pgd_eot(order: _Order, *, random_start: bool) -> Attack:
         step_size=order.budget.pgd_eot_step_size,
         random_start=random_start,
         restarts=order.budget.restarts if random_start else 1,
-        seed=order.seed,
-        recorder=order.recorder,
+        **order.rest,
     )
 
 
@@ -131,8 +136,7 @@ def _apgd(order: _Order, loss: str) -> Attack:
             loss=loss,
             steps=order.budget.apgd_steps,
             restarts=order.budget.restarts,
-            seed=order.seed,
-            recorder=order.recorder,
+            **order.rest,
         )
     return APGD(
         order.threat,
@@ -140,42 +144,25 @@ def _apgd(order: _Order, loss: str) -> Attack:
         steps=order.budget.apgd_steps,
         draws=order.budget.eot_draws,
         restarts=order.budget.restarts,
-        seed=order.seed,
-        recorder=order.recorder,
+        **order.rest,
     )
 
 
 def _fab(order: _Order) -> Attack:
-    attack = FAB(
-        order.threat,
-        steps=order.budget.apgd_steps,
-        restarts=order.budget.restarts,
-        seed=order.seed,
-        recorder=order.recorder,
-    )
+    attack = FAB(order.threat, steps=order.budget.apgd_steps, restarts=order.budget.restarts, **order.rest)
     return transfer.Transfer("fab", transfer.frozen, attack) if order.stochastic else attack
 
 
 def _square(order: _Order) -> Attack:
     queries = order.budget.square_queries
     if order.stochastic:
-        return SquareEoT(order.threat, queries=queries, draws=order.budget.eot_draws, seed=order.seed)
-    return Square(
-        order.threat,
-        queries=queries,
-        restarts=order.budget.restarts,
-        seed=order.seed,
-        recorder=order.recorder,
-    )
+        return SquareEoT(order.threat, queries=queries, draws=order.budget.eot_draws, seed=order.rest["seed"])
+    return Square(order.threat, queries=queries, restarts=order.budget.restarts, **order.rest)
 
 
 def _auto_attack(order: _Order) -> Attack:
     return AutoAttack(
-        order.threat,
-        steps=order.budget.apgd_steps,
-        queries=order.budget.square_queries,
-        seed=order.seed,
-        recorder=order.recorder,
+        order.threat, steps=order.budget.apgd_steps, queries=order.budget.square_queries, **order.rest
     )
 
 
@@ -185,8 +172,7 @@ def _rand_aa(order: _Order) -> Attack:
         steps=order.budget.apgd_steps,
         draws=order.budget.eot_draws,
         restarts=order.budget.restarts,
-        seed=order.seed,
-        recorder=order.recorder,
+        **order.rest,
     )
 
 
@@ -205,8 +191,8 @@ _STAND_INS: dict[str, transfer.StandIn] = {
 
 _BUILDERS: dict[str, Callable[[_Order], Attack]] = {
     "none": lambda order: NoPerturbation(),
-    "noise": lambda order: RandomNoise(order.threat, seed=order.seed),
-    "fgsm": lambda order: FGSM(order.threat, recorder=order.recorder),
+    "noise": lambda order: RandomNoise(order.threat, seed=order.rest["seed"]),
+    "fgsm": lambda order: FGSM(order.threat, recorder=order.rest["recorder"]),
     "pgd": _pgd,
     "pgd-eot": lambda order: _pgd_eot(order, random_start=False),
     "pgd-eot-random-start": lambda order: _pgd_eot(order, random_start=True),
