@@ -6,7 +6,6 @@ import io
 import struct
 import warnings
 import zlib
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +99,7 @@ def _to_array(image: Image.Image, name: str, channels: int, image_size: int) -> 
             f"{name} has more than 8 bits a channel (mode {image.mode})",
             hint="convert it to 8 bits a channel",
         )
-    upright: Image.Image = ImageOps.exif_transpose(image) if _has_exif(image.info) else image
+    upright: Image.Image = ImageOps.exif_transpose(image) if "exif" in image.info else image
     converted = upright.convert("RGB" if channels == 3 else "L")
     if converted.size != (image_size, image_size):
         converted = _middle_square(converted).resize((image_size, image_size), Image.Resampling.BICUBIC)
@@ -112,7 +111,3 @@ def _middle_square(image: Image.Image) -> Image.Image:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
-
-
-def _has_exif(info: dict[str | tuple[int, int], Any]) -> bool:
-    return "exif" in info

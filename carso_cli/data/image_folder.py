@@ -74,9 +74,16 @@ def load_folder_split(
             reporter.say(f"{where} is used as the {split} split")
         check_class_count(listing.classes, classes, where=where)
         _check_other_split(tree, listing, split, other_path)
-        images = load_images(
-            tree, listing.names, slot=split, channels=channels, image_size=image_size, reporter=reporter
-        )
+        return load_listing(tree, listing, split, channels=channels, image_size=image_size, reporter=reporter)
+
+
+def load_listing(
+    tree: FileTree, listing: Listing, split: str, *, channels: int, image_size: int, reporter: Reporter
+) -> ImageSet:
+    """Load the images of a listing; see `load_folder_split`."""
+    images = load_images(
+        tree, listing.names, slot=split, channels=channels, image_size=image_size, reporter=reporter
+    )
     labels = torch.tensor(listing.labels, dtype=torch.int64)
     return ImageSet(images, labels, torch.arange(len(labels)), listing.classes)
 

@@ -13,13 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from carso_cli.data.checks import check_class_count, name_some
-from carso_cli.data.decoded_cache import load_images
 from carso_cli.data.download import fetch
 from carso_cli.data.file_tree import FileTree, open_tree
-from carso_cli.data.image_folder import Listing
+from carso_cli.data.image_folder import Listing, load_listing
 from carso_cli.data.image_set import ImageSet
 from carso_cli.errors import DataError
 from carso_cli.reporter import Reporter
@@ -67,11 +64,7 @@ def load_tinyimagenet_split(
                 f"{path} holds {len(listing.names)} {split} images;"
                 f" the official data set has {OFFICIAL_COUNTS[split]}: name the subset with any result"
             )
-        images = load_images(
-            tree, listing.names, slot=split, channels=channels, image_size=image_size, reporter=reporter
-        )
-    labels = torch.tensor(listing.labels, dtype=torch.int64)
-    return ImageSet(images, labels, torch.arange(len(labels)), listing.classes)
+        return load_listing(tree, listing, split, channels=channels, image_size=image_size, reporter=reporter)
 
 
 def find_tinyimagenet(root: Path) -> Path | None:
