@@ -57,10 +57,12 @@ class _Tally:
     finite_losses: int = 0
 
     def add(self, other: _Tally) -> None:
+        """Take in the counts of another."""
         for entry in fields(self):
             setattr(self, entry.name, getattr(self, entry.name) + getattr(other, entry.name))
 
     def health(self) -> GradientHealth:
+        """Return the counts as shares; NaN for what was never counted."""
         count = max(self.gradients, 1)
         return GradientHealth(
             gradients=self.gradients,

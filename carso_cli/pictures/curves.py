@@ -73,16 +73,17 @@ def training_pictures(metrics: Sequence[Mapping[str, Any]]) -> list[Picture]:
         return []
     epochs = [line["epoch"] + 1 for line in metrics]
 
-    def course(name: str, title: str, keys: Mapping[str, str], **scale: str) -> Picture | None:
+    def course(name: str, title: str, keys: Mapping[str, str]) -> Picture | None:
+        """Return lines of `keys`, label to key; None where no epoch has any of them."""
         shown = {label: [line.get(key) for line in metrics] for label, key in keys.items()}
         if all(value is None for values in shown.values() for value in values):
             return None
 
         def draw(axes: Axes, style: Style) -> None:
+            """Draw the lines against the epoch."""
             for place, (label, values) in enumerate(shown.items()):
                 axes.plot(epochs, values, label=label, **_looks(style, place, many=len(epochs) > 40))
             axes.set_xlabel("epoch")
-            axes.set_yscale(scale.get("y", "linear"))
             axes.xaxis.get_major_locator().set_params(integer=True)
             if len(shown) > 1:
                 _legend(axes, style)
@@ -118,6 +119,7 @@ def curves_picture(
     """
 
     def draw(axes: Axes, style: Style) -> None:
+        """Draw the curves side by side, intervals upright."""
         for place, curve in enumerate(curves):
             looks = _looks(style, place)
             # A few points to the side, so that intervals at one place do not cover each other.
@@ -152,6 +154,7 @@ def bars_picture(
     names = list(dict.fromkeys(bar.name for _, bars in groups for bar in bars))
 
     def draw(axes: Axes, style: Style) -> None:
+        """Draw the points one name a line, intervals flat."""
         for place, (group, bars) in enumerate(groups):
             looks = _looks(style, place) | {"linestyle": "none"}
             # Groups lie a little above each other on their common line.
