@@ -124,7 +124,11 @@ class Defence(nn.Module):
         """
         if latents is None:
             latents = self.draw_latents(len(images), n_samples)
-        elif latents.ndim != 3 or latents.shape[0] != len(images) or latents.shape[2] != self.latent_features:
+        elif (
+            latents.ndim != 3
+            or latents.shape[0] != images.shape[0]
+            or latents.shape[2] != self.latent_features
+        ):
             raise UsageError(
                 f"latents have shape {tuple(latents.shape)}; "
                 f"({len(images)}, N, {self.latent_features}) is needed"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from carso_cli.errors import UsageError, nearest
@@ -70,7 +71,8 @@ def extract_representation(
             if not isinstance(output, Tensor):
                 raise UsageError(f"layer '{layer}' returns {type(output).__name__}, not a tensor")
             recorded[layer] = output
-            if len(recorded) == len(layers):
+            # torch.export follows no exception out of a module; it drops what the result does not need.
+            if len(recorded) == len(layers) and not torch.compiler.is_compiling():
                 raise _Complete
 
         return record

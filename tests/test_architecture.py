@@ -30,6 +30,7 @@ HOMES = {
     "sklearn": {"data"},
     "matplotlib": {"pictures"},
     "pydantic": {"recipe"},
+    "onnxruntime": {"workflows"},
 }
 
 
