@@ -162,6 +162,7 @@ def _show_cost(recipe: Recipe, folder: Path, options: dict[str, Any], *, as_json
     shown = [[name, str(value)] for name, value in evaluation.identity.items() if value is not None]
     output().print(table(("setting", ""), shown, title=f"{recipe.name}: {evaluation.plan.label}"))
     rows = [[job["job"], duration(job["seconds"])] for job in cost["jobs"]]
+    rows += [[f"trust check {check['check']}", duration(check["seconds"])] for check in cost["checks"]]
     rows.append(["in all, at most about", duration(cost["seconds"])])
     title = f"predicted time for {figure(cost['n_images'])} images on this device"
     output().print(table(("job", "time"), rows, title=title, numeric=("time",)))

@@ -4,6 +4,7 @@
         settings.json      what is attacked and how: the identity that a resumed evaluation must share
         records.jsonl      one `Record` per image and job, appended a whole block at a time
         gradients.jsonl    per block: seconds, gradient health of every attack step, library warnings
+        checks.jsonl       per rerun of an attack on a few images, for the trust checks: seconds, its values
         summary.json       the result, drawn from the records
 
 A job is one attack on one target; a block is a fixed group of images. A block that a kill cut short is
@@ -23,6 +24,7 @@ from typing import Any, Self
 
 from carso_cli.errors import StateError
 from carso_cli.runs.files import (
+    append_json_line,
     append_json_lines,
     ensure_folder,
     read_json,
@@ -129,6 +131,7 @@ class EvaluationFolder:
         self.settings = path / "settings.json"
         self.records = path / "records.jsonl"
         self.gradients = path / "gradients.jsonl"
+        self.checks = path / "checks.jsonl"
         self.summary = path / "summary.json"
 
     @property
@@ -185,6 +188,15 @@ class EvaluationFolder:
     def read_health(self) -> list[dict[str, Any]]:
         """Return the lines on seconds and gradients, one per finished block."""
         return read_json_lines(self.gradients)
+
+    def append_check(self, name: str, images: int, values: Sequence[float], seconds: float) -> None:
+        """Write what one rerun for a trust check found on some images."""
+        line = {"check": name, "n_images": images, "values": list(values), "seconds": round(seconds, 4)}
+        append_json_line(self.checks, line)
+
+    def read_checks(self, images: int) -> dict[str, dict[str, Any]]:
+        """Return the lines of `append_check` on that many images, by name."""
+        return {line["check"]: line for line in read_json_lines(self.checks) if line["n_images"] == images}
 
 
 def evaluation_id(identity: Mapping[str, Any]) -> str:

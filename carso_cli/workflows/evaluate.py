@@ -11,7 +11,6 @@ instead of the run's, and `run` is only where records go.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,18 +22,15 @@ from carso_cli.recipe.load import recipe_hash
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.runs.environment import describe_environment
-from carso_cli.runs.files import read_json, write_json
+from carso_cli.runs.files import read_json, read_json_lines, write_json
 from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record, find_to_resume
 from carso_cli.runs.summary import job_health
 from carso_cli.workflows.evaluation_jobs import run_block
 from carso_cli.workflows.evaluation_plan import UNPERTURBED, Job
 from carso_cli.workflows.evaluation_result import exact_counterpart, summarise
 from carso_cli.workflows.evaluation_setup import Evaluation, EvaluationOptions, prepare_evaluation
-from carso_cli.workflows.extra_checks import extra_checks, skipped_checks
-from carso_cli.workflows.trust_checks import Check, Evidence, stored_checks
-
-_THOROUGH = ("adaptive", "published")
-"""Protocols that attack a few images again for their trust checks."""
+from carso_cli.workflows.extra_checks import extra_checks
+from carso_cli.workflows.trust_checks import Evidence, stored_checks
 
 
 def evaluate(
@@ -82,8 +78,7 @@ def run_evaluation(
         records = _run_jobs(evaluation, folder, reporter)
         health = folder.read_health()
         evidence = Evidence(evaluation.plan, records, {key: job_health(health, key) for key in records})
-        started = time.perf_counter()
-        checks = stored_checks(evidence) + _extra(evaluation, evidence, reporter)
+        extra = extra_checks(evaluation.setting, evaluation.plan, evidence, folder, reporter)
     except KeyboardInterrupt:
         raise InterruptedRun(
             f"stopped; complete blocks are saved in {folder.path}",
@@ -92,11 +87,11 @@ def run_evaluation(
     summary = summarise(
         evaluation.plan,
         evidence,
-        checks,
+        [*stored_checks(evidence), *extra],
         recipe=evaluation.recipe.name,
         run=str(evaluation.run),
         settings=read_json(folder.settings),
-        check_seconds=time.perf_counter() - started,
+        check_seconds=sum(line["seconds"] for line in read_json_lines(folder.checks)),
         exact=exact_counterpart(folder.path.parent, evaluation.plan, evaluation.identity),
     )
     write_json(folder.summary, summary)
@@ -177,12 +172,3 @@ class _Earlier:
         found = (self.records[key][index] for key in self.job.waits_for)
         settling = next((record for record in found if record.certain), None)
         return (None if clean is None else clean[index]), settling
-
-
-def _extra(evaluation: Evaluation, evidence: Evidence, reporter: Reporter) -> list[Check]:
-    if evaluation.plan.attack not in _THOROUGH:
-        return skipped_checks(
-            "only the adaptive and published protocols attack images again to check themselves"
-        )
-    classes = len(evaluation.setting.images.classes)
-    return extra_checks(evaluation.setting, evaluation.plan, evidence, classes, reporter)

@@ -6,14 +6,17 @@ prediction is an upper bound, since images that fail with certainty leave the qu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from carso_cli.attacks.losses import cross_entropy
 from carso_cli.attacks.names import TRANSFERS
 from carso_cli.attacks.registry import Budget
+from carso_cli.workflows.evaluation_jobs import Setting
 from carso_cli.workflows.evaluation_plan import UNPERTURBED, Job
 from carso_cli.workflows.evaluation_setup import Evaluation
+from carso_cli.workflows.extra_checks import Rerun, plan_reruns
 from carso_cli.workflows.timing import seconds_of
 
 _IMAGES = 8
@@ -75,32 +78,51 @@ def estimate_cost(evaluation: Evaluation) -> dict[str, Any]:
     """Predict the time of an evaluation.
 
     Returns:
-        `seconds` in all (trust checks on a few images left out), and `jobs`: `job` and `seconds` of each, for
-        `n_images` images.
+        `seconds` in all; `jobs`: `job` and `seconds` of each, for `n_images` images; `checks`: `check` and
+        `seconds` of each attack that is run again on a few of them.
     """
     setting, plan = evaluation.setting, evaluation.plan
     # One block's worth would be most exact; a few images keep the measurement short.
     few = range(min(_IMAGES, len(setting.images)))
     speeds = {target: _speed(evaluation, target, few) for target in {*plan.targets, "classifier"}}
+    jobs = [
+        {"job": job.key, "seconds": _seconds_each(setting, job, speeds) * len(setting.images)}
+        for job in plan.jobs
+    ]
+    checks = [
+        {"check": rerun.name, "seconds": _rerun_seconds(rerun, speeds)}
+        for rerun in plan_reruns(setting, plan)
+    ]
+    return {
+        "seconds": sum(one["seconds"] for one in (*jobs, *checks)),
+        "n_images": len(setting.images),
+        "jobs": jobs,
+        "checks": checks,
+    }
+
+
+def _seconds_each(setting: Setting, job: Job, speeds: Mapping[str, tuple[float, float]]) -> float:
+    """Return the seconds of a job per image, scoring included."""
     defence = setting.subject.defence
     classes, n_samples = len(setting.images.classes), 1 if defence is None else defence.n_samples
-    seconds: dict[str, float] = {}
-    for job in plan.jobs:
-        work = attack_work(job, setting.budget, classes, n_samples)
-        gradient, forward = speeds["classifier" if work.on_classifier else job.target]
-        scoring = (
-            speeds[job.target][1]
-            * (3 if setting.selects else 1)
-            * (setting.draws if job.target == "defence" else 1)
-        )
-        parts = 2 if job.attack == "rand-aa" else 1
-        each = work.gradients * gradient + work.forwards * forward + scoring * parts
-        seconds[job.key] = each * len(setting.images)
-    return {
-        "seconds": sum(seconds.values()),
-        "n_images": len(setting.images),
-        "jobs": [{"job": key, "seconds": value} for key, value in seconds.items()],
-    }
+    work = attack_work(job, setting.budget, classes, n_samples)
+    gradient, forward = speeds["classifier" if work.on_classifier else job.target]
+    scoring = (
+        speeds[job.target][1]
+        * (3 if setting.selects else 1)
+        * (setting.draws if job.target == "defence" else 1)
+    )
+    parts = 2 if job.attack == "rand-aa" else 1
+    return work.gradients * gradient + work.forwards * forward + scoring * parts
+
+
+def _rerun_seconds(rerun: Rerun, speeds: Mapping[str, tuple[float, float]]) -> float:
+    if rerun.name == "eot-adequacy":
+        draws = rerun.setting.budget.eot_draws if rerun.job.target == "defence" else 0
+        each = 2 * draws * speeds[rerun.job.target][0]
+    else:
+        each = _seconds_each(rerun.setting, rerun.job, speeds)
+    return each * len(rerun.positions())
 
 
 def _speed(evaluation: Evaluation, name: str, positions: range) -> tuple[float, float]:

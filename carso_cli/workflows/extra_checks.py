@@ -6,8 +6,9 @@ first main attack on its view.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -18,6 +19,7 @@ from carso_cli.attacks.registry import Budget
 from carso_cli.attacks.target import AttackTarget
 from carso_cli.reporter import Reporter
 from carso_cli.runs.intervals import tolerance
+from carso_cli.runs.records import EvaluationFolder
 from carso_cli.workflows.evaluation_jobs import Setting, perturb, pick
 from carso_cli.workflows.evaluation_plan import Job, Plan
 from carso_cli.workflows.trust_checks import Check, Evidence, at_least, at_most, chance_check, not_run
@@ -26,53 +28,90 @@ IMAGES = 32
 LARGE_EPS = 0.95
 """In pixel units (Table 3); under l2, times the square root of the number of pixels."""
 NAMES = ("twice-the-steps", "eot-adequacy", "falls-with-eps", "large-eps-attack", "large-eps-noise")
+_THOROUGH = ("adaptive", "published")
+"""Protocols that attack a few images again for their trust checks."""
 _STEPS_MATTER = 0.005
 _ADEQUATE_COSINE = 0.5
 
 
-def skipped_checks(reason: str) -> list[Check]:
-    """Return every check of this module as not run."""
-    return [not_run(name, reason) for name in NAMES]
+@dataclass(frozen=True, eq=False)
+class Rerun:
+    """Work on a few images that a check needs.
+
+    Args:
+        name: The check, one of `NAMES`.
+        job: The attack; for `eot-adequacy` the one whose gradients are compared.
+        setting: The evaluation's setting, with the budget or eps of this rerun.
+    """
+
+    name: str
+    job: Job
+    setting: Setting
+
+    def positions(self) -> list[int]:
+        """Return the positions of its images."""
+        return spread(len(self.setting.images), IMAGES)
+
+    def values(self) -> list[float]:
+        """Run it.
+
+        Returns:
+            The share of report draws that each image survives; for `eot-adequacy` the mean cosine, or nothing
+            where the target is deterministic.
+        """
+        if self.name == "eot-adequacy":
+            return _cosines(self.setting, self.job, self.positions())
+        return _accuracies(self.setting, self.job, self.positions())
+
+
+def plan_reruns(setting: Setting, plan: Plan) -> list[Rerun]:
+    """Return what the checks of this module will run, in the order of `NAMES`; nothing where none is run."""
+    job = plan.strongest
+    if plan.attack not in _THOROUGH or job is None:
+        return []
+    aimed, large = Job(job.target, "apgd-ce", job.view), _at(setting, _large_eps(setting))
+    return [
+        Rerun("twice-the-steps", job, replace(setting, budget=_doubled(setting.budget))),
+        Rerun("eot-adequacy", job, setting),
+        Rerun("falls-with-eps", aimed, _at(setting, 2.0 * float(setting.threat.eps))),
+        Rerun("large-eps-attack", aimed, large),
+        Rerun("large-eps-noise", Job(job.target, "noise"), large),
+    ]
 
 
 def extra_checks(
-    setting: Setting, plan: Plan, evidence: Evidence, classes: int, reporter: Reporter
+    setting: Setting, plan: Plan, evidence: Evidence, folder: EvaluationFolder, reporter: Reporter
 ) -> list[Check]:
-    """Run every check of this module.
+    """Run every check of this module; what the folder holds already is not run again.
 
     Args:
         setting: Models, images, threat and budget of the evaluation.
         plan: Its jobs.
         evidence: What it stored.
-        classes: Number of classes C.
+        folder: Where each rerun is stored as it finishes.
         reporter: Where progress goes.
     """
-    job = plan.strongest
-    if job is None:
-        return skipped_checks("the plan holds no white-box attack")
-    positions = spread(len(setting.images), IMAGES)
+    reruns = plan_reruns(setting, plan)
+    if not reruns:
+        reason = (
+            "the plan holds no white-box attack"
+            if plan.attack in _THOROUGH
+            else "only the adaptive and published protocols attack images again to check themselves"
+        )
+        return [not_run(name, reason) for name in NAMES]
+    found = _run_missing(reruns, folder, reporter)
+    job, positions = reruns[0].job, reruns[0].positions()
     base = _stored(evidence, job, setting, positions)
-    aimed = Job(job.target, "apgd-ce", job.view)
+    widest, noise = found["large-eps-attack"], found["large-eps-noise"]
     large = _large_eps(setting)
-    with reporter.progress("trust checks", 5, "runs") as progress:
-        twice = _accuracies(replace(setting, budget=_doubled(setting.budget)), job, positions)
-        progress.advance()
-        adequacy = _eot_adequacy(setting, job, positions)
-        progress.advance()
-        wider = _accuracies(_at(setting, 2.0 * float(setting.threat.eps)), aimed, positions)
-        progress.advance()
-        widest = _accuracies(_at(setting, large), aimed, positions)
-        progress.advance()
-        noise = _accuracies(_at(setting, large), Job(job.target, "noise"), positions)
-        progress.advance()
     return [
-        _twice_the_steps(base, twice, job),
-        adequacy,
-        _falls_with_eps([base, wider, widest]),
+        _twice_the_steps(base, found["twice-the-steps"], job),
+        _eot_adequacy(found["eot-adequacy"], setting.budget.eot_draws),
+        _falls_with_eps([base, found["falls-with-eps"], widest]),
         chance_check(
             "large-eps-attack",
             widest,
-            classes,
+            len(setting.images.classes),
             f"accuracy under apgd-ce at eps {large:.4g}, where any image can become any other",
         ),
         Check(
@@ -83,6 +122,23 @@ def extra_checks(
             f"for comparison: accuracy under random noise at eps {large:.4g}, where nobody aims",
         ),
     ]
+
+
+def _run_missing(
+    reruns: Sequence[Rerun], folder: EvaluationFolder, reporter: Reporter
+) -> dict[str, list[float]]:
+    """Run and store what is not stored; return all values by name."""
+    images = len(reruns[0].positions())
+    stored = folder.read_checks(images)
+    found = {name: line["values"] for name, line in stored.items()}
+    with reporter.progress("trust checks", len(reruns), "runs") as progress:
+        for rerun in reruns:
+            if rerun.name not in found:
+                started = time.perf_counter()
+                found[rerun.name] = rerun.values()
+                folder.append_check(rerun.name, images, found[rerun.name], time.perf_counter() - started)
+            progress.advance()
+    return found
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -124,15 +180,19 @@ def _doubled(budget: Budget) -> Budget:
     )
 
 
-def _eot_adequacy(setting: Setting, job: Job, positions: Sequence[int]) -> Check:
+def _cosines(setting: Setting, job: Job, positions: Sequence[int]) -> list[float]:
     images, labels, _ = setting.pixels(positions)
-    draws = setting.budget.eot_draws
     targets = [setting.subject.target(job, setting.seed, f"cosine {number}") for number in range(2)]
     if not targets[0].stochastic:
+        return []
+    return [mean_cosine(targets, images, labels, setting.budget.eot_draws)]
+
+
+def _eot_adequacy(cosines: Sequence[float], draws: int) -> Check:
+    if not cosines:
         return not_run("eot-adequacy", "the target is deterministic")
-    value = mean_cosine(targets, images, labels, draws)
     meaning = f"mean cosine between two gradients, each averaged over {draws} draws; low means too few draws"
-    return at_least("eot-adequacy", value, _ADEQUATE_COSINE, meaning)
+    return at_least("eot-adequacy", cosines[0], _ADEQUATE_COSINE, meaning)
 
 
 def mean_cosine(targets: Sequence[AttackTarget], images: Tensor, labels: Tensor, draws: int) -> float:

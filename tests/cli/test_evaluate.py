@@ -131,7 +131,12 @@ def test_dry_run_predicts_and_does_nothing(trained: Path, capsys: pytest.Capture
     found = json.loads(capsys.readouterr().out)
     assert found["settings"]["eot_draws"] == 2
     jobs = {job["job"]: job["seconds"] for job in found["cost"]["jobs"]}
-    assert found["cost"]["seconds"] == pytest.approx(sum(jobs.values()))
+    checks = {check["check"]: check["seconds"] for check in found["cost"]["checks"]}
+    assert found["cost"]["seconds"] == pytest.approx(sum(jobs.values()) + sum(checks.values()))
+    # On the same six images; APGD's gradient at the start is not doubled.
+    assert 1 < checks["twice-the-steps"] / jobs["defence/rand-aa/exact"] < 2
+    assert checks["large-eps-noise"] == pytest.approx(jobs["defence/noise"])
+    assert checks["eot-adequacy"] > 0
     assert jobs["defence/rand-aa/exact"] > jobs["defence/pgd/exact"] > jobs["defence/noise"] > 0
     assert sorted(trained.rglob("*")) == before
     assert call("evaluate", "--run", trained, "--limit", 6, "--dry-run") == 0

@@ -19,7 +19,7 @@ from torch import Tensor
 from carso_cli.errors import InterruptedRun, NumericsError, StateError, UsageError
 from carso_cli.reporter import SilentReporter
 from carso_cli.runs.files import read_json_lines
-from carso_cli.workflows import evaluation_jobs
+from carso_cli.workflows import evaluation_jobs, extra_checks
 from carso_cli.workflows.evaluate import evaluate
 
 MINIMUM = {"schema", "recipe", "run", "n_images", "classifier", "results", "headline", "checks"}
@@ -182,6 +182,34 @@ def test_a_killed_process_is_resumed(
     summary = toys.run_toy(tmp_path, SilentReporter(), resume=True)
     assert records_of(tmp_path) == records_of(whole[0])
     assert lasting(summary) == lasting(whole[1])
+
+
+def test_a_rerun_for_a_trust_check_is_kept_as_it_finishes(
+    toys: ModuleType,
+    whole: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blocks = 3 * len(whole[1]["results"])
+    with pytest.raises(InterruptedRun):
+        toys.run_toy(tmp_path, Breaking(blocks + 2))
+    (stored,) = tmp_path.glob("evaluation/*/checks.jsonl")
+    kept = stored.read_bytes()
+    ran: list[str] = []
+    values = extra_checks.Rerun.values
+
+    def counted(rerun: extra_checks.Rerun) -> list[float]:
+        ran.append(rerun.name)
+        return values(rerun)
+
+    monkeypatch.setattr(extra_checks.Rerun, "values", counted)
+    summary = toys.run_toy(tmp_path, SilentReporter(), resume=True)
+    assert ran == ["large-eps-attack", "large-eps-noise"]
+    assert stored.read_bytes().startswith(kept)
+    assert lasting(summary) == lasting(whole[1])
+    times = [line["seconds"] for line in read_json_lines(stored)]
+    assert len(times) == 5
+    assert summary["seconds"] >= sum(times)
 
 
 def test_a_stored_result_is_shown_and_never_overwritten_unasked(toys: ModuleType, tmp_path: Path) -> None:
