@@ -6,6 +6,7 @@ metrics.jsonl          one line per epoch
 state.safetensors      everything needed to go on with training
 purifier.safetensors   the trained purifier (slow weights), written when training is complete
 evaluation/            records and summaries of `carso evaluate`
+ablations/             tables of `carso ablate`, and the examples that it made for them
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carso_cli.errors import StateError, UsageError
-from carso_cli.runs.files import ensure_folder
+
+ABLATION_SCHEMA = 1
+"""Version of an ablation's table; raised when a field changes its meaning."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,18 @@ class RunFolder:
         """Folder of evaluation records and summaries."""
         return self.path / "evaluation"
 
-    def prepare(self, *, resume: bool) -> None:
-        """Create the folder, proven writable, and check that training may start in it.
+    @property
+    def ablations(self) -> Path:
+        """Folder of ablations' tables, `NAME.json`."""
+        return self.path / "ablations"
+
+    def check(self, *, resume: bool) -> None:
+        """Check that training may start, or go on, in the folder; nothing is created.
 
         Raises:
             UsageError: If the folder already holds a run and `resume` is not asked for.
             StateError: If `resume` is asked for and the folder holds nothing to resume, or a purifier
                 without the state of its training, such as an imported one.
-            CarsoError: If the folder cannot be written.
         """
         started = self.recipe.is_file()
         if started and not resume:
@@ -79,7 +86,6 @@ class RunFolder:
                 "missing): imported purifiers have no encoder and cannot be trained on",
                 hint="use it as it is, or train one anew in another folder with --run DIR",
             )
-        ensure_folder(self.path)
 
     def require_purifier(self, command: str) -> Path:
         """Return the path of the trained purifier.

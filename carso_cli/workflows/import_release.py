@@ -50,7 +50,6 @@ def import_release(folder: Path, recipe: Recipe, *, run: Path, reporter: Reporte
     target = RunFolder(run)
     if target.recipe.is_file():
         raise UsageError(f"{run} already holds a run", hint="choose another folder with --run DIR")
-    target.prepare(resume=False)
     files = find_release(folder)
     reporter.say(f"reading {', '.join(path.name for path in files.values())}")
     published = {part: read_tensors(path) for part, path in files.items()}
@@ -74,6 +73,7 @@ def import_release(folder: Path, recipe: Recipe, *, run: Path, reporter: Reporte
         "imported_from": {files[part].name: checksums[part] for part in PUBLISHED_PARTS},
         "version": __version__,
     }
+    ensure_folder(run)
     write_json(target.environment, describe_environment(torch.device("cpu")))
     save_tensors(target.purifier, tensors, metadata)
     # Last, since it makes the folder a run: an import that was cut short can be repeated.

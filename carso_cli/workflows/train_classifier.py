@@ -29,7 +29,7 @@ from carso_cli.recipe.schema import Kind, Recipe
 from carso_cli.reporter import Reporter, SilentReporter
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runs.environment import describe_environment
-from carso_cli.runs.files import append_json_line, write_atomically, write_json
+from carso_cli.runs.files import append_json_line, ensure_folder, write_atomically, write_json
 from carso_cli.runs.folder import RunFolder
 from carso_cli.workflows.classifier_state import ClassifierState
 from carso_cli.workflows.classifier_steps import (
@@ -82,9 +82,10 @@ def train_classifier(
     folder = RunFolder(run)
     target = choose_device(device)
     classifier = initial_classifier(recipe).to(target)
-    folder.prepare(resume=resume)
+    folder.check(resume=resume)
     setup = _set_up(recipe, kind, target, limit, reporter)
     state = ClassifierState(classifier, make_optimiser(recipe, classifier), _identity(setup))
+    ensure_folder(run)
     if resume:
         state.load(folder)
     else:

@@ -40,7 +40,7 @@ from carso_cli.reporter import Reporter
 from carso_cli.representation import extract_representation
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runs.environment import describe_environment, peak_memory
-from carso_cli.runs.files import append_json_line, write_atomically, write_json
+from carso_cli.runs.files import append_json_line, ensure_folder, write_atomically, write_json
 from carso_cli.runs.folder import RunFolder
 from carso_cli.workflows.training_state import TrainingState
 
@@ -92,10 +92,12 @@ def train_purifier(
         InterruptedRun: On Ctrl-C; the state of the last whole epoch is saved.
     """
     folder = RunFolder(run)
-    folder.prepare(resume=resume)
+    folder.check(resume=resume)
     setup = _set_up(recipe, choose_device(device), limit, reporter, classifier)
     _check_warmup(setup)
     state = _initial_state(setup)
+    # Not before weights and images are there: a command that cannot start leaves nothing behind.
+    ensure_folder(run)
     if resume:
         state.load(folder)
     else:

@@ -284,7 +284,7 @@ def test_unusable_folders(
     spoil(released)
     with pytest.raises(WeightsError, match=message):
         import_release(released, recipe_of(trained), run=tmp_path / "back", reporter=QUIET)
-    assert not (tmp_path / "back" / "recipe.yaml").exists()
+    assert not (tmp_path / "back").exists()
 
 
 def test_no_folder(trained: Path, released: Path, tmp_path: Path) -> None:

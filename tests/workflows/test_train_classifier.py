@@ -203,6 +203,7 @@ def test_stops_when_the_loss_is_not_finite(tmp_path: Path) -> None:
 def test_needs_two_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 training images are too few"):
         train(tmp_path / "run", limit=1)
+    assert not (tmp_path / "run").exists()
 
 
 def test_trains_only_wide_resnets(tmp_path: Path) -> None:

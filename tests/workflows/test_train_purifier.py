@@ -10,7 +10,7 @@ import torch
 from carso_cli import load_defence
 from carso_cli.attacks.balanced import BalancedBatch, quarter_size
 from carso_cli.build import load_images
-from carso_cli.errors import InterruptedRun, NumericsError, StateError, UsageError
+from carso_cli.errors import InterruptedRun, NumericsError, StateError, UsageError, WeightsError
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import SilentReporter
@@ -150,6 +150,13 @@ def test_starting_over_a_run_is_refused(recipe: Recipe, copied: Path, tmp_path: 
     assert "--resume" in caught.value.hint
     with pytest.raises(StateError, match="holds no run to resume"):
         train(recipe, tmp_path / "empty", resume=True)
+
+
+def test_missing_weights_leave_no_folder_behind(tmp_path: Path) -> None:
+    absent = load_recipe("digits", [*SHORT, "classifier.at={source: file, file: absent.safetensors}"])
+    with pytest.raises(WeightsError, match=r"absent\.safetensors"):
+        train(absent, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_diverging_run_stops_and_names_the_term(tmp_path: Path) -> None:
