@@ -25,6 +25,7 @@ from carso_cli.cli.options import (
 )
 from carso_cli.cli.progress import RichReporter
 from carso_cli.errors import UsageError
+from carso_cli.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from carso_cli.recipe.schema import Recipe
@@ -137,7 +138,7 @@ def command(
         tables.append(stored)
         if not json:
             show_ablation(stored, [variant.label for variant in ablation.variants])
-            output().print(f"stored in {folder / 'ablations' / ablation.name}.json", soft_wrap=True)
+            output().print(f"stored in {RunFolder(folder).ablations / ablation.name}.json", soft_wrap=True)
     if json:
         print_json({"ablations": tables})
 

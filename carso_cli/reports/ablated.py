@@ -15,11 +15,9 @@ from typing import Any
 from carso_cli.errors import StateError
 from carso_cli.reports.evaluations import StoredEvaluation, read_evaluation
 from carso_cli.runs.files import read_json, read_json_lines
+from carso_cli.runs.folder import ABLATION_SCHEMA
 from carso_cli.runs.records import Record
 from carso_cli.runs.summary import attack_row, headline
-
-SCHEMA = 1
-"""Version of the stored table that is read here."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,8 @@ def read_ablation(path: Path, known: Mapping[Path, StoredEvaluation]) -> StoredA
         StateError: If the file or one of its evaluations is damaged, missing or of another version.
     """
     stored = read_json(path)
-    if stored.get("schema") != SCHEMA:
-        raise StateError(f"{path} has schema {stored.get('schema')}; this carso reads {SCHEMA}")
+    if stored.get("schema") != ABLATION_SCHEMA:
+        raise StateError(f"{path} has schema {stored.get('schema')}; this carso reads {ABLATION_SCHEMA}")
     root = path.parents[1]
     try:
         rows = tuple(_read_row(root, row, known) for row in stored["rows"])

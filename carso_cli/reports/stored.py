@@ -58,8 +58,13 @@ class StoredRun:
 
     @property
     def plain_evaluations(self) -> list[StoredEvaluation]:
-        """Evaluations at the recipe's own eps, norm, samples and aggregation."""
-        return [one for one in self.evaluations if not self.departures(one)]
+        """Evaluations at the recipe's own eps, norm, samples and aggregation.
+
+        Random noise alone is none of them: it is a baseline that `carso ablate` sets beside an attack.
+        """
+        return [
+            one for one in self.evaluations if one.identity["attack"] != "noise" and not self.departures(one)
+        ]
 
     def departures(self, evaluation: StoredEvaluation) -> set[str]:
         """Return in which of eps, norm, n_samples, aggregation and second_kind it departs from the recipe."""
@@ -114,7 +119,7 @@ def read_run(path: Path, recipe: Mapping[str, Any], reporter: Reporter) -> Store
             evaluations.append(found)
     known = {one.path.resolve(): one for one in evaluations}
     ablations = {}
-    for file in sorted((path / "ablations").glob("*.json")):
+    for file in sorted(folder.ablations.glob("*.json")):
         try:
             ablations[file.stem] = read_ablation(file, known)
         except StateError as error:

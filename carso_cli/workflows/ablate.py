@@ -67,7 +67,7 @@ def ablate(
     for kind in ablation.kinds:
         build_classifier(recipe, kind)
     states = {path: check_run(one, path, resume=resume) for path, one in trained.items()}
-    ensure_folder(run / "ablations")
+    ensure_folder(RunFolder(run).ablations)
     for path, state in states.items():
         _train_if_missing(trained[path], path, state, reporter, options.get("device", "auto"))
     rows, summary = _evaluate_all(ablation, run, reporter, resume, options)

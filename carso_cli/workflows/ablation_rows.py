@@ -20,12 +20,10 @@ from typing import Any
 from carso_cli.errors import StateError
 from carso_cli.reporter import Reporter
 from carso_cli.runs.files import read_json, read_json_lines, write_json
-from carso_cli.runs.folder import RunFolder
+from carso_cli.runs.folder import ABLATION_SCHEMA, RunFolder
 from carso_cli.runs.paper import paper_row
 from carso_cli.workflows.ablations import Ablation, Variant, row_order
 
-SCHEMA = 1
-"""Version of the stored table; raised when a field changes its meaning."""
 GRADIENT_CHECKS = ("nan-gradients", "zero-gradients", "saturated-outputs")
 """Trust checks whose failure says that an attack had no gradients to follow."""
 _VARYING = frozenset(
@@ -148,13 +146,13 @@ def store_table(
         facts: The table's other fields, `settings` among them.
         reporter: Where it is said that earlier rows do not fit.
     """
-    path = root / "ablations" / f"{ablation.name}.json"
+    path = RunFolder(root).ablations / f"{ablation.name}.json"
     labels = {row["label"] for row in rows}
     kept = [
         row for row in _stored_rows(path, root, facts["settings"], reporter) if row["label"] not in labels
     ]
     table = {
-        "schema": SCHEMA,
+        "schema": ABLATION_SCHEMA,
         "ablation": ablation.name,
         "title": ablation.title,
         "varies": ablation.varies,
@@ -176,7 +174,7 @@ def _stored_rows(
     except StateError as error:
         reporter.warn(f"{error.message}; it is written anew")
         return []
-    if (stored.get("schema"), stored.get("settings")) != (SCHEMA, settings):
+    if (stored.get("schema"), stored.get("settings")) != (ABLATION_SCHEMA, settings):
         reporter.say(f"{path} held rows of other settings; their evaluations stay, the table starts anew")
         return []
     return [row for row in stored["rows"] if (root / row["evaluation"] / "summary.json").is_file()]

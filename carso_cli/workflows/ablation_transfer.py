@@ -22,6 +22,7 @@ from carso_cli.errors import InterruptedRun, UsageError
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter, SilentReporter
 from carso_cli.runs.files import read_json_lines, write_json
+from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record, evaluation_id
 from carso_cli.runs.summary import attack_row, figures, worst_case
 from carso_cli.workflows.evaluation_jobs import Setting, make_record, perturb, pick
@@ -68,7 +69,7 @@ def transfer_to_rules(
     if job is None:
         return None
     identity = {**evaluation.identity, "attack": NAME, "made_by": job.attack, "rules": list(rules)}
-    folder = EvaluationFolder(root / "ablations" / evaluation_id(identity))
+    folder = EvaluationFolder(RunFolder(root).ablations / evaluation_id(identity))
     if folder.summary.is_file():
         reporter.say(f"{folder.path} is complete; using its stored examples' scores")
         return folder

@@ -100,8 +100,12 @@ def find_runs(parent: Path) -> list[Path]:
 
 def _holds_run(path: Path) -> bool:
     folder = RunFolder(path)
-    evaluated = any(folder.evaluation.glob("*/settings.json"))
-    return evaluated or (folder.recipe.is_file() and folder.purifier.is_file())
+    return bool(_results(folder)) or (folder.recipe.is_file() and folder.purifier.is_file())
+
+
+def _results(folder: RunFolder) -> list[Path]:
+    """Return the files that say what was measured: evaluations' settings, then ablations' tables."""
+    return [*sorted(folder.evaluation.glob("*/settings.json")), *sorted(folder.ablations.glob("*.json"))]
 
 
 def read_stored_run(path: Path, reporter: Reporter) -> StoredRun:
@@ -114,21 +118,21 @@ def read_stored_run(path: Path, reporter: Reporter) -> StoredRun:
 
 
 def _recipe_of(path: Path) -> Recipe:
-    """Return a run's recipe; for a run without training, the shipped one that its evaluations name."""
+    """Return a run's recipe; for a run without training, the shipped one that its results name."""
     folder = RunFolder(path)
     if folder.recipe.is_file():
         return load_recipe(str(folder.recipe.resolve()))
-    settings = next(iter(sorted(folder.evaluation.glob("*/settings.json"))), None)
-    if settings is None:
+    results = _results(folder)
+    if not results:
         raise StateError(
             f"{path} holds no run: neither recipe.yaml nor an evaluation is in it",
             hint="name the folder that carso train-purifier or carso evaluate wrote to",
         )
-    name = read_json(settings).get("recipe")
+    name = read_json(results[0]).get("recipe")
     try:
         return load_recipe(str(name))
     except CarsoError as error:
         raise StateError(
-            f"{path} holds no recipe.yaml, and its evaluation's recipe '{name}' is not a shipped one",
+            f"{path} holds no recipe.yaml, and the recipe '{name}' of {results[0]} is not a shipped one",
             hint=f"copy the recipe to {folder.recipe}",
         ) from error

@@ -91,6 +91,39 @@ def test_a_run_without_training_takes_the_recipe_its_evaluation_names(run: Path,
     assert "digits; measured, adaptive†" in capsys.readouterr().out
 
 
+def test_a_folder_of_ablations_alone_is_reported(
+    write_run: Any,
+    write_evaluation: Any,
+    write_ablation: Any,
+    both: Any,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As `carso ablate --first clean` leaves it where the recipe's own purifier is not trained.
+    root = tmp_path / "runs" / "digits"
+    root.mkdir(parents=True)
+    variant = write_run("runs/digits-first-clean", overrides=["representation.kind=clean"])
+    row: Any = (
+        "clean/AT",
+        {"first": "clean", "second": "at"},
+        write_evaluation(variant, "adaptive", both),
+        {},
+    )
+    file = write_ablation(root, "first-second", [row], recipe="digits")
+    page = tmp_path / "page.html"
+    assert carso(["report", str(root), "--table", "17", "--format", "csv", "--html", str(page)]) == 0
+    assert "digits; measured, adaptive; clean/AT" in capsys.readouterr().out
+    assert "clean/AT" in page.read_text()
+    (variant / "recipe.yaml").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert carso(["report", "--table", "17", "--format", "csv"]) == 0
+    assert "digits; measured, adaptive; clean/AT" in capsys.readouterr().out
+    file.write_text(file.read_text().replace('"recipe": "digits"', '"recipe": "mine"'))
+    assert carso(["report", str(root)]) == 5
+    assert "the recipe 'mine' of" in capsys.readouterr().err
+
+
 def test_page_and_pictures(run: Path, tmp_path: Path, capsys: Capture) -> None:
     page, pictures = tmp_path / "new" / "page.html", tmp_path / "pictures"
     assert carso(["report", str(run), "--html", str(page), "--pictures", str(pictures)]) == 0

@@ -115,6 +115,21 @@ def test_an_evaluation_at_another_eps_is_no_row_of_table_two(
     assert not ours(table_two([read(run)]))
 
 
+def test_random_noise_alone_is_no_row_of_its_own(
+    write_run: Any, write_evaluation: Any, read: Any, both: Any
+) -> None:
+    run = write_run()
+    noise = {
+        job: counts for job, counts in both.items() if job[:2] in (("defence", "none"), ("defence", "noise"))
+    }
+    write_evaluation(run, "noise", noise)
+    attacked = {job: counts for job, counts in both.items() if job[1] != "noise"}
+    write_evaluation(run, "pgd-eot", attacked)
+    for table in (table_two, table_eighteen):
+        assert [row.cells[1] for row in ours(table([read(run)]))] == ["measured, pgd-eot"]
+    assert len(read(run).evaluations) == 2
+
+
 def test_failed_checks_and_the_published_view_are_never_silent(
     write_run: Any, write_evaluation: Any, read: Any, both: Any
 ) -> None:
