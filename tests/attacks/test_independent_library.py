@@ -6,16 +6,25 @@ Same images and budget, on a trained classifier whose robust accuracy lies well 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from carso_cli.attacks.apgd import APGD
+from carso_cli.attacks.defence_target import DefenceTarget
+from carso_cli.attacks.pgd_eot import PGDEoT
+from carso_cli.attacks.rand_aa import RandAutoAttack
 from carso_cli.attacks.target import ClassifierTarget
 from carso_cli.attacks.threat import ThreatModel
-from carso_cli.build import build_classifier, load_images
+from carso_cli.build import build_classifier, load_defence, load_images
+from carso_cli.defence import Defence
+from carso_cli.randomness import generator
 from carso_cli.recipe.load import load_recipe
+from carso_cli.reporter import SilentReporter
+from carso_cli.workflows.scoring import REPORT, SELECTION, DefenceScorer
+from carso_cli.workflows.train_purifier import train_purifier
 
 RECIPE = load_recipe("digits")
 STEPS = 20
@@ -32,12 +41,16 @@ def images_and_labels() -> tuple[Tensor, Tensor]:
     return images.pixels(slice(0, len(images))), images.labels
 
 
-def fooled_by_foolbox(model: nn.Module, images: Tensor, labels: Tensor, norm: str, eps: float) -> Tensor:
-    """Return (B,) bool: foolbox's projected gradient descent, two random starts."""
+def import_foolbox() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports a deprecated part of scipy
         import foolbox
+    return foolbox
 
+
+def fooled_by_foolbox(model: nn.Module, images: Tensor, labels: Tensor, norm: str, eps: float) -> Tensor:
+    """Return (B,) bool: foolbox's projected gradient descent, two random starts."""
+    foolbox = import_foolbox()
     kind = foolbox.attacks.LinfPGD if norm == "linf" else foolbox.attacks.L2PGD
     attack = kind(steps=STEPS, rel_stepsize=2.5 / STEPS)
     wrapped = foolbox.models.PyTorchModel(model.eval(), bounds=(0, 1))
@@ -69,3 +82,75 @@ def test_foolbox_finds_no_more_on_a_classifier(
     ours = fooled_by_ours(classifier, images, labels, threat)
     assert 0.05 < ours.float().mean() < 0.95, "the comparison says nothing at this budget"
     assert theirs.sum() - ours.sum() <= 0.01 * len(labels)
+
+
+SHORT_TRAINING = (
+    "training.epochs=3",
+    "training.batch_size=32",
+    "training.learning_rate.plateau_epochs=1",
+    "training.learning_rate.annealing_epochs=1",
+    "training.attack_mix.pgd_steps=1",
+    "training.attack_mix.pgd_step_size=0.1",
+)
+EPS, DEFENCE_STEPS, DRAWS = 0.1, 10, 4
+
+
+@pytest.fixture(scope="module")
+def defence(tmp_path_factory: pytest.TempPathFactory) -> Defence:
+    """A defence of two samples, trained for seconds: right on clean images, half broken under attack."""
+    run = tmp_path_factory.mktemp("independent") / "run"
+    train_purifier(load_recipe("digits", SHORT_TRAINING), run=run, reporter=SilentReporter(), device="cpu")
+    trained = load_defence(run, device="cpu")
+    trained.n_samples = 2
+    return trained
+
+
+def examples_by_foolbox(defence: Defence, images: Tensor, labels: Tensor) -> Tensor:
+    """Return (B, channels, H, W): foolbox's projected gradient descent through its own EoT wrapper."""
+    foolbox = import_foolbox()
+
+    class ExactView(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            logits: Tensor = defence(inputs, view="exact")
+            return logits
+
+    wrapped = foolbox.models.PyTorchModel(ExactView().eval(), bounds=(0, 1))
+    averaged = foolbox.models.ExpectationOverTransformationWrapper(wrapped, n_steps=DRAWS)
+    attack = foolbox.attacks.LinfPGD(steps=DEFENCE_STEPS, rel_stepsize=0.25)
+    perturbed: Tensor = attack(averaged, images, labels, epsilons=EPS)[1]
+    return perturbed
+
+
+def examples_by_ours(defence: Defence, images: Tensor, labels: Tensor) -> list[Tensor]:
+    """Return the examples of the adaptive protocol's white-box attacks on the exact view."""
+    threat = ThreatModel("linf", EPS)
+    target = DefenceTarget(defence, "exact", 4096, generator(0, "latents"))
+    ascents = [
+        PGDEoT(threat, steps=DEFENCE_STEPS, draws=DRAWS, step_size=EPS / 4, random_start=random_start)
+        for random_start in (False, True)
+    ]
+    rand_aa = RandAutoAttack(threat, steps=DEFENCE_STEPS, draws=DRAWS)
+    return [
+        *(ascent(target, images, labels) for ascent in ascents),
+        *rand_aa.candidates(target, images, labels).values(),
+    ]
+
+
+def test_foolbox_finds_no_more_on_a_defence(
+    defence: Defence, images_and_labels: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = (part[:16] for part in images_and_labels)
+    scorer, indices = DefenceScorer(defence, 0, 20, 4096), range(len(labels))
+
+    def accuracies(examples: Tensor, draw_set: str) -> Tensor:
+        return scorer(examples, labels, indices, draw_set).correct / scorer.draws
+
+    ours = examples_by_ours(defence, images, labels)
+    worst = torch.stack([accuracies(examples, SELECTION) for examples in ours]).argmin(dim=0)
+    reported = torch.stack([accuracies(examples, REPORT) for examples in ours])
+    theirs = accuracies(examples_by_foolbox(defence, images, labels), REPORT).mean()
+    robust = reported.gather(0, worst[None])[0].mean()
+    assert accuracies(images, REPORT).mean() > 0.8
+    assert 0.05 < robust < 0.7, "the comparison says nothing of this defence"
+    # One point, and two for the few images and draws.
+    assert robust - theirs <= 0.03
