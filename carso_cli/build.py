@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from carso_cli.checksums import fingerprint
 from carso_cli.classifiers.load import load_classifier
 from carso_cli.classifiers.weights import load_strict
 from carso_cli.classifiers.wide_resnet import WideResNet
@@ -23,7 +24,7 @@ from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter, SilentReporter
 from carso_cli.representation import extract_representation
-from carso_cli.runs.checkpoints import fingerprint, load_tensors
+from carso_cli.runs.checkpoints import load_tensors
 from carso_cli.runs.folder import RunFolder
 
 TRAINING_IMAGES = {"digits": 1442, "cifar10": 50_000, "cifar100": 50_000, "tinyimagenet200": 100_000}

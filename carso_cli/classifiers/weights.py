@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from carso_cli.checksums import SEAL, tensor_seal
 from carso_cli.errors import WeightsError, nearest
 
 _WRAPPERS = ("state_dict", "model_state_dict")
@@ -82,10 +83,19 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    header = read_header(path)
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
+        tensors = load_file(path)
+    # A header may claim types and lengths that no tensor can have.
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+    told = header.pop(SEAL, None)
+    if told is not None and told != tensor_seal(tensors, header):
+        raise WeightsError(
+            f"{path} is damaged: its contents do not match the checksum in its header",
+            hint="restore the file from a copy, or train the classifier again",
+        )
+    return tensors
 
 
 def _read_pytorch(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)

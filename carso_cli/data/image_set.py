@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from carso_cli.checksums import fingerprint
 from carso_cli.errors import DataError, UsageError
 from carso_cli.randomness import generator
 
@@ -59,6 +60,10 @@ class ImageSet:
     def pixels(self, positions: Tensor | slice) -> Tensor:
         """Return images as float32 (B, channels, H, W) in [0, 1]."""
         return self.images[positions].to(torch.float32).div_(255.0)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of images, labels and positions."""
+        return fingerprint({"images": self.images, "labels": self.labels, "indices": self.indices})
 
 
 def balanced_subset(image_set: ImageSet, count: int, seed: int) -> ImageSet:

@@ -22,6 +22,7 @@ from carso_cli.recipe.document import Document, Key, Problem
 from carso_cli.recipe.explain import explain
 from carso_cli.recipe.schedule import scale_epochs
 from carso_cli.recipe.schema import Recipe
+from carso_cli.recipe.sealed import check_seal
 from carso_cli.recipe.shipped import find_recipe
 
 DEFAULT_RECIPE = "digits"
@@ -216,9 +217,11 @@ def _read_file(path: Path) -> str:
     if len(raw) > MAX_BYTES:
         raise RecipeError(f"{path} is larger than {MAX_BYTES:,} bytes; a recipe is a few kilobytes of text")
     try:
-        return raw.decode("utf-8-sig")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not text in UTF-8: byte {error.start} cannot be read") from None
+    check_seal(text, str(path))
+    return text
 
 
 def locate_recipe(reference: str | None) -> Path:

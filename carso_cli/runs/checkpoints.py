@@ -1,34 +1,31 @@
 """Tensors on disk: one safetensors file with typed metadata and a checksum in its header.
 
-Nothing is ever unpickled. The checksum covers names, shapes and bytes of all tensors, so a flipped
-bit is reported and never loaded.
+Nothing is ever unpickled. The checksum covers the metadata and the names, shapes and bytes of all tensors,
+so a flipped bit is reported and never loaded.
+
+- `save_tensors`, `load_tensors`: one file;
+- `save_state`, `load_state`: a file that is replaced again and again, its predecessor kept beside it;
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from carso_cli.errors import StateError
-from carso_cli.runs.files import write_atomically
+from carso_cli.checksums import SEAL, tensor_seal
+from carso_cli.errors import CarsoError, StateError
+from carso_cli.reporter import Reporter
+from carso_cli.runs.files import sync_folder, write_atomically
+from carso_cli.runs.folder import previous_state
 
-
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of names, types, shapes and contents, independent of order and device."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
-    return digest.hexdigest()
+_RESTORE = "restore the file from a copy, or compute it anew"
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -37,14 +34,14 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     Args:
         path: The safetensors file to replace.
         tensors: Names to tensors, any device.
-        metadata: JSON-serialisable values; stored under their names, with `checksum` added.
+        metadata: JSON-serialisable values; stored under their names, with a checksum added.
 
     Raises:
         CarsoError: If the file cannot be written; an earlier file is then intact.
     """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     header = {key: json.dumps(value, allow_nan=False) for key, value in metadata.items()}
-    header["checksum"] = json.dumps(fingerprint(plain))
+    header[SEAL] = json.dumps(tensor_seal(plain, metadata))
     write_atomically(path, save(plain, metadata=header))
 
 
@@ -63,11 +60,72 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as stream:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  (not a dict)
             metadata = {key: json.loads(value) for key, value in (stream.metadata() or {}).items()}
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise StateError(f"{path} is not a readable safetensors file: {error}") from error
-    if metadata.get("checksum") != fingerprint(tensors):
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise StateError(f"{path} is not a readable safetensors file: {error}", hint=_RESTORE) from error
+    if metadata.pop(SEAL, None) != tensor_seal(tensors, metadata):
         raise StateError(
-            f"{path} is damaged: its contents do not match the checksum in its header",
-            hint="restore the file from a copy, or train again into another folder with --run DIR",
+            f"{path} is damaged: its contents do not match the checksum in its header", hint=_RESTORE
         )
     return tensors, metadata
+
+
+def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Replace a state by a newer one, which is read back and compared first; the older one is kept.
+
+    Whatever interrupts this, `load_state` finds the newer or the older state whole.
+
+    Args:
+        path: The newest state.
+        tensors: Names to tensors, any device.
+        metadata: JSON-serialisable values.
+
+    Raises:
+        CarsoError: If it cannot be written, or does not come back as it was written; the state before it
+            is then intact.
+    """
+    fresh = path.with_name(f"next-{path.name}")
+    save_tensors(fresh, tensors, metadata)
+    try:
+        load_tensors(fresh)
+    except StateError as error:
+        raise CarsoError(
+            f"{error.message}, though it was written just now: the disk may be failing",
+            hint=f"free or replace the disk, then go on with --resume: {path} is intact",
+        ) from error
+    try:
+        if path.exists():
+            os.replace(path, previous_state(path))
+        os.replace(fresh, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise CarsoError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def load_state(path: Path, reporter: Reporter) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return the newest whole state, None if none was ever saved.
+
+    Args:
+        path: Where `save_state` puts the newest.
+        reporter: Warned when the newest is damaged and the one before it is used.
+
+    Raises:
+        StateError: If every state there is is damaged, naming the files.
+    """
+    candidates = [one for one in (path, previous_state(path)) if one.exists()]
+    damage: list[str] = []
+    for candidate in candidates:
+        try:
+            found = load_tensors(candidate)
+        except StateError as error:
+            damage.append(error.message)
+            continue
+        if candidate != path:
+            reason = damage[0] if damage else f"{path} does not exist"
+            reporter.warn(f"{reason}; going on from {candidate}, the state before it")
+        return found
+    if not candidates:
+        return None
+    raise StateError(
+        "; ".join(damage),
+        hint="restore a state from a copy, or train again into another folder with --run DIR",
+    )

@@ -1,22 +1,30 @@
 """Writing files so that a reader never meets half of one.
 
 - `write_atomically` replaces a whole file;
+- `write_json`, `read_json`: one object with its checksum;
 - `append_json_line` adds one record to a log and forces it to disk, `write_json_lines` replaces a log;
 - `read_json_lines` reads a log back, dropping a last line that a killed process left unfinished;
 - `file_sha256` is a file's checksum.
+
+Links are replaced or refused, never followed.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from carso_cli.checksums import seal, unseal
 from carso_cli.errors import CarsoError, StateError
+
+_RESTORE = "restore the file from a copy, or compute it anew"
 
 
 def ensure_folder(folder: Path) -> Path:
@@ -38,7 +46,7 @@ def ensure_folder(folder: Path) -> Path:
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Replace `path` by `data`: temporary file, flush, fsync, rename.
+    """Replace `path` by `data`: temporary file, flush, fsync, rename, fsync of the folder.
 
     Raises:
         CarsoError: If the disk is full or the folder cannot be written; `path` is then untouched.
@@ -46,37 +54,58 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     payload = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as stream:
+        temporary.unlink(missing_ok=True)
+        # "x": a file or link that someone put there meanwhile is not written to.
+        with open(temporary, "xb") as stream:
             stream.write(payload)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise CarsoError(
             f"cannot write {path}: {error.strerror or error}",
             hint="free some space or choose another folder with --run DIR; what was there before is intact",
         ) from error
 
 
+def sync_folder(folder: Path) -> None:
+    """Force the names in a folder to disk: a renamed file is only then safe from a power cut.
+
+    Raises:
+        OSError: If the disk reports a fault.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot do this for folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace `path` by indented JSON; NaN and infinities are refused."""
-    write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    """Replace `path` by indented JSON with a checksum; NaN and infinities are refused."""
+    write_atomically(path, json.dumps(seal(content), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object, without the checksum that `write_json` gave it.
 
     Raises:
-        StateError: If the file is absent or is not a JSON object.
+        StateError: If the file is absent, is not a JSON object, or does not match its checksum.
     """
     try:
-        content = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StateError(f"cannot read {path}: {error}") from error
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise StateError(f"cannot read {path}: {error}", hint=_RESTORE) from error
     if not isinstance(content, dict):
-        raise StateError(f"{path} holds {type(content).__name__}, not a JSON object")
-    return content
+        raise StateError(f"{path} holds {type(content).__name__}, not a JSON object", hint=_RESTORE)
+    return unseal(content, str(path))
 
 
 def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
@@ -89,36 +118,41 @@ def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def append_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Append records to a JSON-lines file in one write and force them to disk.
+    """Append records to a JSON-lines file in one write, each with a checksum, and force them to disk.
 
     Raises:
-        CarsoError: If they cannot be written.
+        CarsoError: If they cannot be written; none of them is then in the file.
     """
-    lines = _lines(records)
+    lines = memoryview(_as_lines(records))
     try:
-        with open(path, "ab") as stream:
-            stream.write(lines)
-            stream.flush()
-            os.fsync(stream.fileno())
+        # Unbuffered: a buffer that cannot be written out stands in the way of taking the lines back.
+        with open(path, "ab", buffering=0, opener=_open_no_link) as stream:
+            length = stream.tell()
+            try:
+                while lines:
+                    lines = lines[stream.write(lines) :]
+                os.fsync(stream.fileno())
+            except OSError:
+                with suppress(OSError):
+                    stream.truncate(length)
+                raise
     except OSError as error:
-        raise CarsoError(f"cannot write {path}: {error.strerror or error}") from error
+        raise CarsoError(
+            f"cannot write {path}: {error.strerror or error}",
+            hint="free some space, then go on with --resume; what was there before is intact",
+        ) from error
 
 
-def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Replace a JSON-lines file atomically.
-
-    Raises:
-        CarsoError: As `write_atomically`.
-    """
-    write_atomically(path, _lines(records))
+def _as_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(seal(record), allow_nan=False) + "\n" for record in records).encode()
 
 
-def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def read_json_lines(path: Path, *, repair: bool = True) -> list[dict[str, Any]]:
-    """Read a JSON-lines file; an absent file is an empty log.
+    """Read a JSON-lines file, without the checksums; an absent file is an empty log.
 
     A last line without its newline was cut off by a kill: it is dropped here and removed from the
     file, so that the next append starts on a fresh line.
@@ -128,7 +162,7 @@ def read_json_lines(path: Path, *, repair: bool = True) -> list[dict[str, Any]]:
         repair: Remove such a line; False for a mere reader, since another process may be writing it.
 
     Raises:
-        StateError: If any other line is not a JSON object.
+        StateError: If any other line is not a JSON object, or does not match its checksum.
     """
     if not path.is_file():
         return []
@@ -136,16 +170,28 @@ def read_json_lines(path: Path, *, repair: bool = True) -> list[dict[str, Any]]:
     complete = content[: content.rfind(b"\n") + 1]
     if repair and len(complete) < len(content):
         write_atomically(path, complete)
-    records = []
-    for number, line in enumerate(complete.splitlines(), start=1):
-        try:
-            record = json.loads(line)
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise StateError(f"{path}, line {number} is damaged: {error}") from error
-        if not isinstance(record, dict):
-            raise StateError(f"{path}, line {number} is not a JSON object")
-        records.append(record)
-    return records
+    # Only at newlines: `splitlines` would cut at other control characters, which damage may have put there.
+    lines = complete.split(b"\n")[:-1]
+    return [_read_line(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _read_line(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise StateError(f"{place} is damaged: {error}", hint=_RESTORE) from error
+    if not isinstance(record, dict):
+        raise StateError(f"{place} is not a JSON object", hint=_RESTORE)
+    return unseal(record, place)
+
+
+def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a JSON-lines file.
+
+    Raises:
+        CarsoError: If it cannot be written; the earlier one is then intact.
+    """
+    write_atomically(path, _as_lines(records))
 
 
 def file_sha256(path: Path) -> str:

@@ -4,20 +4,33 @@ recipe.yaml            the resolved recipe
 environment.json       versions, device, threads, checksums of the weights used
 metrics.jsonl          one line per epoch
 state.safetensors      everything needed to go on with training
+previous-state.…       the state before it, for when it is damaged
 purifier.safetensors   the trained purifier (slow weights), written when training is complete
 evaluation/            records and summaries of `carso evaluate`
 ablations/             tables of `carso ablate`, and the examples that it made for them
+attacks/               examples of `carso attack`
+.lock                  who is training here, if anyone
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from carso_cli.errors import StateError, UsageError
+from carso_cli.reporter import Reporter
+from carso_cli.runs.files import ensure_folder
+from carso_cli.runs.lock import locked
 
 ABLATION_SCHEMA = 1
 """Version of an ablation's table; raised when a field changes its meaning."""
+
+
+def previous_state(state: Path) -> Path:
+    """Return where the state before the newest is kept."""
+    return state.with_name(f"previous-{state.name}")
 
 
 @dataclass(frozen=True)
@@ -54,12 +67,42 @@ class RunFolder:
     @property
     def evaluation(self) -> Path:
         """Folder of evaluation records and summaries."""
-        return self.path / "evaluation"
+        return self.inside("evaluation")
+
+    def inside(self, *parts: str) -> Path:
+        """Return a path in this folder to write to.
+
+        Raises:
+            StateError: If a part of it is a link, which might lead out of the run; the run itself may be one.
+        """
+        path = self.path
+        for part in parts:
+            path = path / part
+            if path.is_symlink():
+                raise StateError(
+                    f"{path} is a link; what a run writes stays in its folder",
+                    hint="put a folder in its place, or choose another run with --run DIR",
+                )
+        return path
+
+    @contextmanager
+    def claimed(self, *, resume: bool, reporter: Reporter) -> Iterator[None]:
+        """Create the folder and hold it for a training, other processes kept out; see `check` and `locked`.
+
+        Raises:
+            UsageError: If the folder already holds a run and `resume` is not asked for.
+            StateError: If there is nothing to resume, or another process is at work here.
+            CarsoError: If the folder cannot be written.
+        """
+        with locked(ensure_folder(self.path), reporter):
+            # Again, since another process may have come and gone.
+            self.check(resume=resume)
+            yield
 
     @property
     def ablations(self) -> Path:
         """Folder of ablations' tables, `NAME.json`."""
-        return self.path / "ablations"
+        return self.inside("ablations")
 
     def check(self, *, resume: bool) -> None:
         """Check that training may start, or go on, in the folder; nothing is created.
@@ -69,7 +112,7 @@ class RunFolder:
             StateError: If `resume` is asked for and the folder holds nothing to resume, or a purifier
                 without the state of its training, such as an imported one.
         """
-        started = self.recipe.is_file()
+        started = self.recipe.is_file() or self._has_state
         if started and not resume:
             raise UsageError(
                 f"{self.path} already holds a run",
@@ -80,12 +123,16 @@ class RunFolder:
                 f"{self.path} holds no run to resume ({self.recipe.name} is missing)",
                 hint="leave out --resume to start one",
             )
-        if resume and self.purifier.is_file() and not self.state.is_file():
+        if resume and self.purifier.is_file() and not self._has_state:
             raise StateError(
                 f"{self.path} holds a purifier without the state of its training ({self.state.name} is "
                 "missing): imported purifiers have no encoder and cannot be trained on",
                 hint="use it as it is, or train one anew in another folder with --run DIR",
             )
+
+    @property
+    def _has_state(self) -> bool:
+        return self.state.is_file() or previous_state(self.state).is_file()
 
     def require_purifier(self, command: str) -> Path:
         """Return the path of the trained purifier.
@@ -95,7 +142,7 @@ class RunFolder:
         """
         if self.purifier.is_file():
             return self.purifier
-        if self.state.is_file():
+        if self._has_state:
             raise StateError(
                 f"{self.path}: training is not complete",
                 hint=f"finish it with: {command} --resume",

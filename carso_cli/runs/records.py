@@ -16,13 +16,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 from carso_cli.errors import StateError
+from carso_cli.reporter import Reporter
 from carso_cli.runs.files import (
     append_json_line,
     append_json_lines,
@@ -145,19 +145,23 @@ class EvaluationFolder:
         write_json(self.settings, settings)
 
     def discard(self) -> None:
-        """Remove the evaluation."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove what the evaluation stored, its settings last: until then it can be gone on with."""
+        for path in (self.summary, self.records, self.gradients, self.checks, self.settings):
+            path.unlink(missing_ok=True)
 
     def append_block(self, records: Sequence[Record], gradients: Mapping[str, Any]) -> None:
         """Write one finished block: health first, so that whoever finds the records finds it too."""
         append_json_lines(self.gradients, [gradients])
         append_json_lines(self.records, [record.as_dict() for record in records])
 
-    def read_blocks(self, sizes: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], list[Record]]:
+    def read_blocks(
+        self, sizes: Mapping[tuple[str, int], int], reporter: Reporter
+    ) -> dict[tuple[str, int], list[Record]]:
         """Return the complete blocks by (job, block); remove from disk what belongs to no complete one.
 
         Args:
             sizes: Number of images of every block of every job.
+            reporter: Told how much is there, and warned when more was there once.
 
         Raises:
             StateError: If the files are damaged, or hold a job or block that is not planned.
@@ -172,18 +176,34 @@ class EvaluationFolder:
         for place, records in found.items():
             if len(records) > sizes[place] or len({record.index for record in records}) < len(records):
                 raise StateError(f"{self.records}: block {place[1]} of '{place[0]}' counts images twice")
-        complete = {place: records for place, records in found.items() if len(records) == sizes[place]}
         health = read_json_lines(self.gradients)
-        kept = {
-            (line["job"], line["block"]): line for line in health if (line["job"], line["block"]) in complete
+        measured = {(line["job"], line["block"]): line for line in health}
+        # Without its line on gradients a block would be missing from the trust checks.
+        complete = {
+            place: records
+            for place, records in found.items()
+            if len(records) == sizes[place] and place in measured
         }
-        if len(complete) < len(found):
+        if sum(map(len, complete.values())) < sum(map(len, found.values())):
             write_json_lines(
                 self.records, [record.as_dict() for group in complete.values() for record in group]
             )
-        if len(kept) < len(health):
-            write_json_lines(self.gradients, kept.values())
+        if len(complete) < len(health):
+            write_json_lines(self.gradients, [measured[place] for place in complete])
+        self._tell(len(complete), len(sizes), set(found) | set(measured), reporter)
         return complete
+
+    def _tell(
+        self, complete: int, planned: int, begun: Collection[tuple[str, int]], reporter: Reporter
+    ) -> None:
+        if begun:
+            reporter.say(f"{complete} of {planned} blocks are stored in {self.path}")
+        # A kill cuts one block short; more than that was lost by other means.
+        lost = len(begun) - complete
+        if lost > 1:
+            reporter.warn(
+                f"{self.path} once held {len(begun)} blocks; {lost} are not whole now and are run again"
+            )
 
     def read_health(self) -> list[dict[str, Any]]:
         """Return the lines on seconds and gradients, one per finished block."""
@@ -208,7 +228,7 @@ def evaluation_id(identity: Mapping[str, Any]) -> str:
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Say in which fields two identities differ, with both values."""
     return [
-        f"{name} was {_short(stored.get(name))}, now {_short(wanted.get(name))}"
+        f"{name} was {short(stored.get(name))}, now {short(wanted.get(name))}"
         for name in wanted
         if stored.get(name) != wanted.get(name)
     ]
@@ -225,7 +245,8 @@ def attacks_exact_view_of(other: Mapping[str, Any], identity: Mapping[str, Any])
     return is_exact and all(other.get(name) == identity.get(name) for name in _SAME_SUBJECT)
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """Return a value as text, a checksum by its first digits."""
     text = str(value)
     return text[:12] if len(text) == 64 else text
 

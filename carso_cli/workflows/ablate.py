@@ -20,6 +20,7 @@ from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.runs.files import ensure_folder
 from carso_cli.runs.folder import RunFolder
+from carso_cli.runs.lock import locked
 from carso_cli.runs.records import EvaluationFolder
 from carso_cli.workflows.ablation_rows import find_figures, make_row, shared_settings, store_table
 from carso_cli.workflows.ablation_transfer import transfer_to_rules, with_transfers
@@ -67,22 +68,23 @@ def ablate(
     for kind in ablation.kinds:
         build_classifier(recipe, kind)
     states = {path: check_run(one, path, resume=resume) for path, one in trained.items()}
-    ensure_folder(RunFolder(run).ablations)
-    for path, state in states.items():
-        _train_if_missing(trained[path], path, state, reporter, options.get("device", "auto"))
-    rows, summary = _evaluate_all(ablation, run, reporter, resume, options)
-    if ablation.with_transfers:
-        rows = _with_transfers(recipe, ablation, rows, run, reporter, resume, options)
-    _warn_of_unequal_training(rows, reporter)
-    facts = {
-        "recipe": recipe.name,
-        "reproduces": recipe.reproduces,
-        "attack": summary["attack"],
-        "label": summary["label"],
-        "note": note,
-        "settings": shared_settings(summary["settings"]["identity"], recipe_hash(recipe, TRAINING_SECTIONS)),
-    }
-    return store_table(run, ablation, rows, facts, reporter)
+    with locked(ensure_folder(RunFolder(run).ablations), reporter):
+        for path, state in states.items():
+            _train_if_missing(trained[path], path, state, reporter, options.get("device", "auto"))
+        rows, summary = _evaluate_all(ablation, run, reporter, resume, options)
+        if ablation.with_transfers:
+            rows = _with_transfers(recipe, ablation, rows, run, reporter, resume, options)
+        _warn_of_unequal_training(rows, reporter)
+        settings = shared_settings(summary["settings"]["identity"], recipe_hash(recipe, TRAINING_SECTIONS))
+        facts = {
+            "recipe": recipe.name,
+            "reproduces": recipe.reproduces,
+            "attack": summary["attack"],
+            "label": summary["label"],
+            "note": note,
+            "settings": settings,
+        }
+        return store_table(run, ablation, rows, facts, reporter)
 
 
 def check_run(recipe: Recipe, path: Path, *, resume: bool) -> str:

@@ -69,7 +69,7 @@ def transfer_to_rules(
     if job is None:
         return None
     identity = {**evaluation.identity, "attack": NAME, "made_by": job.attack, "rules": list(rules)}
-    folder = EvaluationFolder(RunFolder(root).ablations / evaluation_id(identity))
+    folder = EvaluationFolder(RunFolder(root).inside("ablations", evaluation_id(identity)))
     if folder.summary.is_file():
         reporter.say(f"{folder.path} is complete; using its stored examples' scores")
         return folder
@@ -101,7 +101,7 @@ def _run_blocks(
 ) -> None:
     setting, blocks = evaluation.setting, evaluation.blocks()
     sizes = {(own.key, n): len(block) for own in jobs.values() for n, block in enumerate(blocks)}
-    done = folder.read_blocks(sizes)
+    done = folder.read_blocks(sizes, reporter)
     with reporter.progress(f"defence: {job.attack}, scored under each rule", len(setting.images)) as progress:
         for number, positions in enumerate(blocks):
             missing = {rule: own for rule, own in jobs.items() if (own.key, number) not in done}

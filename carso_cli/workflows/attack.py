@@ -27,6 +27,7 @@ from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runs.files import ensure_folder
+from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.intervals import wilson
 from carso_cli.workflows.evaluation_jobs import Found, Setting, perturb, pick
 from carso_cli.workflows.evaluation_plan import Job
@@ -78,7 +79,7 @@ def attack(
         options["images"] = _from_files(recipe, files, resize)
     evaluation = prepare_evaluation(recipe, run=run, reporter=reporter, **options)
     job = next(job for job in evaluation.plan.jobs if job.attack == name)
-    path = out or run / "attacks" / f"{name}-{job.target}.safetensors"
+    path = out or RunFolder(run).inside("attacks") / f"{name}-{job.target}.safetensors"
     ensure_folder(path.parent)
     if files:
         evaluation = _with_predicted_labels(evaluation, job)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from carso_cli.reporter import Reporter
 from carso_cli.runs.folder import RunFolder
 from carso_cli.workflows.training_progress import TrainingProgress, under
 
@@ -33,7 +34,7 @@ class ClassifierState(TrainingProgress):
         self.optimiser = optimiser
 
     def save(self, folder: RunFolder) -> None:
-        """Write the state atomically; the earlier one stays until the new one is complete."""
+        """Write the state; the one before it is kept."""
         tensors = {_WEIGHTS + name: tensor for name, tensor in self.classifier.state_dict().items()}
         for name, parameter in self.classifier.named_parameters():
             momentum: Tensor | None = self.optimiser.state[parameter].get(_BUFFER)
@@ -41,13 +42,13 @@ class ClassifierState(TrainingProgress):
                 tensors[_MOMENTUM + name] = momentum
         self.write(folder, tensors)
 
-    def load(self, folder: RunFolder) -> None:
-        """Bring back the saved state of a run, if there is one.
+    def load(self, folder: RunFolder, reporter: Reporter) -> None:
+        """Bring back the saved state of a run; see `TrainingProgress.read`.
 
         Raises:
-            StateError: If the state belongs to another configuration, or is damaged.
+            StateError: If the state belongs to another configuration, is damaged, or is lost.
         """
-        found = self.read(folder)
+        found = self.read(folder, reporter)
         if found is None:
             return
         tensors, _ = found

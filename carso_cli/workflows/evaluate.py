@@ -22,7 +22,9 @@ from carso_cli.recipe.load import recipe_hash
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.runs.environment import describe_environment
-from carso_cli.runs.files import read_json, read_json_lines, write_json
+from carso_cli.runs.files import ensure_folder, read_json, read_json_lines, write_json
+from carso_cli.runs.folder import RunFolder
+from carso_cli.runs.lock import locked
 from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record, find_to_resume
 from carso_cli.runs.summary import job_health
 from carso_cli.workflows.evaluation_jobs import run_block
@@ -70,10 +72,19 @@ def run_evaluation(
     evaluation: Evaluation, *, reporter: Reporter, resume: bool = False, force: bool = False
 ) -> dict[str, Any]:
     """Run what `prepare_evaluation` has resolved; see `evaluate`."""
-    folder = _open_folder(evaluation, resume=resume, force=force)
-    if folder.summary.is_file():
+    folder = _choose_folder(evaluation, resume=resume, force=force)
+    if folder.summary.is_file() and not force:
         reporter.say(f"{folder.path} is complete; showing its stored result")
         return _stored_result(folder)
+    path = RunFolder(evaluation.run).inside("evaluation", folder.path.name)
+    with locked(ensure_folder(path), reporter):
+        if force or not folder.exists:
+            folder.discard()
+            folder.start(_settings(evaluation))
+        return _measure(evaluation, folder, reporter)
+
+
+def _measure(evaluation: Evaluation, folder: EvaluationFolder, reporter: Reporter) -> dict[str, Any]:
     try:
         records = _run_jobs(evaluation, folder, reporter)
         health = folder.read_health()
@@ -108,7 +119,7 @@ def _stored_result(folder: EvaluationFolder) -> dict[str, Any]:
     return summary
 
 
-def _open_folder(evaluation: Evaluation, *, resume: bool, force: bool) -> EvaluationFolder:
+def _choose_folder(evaluation: Evaluation, *, resume: bool, force: bool) -> EvaluationFolder:
     folder = evaluation.folder
     if resume and not force:
         return find_to_resume(folder.path.parent, evaluation.identity)
@@ -118,22 +129,22 @@ def _open_folder(evaluation: Evaluation, *, resume: bool, force: bool) -> Evalua
             f"{folder.path} {state} this very evaluation",
             hint="--resume goes on with it and shows its result; --force starts over",
         )
-    folder.discard()
-    recipe = evaluation.recipe
-    folder.start(
-        {
-            "schema": SCHEMA,
-            "identity": evaluation.identity,
-            "label": evaluation.plan.label,
-            "recipe": recipe.name,
-            "recipe_hash": recipe_hash(recipe),
-            "reproduces": recipe.reproduces,
-            "jobs": [job.key for job in evaluation.plan.jobs],
-            "carso": __version__,
-            "environment": describe_environment(evaluation.setting.subject.device),
-        }
-    )
     return folder
+
+
+def _settings(evaluation: Evaluation) -> dict[str, Any]:
+    recipe = evaluation.recipe
+    return {
+        "schema": SCHEMA,
+        "identity": evaluation.identity,
+        "label": evaluation.plan.label,
+        "recipe": recipe.name,
+        "recipe_hash": recipe_hash(recipe),
+        "reproduces": recipe.reproduces,
+        "jobs": [job.key for job in evaluation.plan.jobs],
+        "carso": __version__,
+        "environment": describe_environment(evaluation.setting.subject.device),
+    }
 
 
 def _run_jobs(
@@ -141,7 +152,8 @@ def _run_jobs(
 ) -> dict[str, list[Record]]:
     """Run every block that is not stored yet; return all records by job, in the images' order."""
     blocks, jobs = evaluation.blocks(), evaluation.plan.jobs
-    done = folder.read_blocks({(job.key, n): len(block) for job in jobs for n, block in enumerate(blocks)})
+    sizes = {(job.key, n): len(block) for job in jobs for n, block in enumerate(blocks)}
+    done = folder.read_blocks(sizes, reporter)
     records: dict[str, dict[int, Record]] = {}
     for job in jobs:
         earlier = _Earlier(job, records)

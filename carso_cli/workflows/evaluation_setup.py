@@ -22,7 +22,6 @@ from carso_cli.data.image_set import ImageSet
 from carso_cli.recipe.load import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
-from carso_cli.runs.checkpoints import fingerprint
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.records import EvaluationFolder, evaluation_id
 from carso_cli.workflows.evaluation_jobs import Setting
@@ -143,7 +142,6 @@ def _identity(recipe: Recipe, plan: Plan, setting: Setting) -> dict[str, Any]:
     """Return what a resumed evaluation must share, field by field."""
     defence = setting.subject.defence if "defence" in plan.targets else None
     images = setting.images
-    pixels = {"images": images.images, "labels": images.labels, "indices": images.indices}
     sections = [section for section in TRAINING_SECTIONS if section != "threat"]
     return {
         "attack": plan.attack,
@@ -155,7 +153,7 @@ def _identity(recipe: Recipe, plan: Plan, setting: Setting) -> dict[str, Any]:
         "n_samples": None if defence is None else defence.n_samples,
         "aggregation": getattr(defence, "aggregation", None),
         "n_images": len(images),
-        "images": fingerprint(pixels),
+        "images": images.fingerprint(),
         "recipe": recipe_hash(recipe, sections),
         **{name: setting.subject.checksums[name] for name in ("classifier", "purifier", "second_classifier")},
         "draws": setting.draws,

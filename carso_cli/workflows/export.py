@@ -23,13 +23,13 @@ from torch.export import Dim, ExportedProgram
 
 from carso_cli import __version__
 from carso_cli.build import classifier_fingerprint, load_defence
+from carso_cli.checksums import fingerprint
 from carso_cli.defence import Defence
 from carso_cli.errors import NumericsError, UsageError
 from carso_cli.randomness import generator
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
-from carso_cli.runs.checkpoints import fingerprint
 from carso_cli.runs.files import ensure_folder, file_sha256, write_atomically, write_json
 from carso_cli.runs.folder import RunFolder
 from carso_cli.workflows.predict import class_names

@@ -18,13 +18,13 @@ from carso_cli.build import build_classifier, build_purifier, classifier_fingerp
 from carso_cli.classifiers.weights import read_header, read_tensors
 from carso_cli.errors import UsageError, WeightsError, nearest
 from carso_cli.purifier.release import PUBLISHED_PARTS, from_release, to_release
-from carso_cli.recipe.load import dump_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.runs.checkpoints import load_tensors, save_tensors
 from carso_cli.runs.environment import describe_environment
-from carso_cli.runs.files import ensure_folder, file_sha256, write_atomically, write_json
+from carso_cli.runs.files import ensure_folder, file_sha256, write_json
 from carso_cli.runs.folder import RunFolder
+from carso_cli.workflows.run_description import write_recipe
 
 # Buffers of batch normalisation, which are no parameters.
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -77,7 +77,7 @@ def import_release(folder: Path, recipe: Recipe, *, run: Path, reporter: Reporte
     write_json(target.environment, describe_environment(torch.device("cpu")))
     save_tensors(target.purifier, tensors, metadata)
     # Last, since it makes the folder a run: an import that was cut short can be repeated.
-    write_atomically(target.recipe, dump_recipe(recipe))
+    write_recipe(target, recipe)
     return {
         "run": str(run),
         "files": {part: str(path) for part, path in files.items()},

@@ -18,7 +18,7 @@ from typing import Literal
 from carso_cli.classifiers.download import source_address
 from carso_cli.classifiers.load import ENTRY_POINT_GROUP, find_weights, robustbench_places
 from carso_cli.classifiers.registry import find_record
-from carso_cli.classifiers.weights import read_header
+from carso_cli.classifiers.weights import read_tensors
 from carso_cli.data.cifar import FOLDERS as CIFAR_FOLDERS
 from carso_cli.data.cifar import cifar_class
 from carso_cli.data.datasets import find_data
@@ -27,10 +27,9 @@ from carso_cli.data.tinyimagenet import MD5 as TINY_MD5
 from carso_cli.data.tinyimagenet import NAME as TINY_NAME
 from carso_cli.data.tinyimagenet import URL as TINY_URL
 from carso_cli.data.zip_store import ZipStore
-from carso_cli.errors import DataError, RecipeError, StateError, WeightsError
+from carso_cli.errors import DataError, RecipeError, WeightsError
 from carso_cli.home import data_home, weights_home
 from carso_cli.recipe.schema import Recipe, Weights
-from carso_cli.runs.checkpoints import load_tensors
 from carso_cli.runs.files import file_sha256
 
 State = Literal["present", "missing", "damaged"]
@@ -228,8 +227,7 @@ def _weights_problem(path: Path) -> str:
     """
     try:
         if path.suffix == ".safetensors":
-            if "checksum" in read_header(path):
-                load_tensors(path)
+            read_tensors(path)
             return ""
         with path.open("rb") as stream:
             start = stream.read(2)
@@ -237,7 +235,7 @@ def _weights_problem(path: Path) -> str:
             with zipfile.ZipFile(path) as archive:
                 bad = archive.testzip()
             return f"{bad} in it is damaged" if bad else ""
-    except (WeightsError, StateError) as error:
+    except WeightsError as error:
         return error.message
     except (zipfile.BadZipFile, zlib.error, OSError) as error:
         return f"cannot be read: {error}"

@@ -16,12 +16,12 @@ from torch import nn
 from carso_cli.attacks.defence_target import AttackedDefence, DefenceTarget
 from carso_cli.attacks.target import AttackTarget, ClassifierTarget, Model
 from carso_cli.build import build_classifier, load_purifier
+from carso_cli.checksums import fingerprint
 from carso_cli.defence import Defence
 from carso_cli.errors import StateError, UsageError
 from carso_cli.randomness import generator
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
-from carso_cli.runs.checkpoints import fingerprint
 from carso_cli.runs.folder import RunFolder
 from carso_cli.workflows.evaluation_plan import Job
 from carso_cli.workflows.scoring import ClassifierScorer, DefenceScorer, Scorer

@@ -24,12 +24,12 @@ from carso_cli.data.batches import epoch_batches
 from carso_cli.data.image_set import ImageSet, split_holdout
 from carso_cli.errors import DataError, InterruptedRun
 from carso_cli.randomness import generator
-from carso_cli.recipe.load import dump_recipe, recipe_hash
+from carso_cli.recipe.load import recipe_hash
 from carso_cli.recipe.schema import Kind, Recipe
 from carso_cli.reporter import Reporter, SilentReporter
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runs.environment import describe_environment
-from carso_cli.runs.files import append_json_line, ensure_folder, write_atomically, write_json
+from carso_cli.runs.files import append_json_line
 from carso_cli.runs.folder import RunFolder
 from carso_cli.workflows.classifier_state import ClassifierState
 from carso_cli.workflows.classifier_steps import (
@@ -40,6 +40,7 @@ from carso_cli.workflows.classifier_steps import (
     threat_model,
     train_step,
 )
+from carso_cli.workflows.run_description import describe_run
 from carso_cli.workflows.timing import seconds_of
 
 WEIGHTS_FILE = "classifier.safetensors"
@@ -85,26 +86,30 @@ def train_classifier(
     folder.check(resume=resume)
     setup = _set_up(recipe, kind, target, limit, reporter)
     state = ClassifierState(classifier, make_optimiser(recipe, classifier), _identity(setup))
-    ensure_folder(run)
-    if resume:
-        state.load(folder)
-    else:
-        write_json(folder.environment, describe_environment(target))
-        write_atomically(folder.recipe, dump_recipe(recipe))
+    with folder.claimed(resume=resume, reporter=reporter):
+        if resume:
+            state.load(folder, reporter)
+        describe_run(folder, recipe, describe_environment(target), reporter)
+        _train_epochs(folder, setup, state)
+        weights = run / WEIGHTS_FILE
+        save_tensors(weights, state.classifier.state_dict(), _describe(setup, state))
+    return {**state.last_metrics, "run": str(run), "weights": str(weights), "seconds_total": state.seconds}
+
+
+def _train_epochs(folder: RunFolder, setup: ClassifierSetup, state: ClassifierState) -> None:
+    epochs = setup.recipe.classifier.training.epochs
     try:
-        for epoch in range(state.epochs_done, recipe.classifier.training.epochs):
+        for epoch in range(state.epochs_done, epochs):
             metrics = _train_epoch(setup, state, epoch)
             state.finish_epoch(metrics)
             append_json_line(folder.metrics, metrics)
             state.save(folder)
     except KeyboardInterrupt:
         raise InterruptedRun(
-            f"stopped; {state.saved_epochs} of {recipe.classifier.training.epochs} epochs are saved in {run}",
-            hint=f"go on with: carso train-classifier {recipe.name} --kind {kind} --run {run} --resume",
+            f"stopped; {state.saved_epochs} of {epochs} epochs are saved in {folder.path}",
+            hint=f"go on with: carso train-classifier {setup.recipe.name} --kind {setup.kind} "
+            f"--run {folder.path} --resume",
         ) from None
-    weights = run / WEIGHTS_FILE
-    save_tensors(weights, state.classifier.state_dict(), _describe(setup, state))
-    return {**state.last_metrics, "run": str(run), "weights": str(weights), "seconds_total": state.seconds}
 
 
 def estimate_cost(
@@ -189,7 +194,7 @@ def _identity(setup: ClassifierSetup) -> dict[str, Any]:
         "architecture": [section.depth, section.width, section.activation],
         "training": section.training.model_dump(),
         "kind": setup.kind,
-        "images": len(setup.train),
+        "images": setup.train.fingerprint(),
     }
 
 

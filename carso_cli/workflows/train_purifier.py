@@ -34,14 +34,15 @@ from carso_cli.purifier.elbo import negative_elbo
 from carso_cli.purifier.schedules import kl_weight, learning_rate
 from carso_cli.purifier.vae import Purifier
 from carso_cli.randomness import derive_seed, generator, seeded
-from carso_cli.recipe.load import TRAINING_SECTIONS, dump_recipe, recipe_hash
+from carso_cli.recipe.load import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.representation import extract_representation
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runs.environment import describe_environment, peak_memory
-from carso_cli.runs.files import append_json_line, ensure_folder, write_atomically, write_json
+from carso_cli.runs.files import append_json_line
 from carso_cli.runs.folder import RunFolder
+from carso_cli.workflows.run_description import describe_run
 from carso_cli.workflows.training_state import TrainingState
 
 _UNRECTIFIED_STEPS = 5
@@ -97,28 +98,31 @@ def train_purifier(
     _check_warmup(setup)
     state = _initial_state(setup)
     # Not before weights and images are there: a command that cannot start leaves nothing behind.
-    ensure_folder(run)
-    if resume:
-        state.load(folder)
-    else:
+    with folder.claimed(resume=resume, reporter=reporter):
+        if resume:
+            state.load(folder, reporter)
         environment = {**describe_environment(setup.device), "classes": list(setup.train.classes)}
-        write_json(folder.environment, environment)
-        write_atomically(folder.recipe, dump_recipe(recipe))
+        describe_run(folder, recipe, environment, reporter)
+        _train_epochs(folder, setup, state)
+        state.save(folder)
+        _save_purifier(folder, setup, state)
+    return {**state.last_metrics, "run": str(run), "seconds_total": state.seconds}
+
+
+def _train_epochs(folder: RunFolder, setup: _Setup, state: TrainingState) -> None:
+    training = setup.recipe.training
     try:
-        for epoch in range(state.epochs_done, recipe.training.epochs):
+        for epoch in range(state.epochs_done, training.epochs):
             metrics = _train_epoch(setup, state, epoch) | _follow(setup, state)
             state.finish_epoch(metrics)
             append_json_line(folder.metrics, metrics)
-            if state.epochs_done % recipe.training.save_every_epochs == 0:
+            if state.epochs_done % training.save_every_epochs == 0:
                 state.save(folder)
     except KeyboardInterrupt:
         raise InterruptedRun(
-            f"stopped; {state.saved_epochs} of {recipe.training.epochs} epochs are saved in {run}",
-            hint=f"go on with: carso train-purifier {recipe.name} --run {run} --resume",
+            f"stopped; {state.saved_epochs} of {training.epochs} epochs are saved in {folder.path}",
+            hint=f"go on with: carso train-purifier {setup.recipe.name} --run {folder.path} --resume",
         ) from None
-    state.save(folder)
-    _save_purifier(folder, setup, state)
-    return {**state.last_metrics, "run": str(run), "seconds_total": state.seconds}
 
 
 def _set_up(
@@ -174,8 +178,9 @@ def _initial_state(setup: _Setup) -> TrainingState:
         identity={
             "recipe": recipe_hash(recipe, sections=TRAINING_SECTIONS),
             "classifier": classifier_fingerprint(setup.classifier),
-            "images": len(setup.train),
+            "images": setup.train.fingerprint(),
         },
+        save_every=recipe.training.save_every_epochs,
     )
 
 

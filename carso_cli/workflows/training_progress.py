@@ -8,78 +8,101 @@ from typing import Any
 from torch import Tensor
 
 from carso_cli.errors import StateError
-from carso_cli.runs.checkpoints import load_tensors, save_tensors
+from carso_cli.reporter import Reporter
+from carso_cli.runs.checkpoints import load_state, save_state
 from carso_cli.runs.files import read_json_lines, write_json_lines
 from carso_cli.runs.folder import RunFolder
+from carso_cli.runs.records import short
 
 
 class TrainingProgress:
     """Whole epochs done, and the identity of the run.
 
     Args:
-        identity: What the saved state belongs to; resuming refuses any other.
+        identity: What the stored state belongs to; resuming refuses any other.
+        save_every: Epochs between two saved states.
     """
 
-    def __init__(self, identity: dict[str, Any]) -> None:
-        self.identity = identity
-        self.epochs_done = 0
+    def __init__(self, identity: Mapping[str, Any], save_every: int = 1) -> None:
+        self.identity = dict(identity)
+        self.save_every = save_every
+        self.metrics: list[dict[str, Any]] = []
+        """Of every whole epoch, in order."""
         self.saved_epochs = 0
-        self.seconds = 0.0
-        self.last_metrics: dict[str, Any] = {}
+
+    @property
+    def epochs_done(self) -> int:
+        """Number of whole epochs."""
+        return len(self.metrics)
+
+    @property
+    def seconds(self) -> float:
+        """Time of all whole epochs."""
+        return sum(float(line["seconds"]) for line in self.metrics)
+
+    @property
+    def last_metrics(self) -> dict[str, Any]:
+        """Metrics of the last whole epoch."""
+        return self.metrics[-1]
 
     def finish_epoch(self, metrics: dict[str, Any]) -> None:
         """Count one whole epoch."""
-        self.epochs_done += 1
-        self.seconds += float(metrics["seconds"])
-        self.last_metrics = metrics
+        self.metrics.append(metrics)
 
     def write(self, folder: RunFolder, tensors: Mapping[str, Tensor], **details: Any) -> None:  # noqa: ANN401
-        """Write tensors and progress atomically; the earlier state stays until the new one is complete.
+        """Store a state; the one before it is kept.
 
         Args:
             folder: The run.
             tensors: What is trained.
-            details: Further values of the file's header.
-        """
-        metadata = {
-            "identity": self.identity,
-            "epochs_done": self.epochs_done,
-            "seconds": self.seconds,
-            "last_metrics": self.last_metrics,
-            **details,
-        }
-        save_tensors(folder.state, tensors, metadata)
-        self.saved_epochs = self.epochs_done
-
-    def read(self, folder: RunFolder) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Bring back the progress of a run; without a saved state, training starts from the beginning.
-
-        Epochs logged after the saved state are taken out of the log: they will be run again.
-
-        Returns:
-            Tensors and header; None without a saved state.
+            details: Further JSON-serialisable values of the file's header.
 
         Raises:
-            StateError: If the state belongs to another configuration, or is damaged.
+            CarsoError: If it cannot be written.
         """
-        found = None
-        if folder.state.is_file():
-            found = _, metadata = load_tensors(folder.state)
-            self._check_identity(folder, metadata.get("identity", {}))
-            self.epochs_done = self.saved_epochs = metadata["epochs_done"]
-            self.seconds = metadata["seconds"]
-            self.last_metrics = metadata["last_metrics"]
-        lines = read_json_lines(folder.metrics)
-        write_json_lines(folder.metrics, [line for line in lines if line["epoch"] < self.epochs_done])
+        save_state(folder.state, tensors, {"identity": self.identity, "metrics": self.metrics, **details})
+        self.saved_epochs = self.epochs_done
+
+    def read(self, folder: RunFolder, reporter: Reporter) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Bring back the newest whole state, and make the log of metrics agree with it.
+
+        Returns:
+            Tensors and header; None where training was interrupted before its first
+            state, which is said.
+
+        Raises:
+            StateError: If the state belongs to another configuration, is damaged, or is lost.
+        """
+        found = load_state(folder.state, reporter)
+        if found is None:
+            self._check_nothing_is_lost(folder)
+            reporter.say(f"{folder.path} holds no state yet: starting from the first epoch")
+        else:
+            self._check_identity(folder, found[1]["identity"])
+            self.metrics = list(found[1]["metrics"])
+            self.saved_epochs = self.epochs_done
+            reporter.say(f"going on after {self.epochs_done} whole epochs")
+        # The state is the truth: epochs logged after it will be run again, a damaged log is made whole.
+        write_json_lines(folder.metrics, self.metrics)
         return found
 
     def _check_identity(self, folder: RunFolder, stored: Mapping[str, Any]) -> None:
         for key, value in self.identity.items():
             if stored.get(key) != value:
                 raise StateError(
-                    f"{folder.state} belongs to another run: its {key} is {stored.get(key)}, not {value}",
+                    f"{folder.state} belongs to another run: its {key} is {short(stored.get(key))}, "
+                    f"not {short(value)}",
                     hint="resume with the first start's options, or choose another folder with --run DIR",
                 )
+
+    def _check_nothing_is_lost(self, folder: RunFolder) -> None:
+        # Epochs are logged before they are saved, so a kill explains as many as lie between two states.
+        logged = len(read_json_lines(folder.metrics))
+        if logged > self.save_every:
+            raise StateError(
+                f"{folder.state} is missing, though {logged} epochs were trained and logged",
+                hint="restore it from a copy, or train again into another folder with --run DIR",
+            )
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

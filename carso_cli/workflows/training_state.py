@@ -14,6 +14,7 @@ from torch import Tensor
 
 from carso_cli.purifier.lookahead import Lookahead
 from carso_cli.purifier.vae import Purifier
+from carso_cli.reporter import Reporter
 from carso_cli.runs.folder import RunFolder
 from carso_cli.workflows.training_progress import TrainingProgress, under
 
@@ -29,6 +30,7 @@ class TrainingState(TrainingProgress):
         lookahead_steps: Inner steps between two synchronisations (Table 16).
         lookahead_decay: Averaging decay (Table 16).
         identity: What the state belongs to; resuming refuses any other.
+        save_every: Epochs between two saved states.
     """
 
     def __init__(
@@ -39,8 +41,9 @@ class TrainingState(TrainingProgress):
         lookahead_steps: int,
         lookahead_decay: float,
         identity: dict[str, Any],
+        save_every: int,
     ) -> None:
-        super().__init__(identity)
+        super().__init__(identity, save_every)
         self.purifier = purifier
         self.optimiser = optimiser
         self.parameters = dict(purifier.named_parameters())
@@ -57,7 +60,7 @@ class TrainingState(TrainingProgress):
         return purifier.eval()
 
     def save(self, folder: RunFolder) -> None:
-        """Write the state atomically; the earlier one stays until the new one is complete."""
+        """Write the state; the one before it is kept."""
         tensors: dict[str, Tensor] = {}
         for name, tensor in self.purifier.state_dict().items():
             tensors[_FAST + name] = tensor
@@ -68,13 +71,14 @@ class TrainingState(TrainingProgress):
                 tensors[f"{_OPTIMISER}{name}.{key}"] = value
         self.write(folder, tensors, steps=self.lookahead.taken)
 
-    def load(self, folder: RunFolder) -> None:
-        """Bring back the saved state of a run, if there is one.
+    def load(self, folder: RunFolder, reporter: Reporter) -> None:
+        """Bring back the saved state of a run; see `TrainingProgress.read`.
 
         Raises:
-            StateError: If the state belongs to another recipe, classifier or number of images, or is damaged.
+            StateError: If the state belongs to another recipe, classifier or set of images, is damaged, or is
+                lost.
         """
-        found = self.read(folder)
+        found = self.read(folder, reporter)
         if found is None:
             return
         tensors, metadata = found

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from carso_cli.checksums import fingerprint
 from carso_cli.errors import CarsoError, StateError
-from carso_cli.runs.checkpoints import fingerprint, load_tensors, save_tensors
+from carso_cli.runs.checkpoints import load_tensors, save_tensors
 from carso_cli.runs.files import append_json_line, ensure_folder, read_json_lines, write_atomically
 
 

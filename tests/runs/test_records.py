@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from carso_cli.errors import StateError
+from carso_cli.reporter import SilentReporter
 from carso_cli.runs.records import EvaluationFolder, Record, evaluation_id, find_to_resume
 
 
@@ -59,7 +60,7 @@ def folder(tmp_path: Path) -> EvaluationFolder:
 
 
 def test_blocks_come_back(folder: EvaluationFolder) -> None:
-    blocks = folder.read_blocks(SIZES)
+    blocks = folder.read_blocks(SIZES, SilentReporter())
     assert blocks["defence/pgd", 0] == [record(0), record(1)]
     assert [line["block"] for line in folder.read_health()] == [0, 1]
 
@@ -75,7 +76,7 @@ def test_every_cut_leaves_whole_blocks(folder: EvaluationFolder) -> None:
     for cut in range(0, len(content), 37):
         folder.records.write_bytes(content[:cut])
         folder.gradients.write_bytes(gradients)
-        blocks = folder.read_blocks(SIZES)
+        blocks = folder.read_blocks(SIZES, SilentReporter())
         assert set(blocks) == ({("defence/pgd", 0)} if cut >= len(first_block) else set())
         # Disk agrees with what was returned, gradients included.
         assert folder.records.read_bytes() == (first_block if blocks else b"")
@@ -85,18 +86,18 @@ def test_every_cut_leaves_whole_blocks(folder: EvaluationFolder) -> None:
 def test_an_image_counted_twice_is_refused(folder: EvaluationFolder) -> None:
     folder.append_block([record(2, block=1)], health(1))
     with pytest.raises(StateError, match="block 1 of 'defence/pgd' counts images twice"):
-        folder.read_blocks(SIZES)
+        folder.read_blocks(SIZES, SilentReporter())
 
 
 def test_an_unplanned_job_is_refused(folder: EvaluationFolder) -> None:
     with pytest.raises(StateError, match="holds block 1 of 'defence/pgd', not planned"):
-        folder.read_blocks({("defence/pgd", 0): 2})
+        folder.read_blocks({("defence/pgd", 0): 2}, SilentReporter())
 
 
 def test_a_field_of_another_version_is_refused(folder: EvaluationFolder) -> None:
     folder.records.write_text(json.dumps({**record(0).as_dict(), "colour": "red"}) + "\n")
     with pytest.raises(StateError, match="'colour'"):
-        folder.read_blocks(SIZES)
+        folder.read_blocks(SIZES, SilentReporter())
 
 
 def test_resuming_names_what_differs(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from carso_cli.errors import InterruptedRun, NumericsError, StateError, UsageError
 from carso_cli.reporter import SilentReporter
-from carso_cli.runs.files import read_json_lines
+from carso_cli.runs.files import read_json, read_json_lines
 from carso_cli.workflows import evaluation_jobs, extra_checks
 from carso_cli.workflows.evaluate import evaluate
 
@@ -116,7 +116,7 @@ def test_summary_holds_what_was_promised(whole: tuple[Path, dict[str, Any]]) -> 
     assert summary["n_images"] == 11
     assert {row["target"] for row in summary["results"]} == {"classifier", "defence"}
     assert len(records_of(folder).splitlines()) == 11 * len(summary["results"])
-    assert json.loads(next(folder.glob("evaluation/*/summary.json")).read_text()) == summary
+    assert read_json(next(folder.glob("evaluation/*/summary.json"))) == summary
     low, high = summary["headline"]["ci95"]
     assert low < summary["headline"]["accuracy"] < high
 

@@ -10,7 +10,7 @@ import torch
 from carso_cli import load_defence
 from carso_cli.attacks.balanced import BalancedBatch, quarter_size
 from carso_cli.build import load_images
-from carso_cli.errors import InterruptedRun, NumericsError, StateError, UsageError, WeightsError
+from carso_cli.errors import InterruptedRun, NumericsError, RecipeError, StateError, UsageError, WeightsError
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import SilentReporter
@@ -59,8 +59,10 @@ def train(recipe: Recipe, run: Path, **options: Any) -> dict[str, Any]:
 def test_run_folder_and_defence(recipe: Recipe, trained: tuple[Path, dict[str, Any]]) -> None:
     run, result = trained
     assert sorted(entry.name for entry in run.iterdir()) == [
+        ".lock",
         "environment.json",
         "metrics.jsonl",
+        "previous-state.safetensors",
         "purifier.safetensors",
         "recipe.yaml",
         "state.safetensors",
@@ -178,6 +180,9 @@ def test_damaged_purifier_is_refused(copied: Path) -> None:
 def test_a_recipe_changed_after_training_is_noticed(copied: Path) -> None:
     recipe = copied / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("condition_features: 16", "condition_features: 20"))
+    with pytest.raises(RecipeError, match=r"recipe\.yaml has changed since its run wrote it"):
+        load_defence(copied, device="cpu")
+    recipe.write_text(recipe.read_text().partition("\n")[2])
     with pytest.raises(StateError, match=r"weight is \(16, \d+\), not \(20, ") as caught:
         load_defence(copied, device="cpu")
     assert "recipe.yaml was changed" in caught.value.hint

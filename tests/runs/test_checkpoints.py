@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from carso_cli.errors import CarsoError, StateError
+from carso_cli.reporter import SilentReporter
+from carso_cli.runs import checkpoints
+from carso_cli.runs.checkpoints import load_state, load_tensors, save_state, save_tensors
+
+
+class Listening(SilentReporter):
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.heard.append(message)
+
+
+def save(path: Path, epoch: int) -> None:
+    save_state(path, {"weights": torch.full((8,), float(epoch))}, {"epoch": epoch})
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    for epoch in (1, 2):
+        save(tmp_path / "state.safetensors", epoch)
+    return tmp_path / "state.safetensors"
+
+
+def epoch_of(path: Path, reporter: SilentReporter) -> int:
+    found = load_state(path, reporter)
+    assert found is not None
+    assert torch.equal(found[0]["weights"], torch.full((8,), float(found[1]["epoch"])))
+    return int(found[1]["epoch"])
+
+
+def test_the_newest_state_is_used_without_a_word(path: Path) -> None:
+    reporter = Listening()
+    assert epoch_of(path, reporter) == 2
+    assert reporter.heard == []
+    assert load_state(path.with_name("other.safetensors"), reporter) is None
+
+
+def test_a_damaged_state_gives_way_to_the_one_before(path: Path) -> None:
+    damage(path)
+    reporter = Listening()
+    assert epoch_of(path, reporter) == 1
+    assert "state.safetensors is damaged" in reporter.heard[0]
+    assert "going on from" in reporter.heard[0]
+
+
+def test_a_lost_state_gives_way_to_the_one_before(path: Path) -> None:
+    path.unlink()
+    reporter = Listening()
+    assert epoch_of(path, reporter) == 1
+    assert "state.safetensors does not exist" in reporter.heard[0]
+
+
+def test_two_damaged_states_are_both_named(path: Path) -> None:
+    damage(path)
+    damage(path.with_name("previous-state.safetensors"))
+    with pytest.raises(StateError, match=r"/state\.safetensors is damaged.*previous-state\.safetensors is"):
+        load_state(path, SilentReporter())
+
+
+def test_dying_at_any_rename_leaves_a_whole_state(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = os.replace
+    seen = set()
+    for fatal in range(3):
+        left = fatal
+
+        def die(*paths: object) -> None:
+            nonlocal left
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+            original(*paths)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", die)
+            with pytest.raises(KeyboardInterrupt):
+                save(path, 3)
+        seen.add(epoch_of(path, SilentReporter()))
+    # The third rename only puts aside what the second had already put in its place.
+    assert seen == {2}
+    save(path, 3)
+    assert epoch_of(path, SilentReporter()) == 3
+
+
+def test_a_state_that_does_not_come_back_never_replaces_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing_disk(target: Path, data: bytes) -> None:
+        target.write_bytes(data[:-1] + b"\0")
+
+    monkeypatch.setattr(checkpoints, "write_atomically", failing_disk)
+    with pytest.raises(CarsoError, match="though it was written just now: the disk may be failing"):
+        save(path, 3)
+    assert epoch_of(path, SilentReporter()) == 2
+
+
+def test_a_changed_header_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": torch.zeros(4)}, {"epochs": 12})
+    content = path.read_bytes()
+    assert content.count(b'"12"') == 1
+    path.write_bytes(content.replace(b'"12"', b'"13"'))
+    with pytest.raises(StateError, match="do not match the checksum"):
+        load_tensors(path)
