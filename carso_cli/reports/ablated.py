@@ -17,7 +17,7 @@ from carso_cli.reports.evaluations import StoredEvaluation, read_evaluation
 from carso_cli.runs.files import read_json, read_json_lines
 from carso_cli.runs.folder import ABLATION_SCHEMA
 from carso_cli.runs.records import Record
-from carso_cli.runs.summary import attack_row, headline
+from carso_cli.runs.summary import attack_row, decisive, headline
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def _read_row(root: Path, row: Mapping[str, Any], known: Mapping[Path, StoredEva
         raise StateError(f"the evaluation {folder} of row '{row['label']}' is not complete")
     transferred = row["transferred"]
     records = [] if transferred is None else _transferred_records(root / transferred["source"], evaluation)
-    own = [record for group in evaluation.records.values() for record in group if record.target == "defence"]
+    every = [record for group in evaluation.records.values() for record in group]
+    own = decisive([one for one in every if one.target == "defence"], evaluation.identity["attack"])
     return AblationRow(
         str(row["label"]),
         row["values"],

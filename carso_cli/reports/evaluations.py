@@ -15,7 +15,7 @@ from typing import Any
 from carso_cli.errors import StateError
 from carso_cli.runs.files import read_json, read_json_lines
 from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record
-from carso_cli.runs.summary import attack_row, headline
+from carso_cli.runs.summary import attack_row, decisive, headline
 
 _ROUNDING = 1e-9
 
@@ -47,12 +47,15 @@ class StoredEvaluation:
 
     @cached_property
     def worst(self) -> dict[str, dict[str, Any]]:
-        """Worst case over all attacks of each target, `classifier` and `defence`, where attacked at all."""
+        """Result on each target, `classifier` and `defence`, where attacked at all.
+
+        The worst case over all attacks of a protocol; a single attack stands for itself.
+        """
         found = {}
         for target in ("classifier", "defence"):
             own = [record for group in self.records.values() for record in group if record.target == target]
             if any(record.attack not in ("none", "noise") for record in own):
-                found[target] = headline(own, self.identity["attack"])
+                found[target] = headline(decisive(own, self.identity["attack"]), self.identity["attack"])
         return found
 
     def worst_of(self, target: str, prefix: str) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 Everything here is drawn from what an evaluation stored, so a summary can be made again from its folder.
 
 - `attack_row`: one line of a result table;
-- `worst_case`: the record of the strongest attack on each image;
+- `decisive`, `worst_case`: the records that count, and of these the strongest attack's on each image;
 - `headline`: the number to quote;
 - `job_health`: the gradients that an attack met, over all blocks.
 """
@@ -65,6 +65,17 @@ def attack_row(records: Sequence[Record]) -> dict[str, Any]:
         "draws": first.draws,
         "attacked": sum(not record.settled for record in records),
     }
+
+
+def decisive(records: Sequence[Record], attack: str) -> list[Record]:
+    """Return the records whose worst case is the result on a target.
+
+    Args:
+        records: All records of an evaluation on the target.
+        attack: What was evaluated: of a protocol every job counts, of a single attack only its own, since
+            without selection draws nothing may be chosen among it and the unperturbed images.
+    """
+    return [record for record in records if record.attack == attack] or list(records)
 
 
 def worst_case(records: Iterable[Record]) -> list[Record]:

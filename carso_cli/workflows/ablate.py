@@ -133,8 +133,7 @@ def _evaluate_all(
     for variant in ablation.variants:
         reporter.say(f"{ablation.varies}: {variant.label}")
         if variant.eps != 0.0:
-            target = None if ablation.with_baselines else "defence"
-            chosen = EvaluationOptions(**{**options, "target": target, "eps": variant.eps})
+            chosen = variant_options(ablation, variant, options)
             summary, folder = _evaluate_variant(variant, root, reporter, resume, chosen)
         row = make_row(variant, root, folder.path, summary)
         if ablation.with_baselines and row["noise"] is None:
@@ -151,6 +150,13 @@ def variant_recipe(variant: Variant) -> Recipe:
     """Return the recipe that a variant is evaluated with."""
     section = variant.recipe.evaluation.model_copy(update=dict(variant.evaluation))
     return variant.recipe.model_copy(update={"evaluation": section})
+
+
+def variant_options(ablation: Ablation, variant: Variant, options: EvaluationOptions) -> EvaluationOptions:
+    """Return the options of a variant's evaluation, given those of the whole ablation."""
+    target = None if ablation.with_baselines else "defence"
+    selects = ablation.with_transfers
+    return EvaluationOptions(**{**options, "target": target, "eps": variant.eps, "selects": selects})
 
 
 def prepare_variant(

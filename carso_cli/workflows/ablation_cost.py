@@ -13,7 +13,7 @@ from carso_cli.errors import MissingError, RecipeError
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.workflows import evaluation_cost, purifier_cost
-from carso_cli.workflows.ablate import check_run, prepare_variant, variant_recipe
+from carso_cli.workflows.ablate import check_run, prepare_variant, variant_options, variant_recipe
 from carso_cli.workflows.ablations import Ablation, Variant
 from carso_cli.workflows.evaluation_setup import EvaluationOptions
 
@@ -48,8 +48,7 @@ def plan_ablation(
     missing = _missing(recipe, ablation)
     for variant in ablation.variants:
         if variant.eps != 0.0:
-            target = None if ablation.with_baselines else "defence"
-            chosen = EvaluationOptions(**{**options, "target": target, "eps": variant.eps})
+            chosen = variant_options(ablation, variant, options)
             loads = (
                 not missing and check_run(variant.recipe, variant.run_folder(run), resume=True) == "trained"
             )

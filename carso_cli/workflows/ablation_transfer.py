@@ -21,10 +21,10 @@ from carso_cli import __version__
 from carso_cli.errors import InterruptedRun, UsageError
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter, SilentReporter
-from carso_cli.runs.files import read_json_lines, write_json
+from carso_cli.runs.files import read_json, read_json_lines, write_json
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record, evaluation_id
-from carso_cli.runs.summary import attack_row, figures, worst_case
+from carso_cli.runs.summary import attack_row, decisive, figures, worst_case
 from carso_cli.workflows.evaluation_jobs import Setting, make_record, perturb, pick
 from carso_cli.workflows.evaluation_plan import Job
 from carso_cli.workflows.evaluation_setup import Evaluation, EvaluationOptions, prepare_evaluation
@@ -64,6 +64,8 @@ def transfer_to_rules(
         InterruptedRun: On Ctrl-C; complete blocks are saved.
     """
     options["target"], options["view"], options["aggregation"] = "defence", "exact", SOURCE
+    # Their scores are compared with those of each rule's own evaluation.
+    options["selects"] = True
     evaluation = prepare_evaluation(recipe, run=run, reporter=SilentReporter(), **options)
     job = evaluation.plan.strongest
     if job is None:
@@ -153,12 +155,14 @@ def with_transfers(row: Mapping[str, Any], rule: str, folder: EvaluationFolder, 
         folder: The transferred examples' records.
         root: Run folder that the row's paths are relative to.
     """
-    own = [Record.from_dict(line) for line in read_json_lines(root / row["evaluation"] / "records.jsonl")]
-    attacked = [one for one in own if one.target == "defence" and one.attack not in ("none", "noise")]
+    evaluation = EvaluationFolder(root / row["evaluation"])
+    attack = read_json(evaluation.settings)["identity"]["attack"]
+    records = map(Record.from_dict, read_json_lines(evaluation.records))
+    own = decisive([one for one in records if one.target == "defence"], attack)
     transferred = read_records(folder, rule)
     source = str(folder.path.relative_to(root))
     return {
         **row,
         "transferred": {**figures(transferred), "source": source},
-        "worst": figures(worst_case([*attacked, *transferred])),
+        "worst": figures(worst_case([*own, *transferred])),
     }

@@ -58,6 +58,8 @@ class EvaluationOptions(TypedDict, total=False):
     """Evaluate this classifier; the defence's own when left out."""
     images: ImageSet | None
     """Evaluate on these images instead of the recipe's test split."""
+    selects: bool
+    """Score a single attack on selection draws too, since its examples will be compared with others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +124,7 @@ def prepare_evaluation(
         budget=plan_budget(recipe, plan, eps=eps, norm=norm),
         seed=recipe.seed if seed is None else seed,
         draws=recipe.evaluation.scoring_draws,
-        selects=plan.is_protocol,
+        selects=plan.is_protocol or options.get("selects", False),
     )
     return Evaluation(recipe, run, plan, setting, _identity(recipe, plan, setting))
 
@@ -157,6 +159,8 @@ def _identity(recipe: Recipe, plan: Plan, setting: Setting) -> dict[str, Any]:
         "recipe": recipe_hash(recipe, sections),
         **{name: setting.subject.checksums[name] for name in ("classifier", "purifier", "second_classifier")},
         "draws": setting.draws,
+        # Left out where it goes without saying, so that what is stored already keeps its name.
+        **({"selects": True} if setting.selects and not plan.is_protocol else {}),
         "batch_size": recipe.evaluation.batch_size,
         **asdict(setting.budget),
     }
