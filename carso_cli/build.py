@@ -88,7 +88,8 @@ def build_classifier(recipe: Recipe, kind: str, device: torch.device | str = "cp
         name=weights.name,
         file=weights.file,
         dataset=recipe.data.name,
-        training_command=f"carso train-classifier {recipe.name} --kind {kind}",
+        recipe=recipe.name,
+        kind=kind,
     )
     return channels_last(classifier.to(device))
 

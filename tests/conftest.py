@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -32,3 +36,52 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@dataclass
+class Site:
+    """A web server on this machine: what it offers, how it misbehaves, and what it was asked for."""
+
+    url: str = ""
+    content: bytes = b""
+    kind: str = "application/octet-stream"
+    resumes: bool = True
+    cut_after: int | None = None
+    """Bytes after which it closes the connection."""
+    asked: list[str | None] = field(default_factory=list)
+    """The `Range` of each request."""
+
+
+def _handler(site: Site) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            wanted = self.headers.get("Range")
+            site.asked.append(wanted)
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and site.resumes else 0
+            whole = len(site.content)
+            if start and start >= whole:
+                self.send_error(416)
+                return
+            self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
+            self.send_header("Content-Type", site.kind)
+            self.send_header("Content-Length", str(whole - start))
+            self.end_headers()
+            self.wfile.write(site.content[start:][: site.cut_after])
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    return Handler
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    found = Site()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(found))
+    found.url = f"http://127.0.0.1:{server.server_port}/a.zip"
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield found
+    server.shutdown()
+    server.server_close()

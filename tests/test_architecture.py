@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import from its own part, from levels below it, and from the ground.
 LEVELS = ["cli", "workflows", "build", "defence", "part"]
-GROUND = {"allocator", "checksums", "errors", "reporter", "home", "randomness", "compat"}
+GROUND = {"allocator", "checksums", "download", "errors", "reporter", "home", "randomness", "compat"}
 PARTS = {"representation", "aggregation", "purifier", "classifiers", "data", "attacks"}
 RECORDING = {"runs", "pictures", "reports"}
 

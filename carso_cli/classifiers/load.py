@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import nn
 
-from carso_cli.classifiers.download import download_weights, source_address
-from carso_cli.classifiers.registry import ClassifierRecord, find_record
+from carso_cli.classifiers.registry import PUBLISHED_FILES, ClassifierRecord, Published, find_record
 from carso_cli.classifiers.weights import load_strict, read_header, read_state_dict
 from carso_cli.classifiers.wide_resnet import WideResNet
+from carso_cli.download import fetch_command, recorded_problem
 from carso_cli.errors import RecipeError, WeightsError, nearest
 from carso_cli.home import weights_home
 
@@ -39,8 +39,8 @@ def load_classifier(
     name: str | None,
     file: str | None,
     dataset: str,
-    training_command: str,
-    download: bool = False,
+    recipe: str,
+    kind: str,
 ) -> nn.Module:
     """Load a classifier, frozen and in evaluation mode.
 
@@ -57,8 +57,8 @@ def load_classifier(
         name: Name of a shipped, RobustBench or entry-point classifier.
         file: Weights file, for source `file`.
         dataset: Name of the data set.
-        training_command: The command that trains such weights, for the message when they are missing.
-        download: Fetch missing RobustBench weights from where RobustBench keeps them.
+        recipe: The recipe's name, for the commands that get missing weights.
+        kind: `at` or `clean`, for the same.
 
     Raises:
         RecipeError: If the name is unknown, or the architecture is not the named one's.
@@ -67,12 +67,12 @@ def load_classifier(
     if source == "entry-point" or family == "external":
         return _frozen(_from_entry_point(name or "", family, source))
     if source == "file":
-        path = find_weights(file or "", training_command)
+        path = find_weights(file or "", recipe, kind)
     else:
         record = find_record(source, name or "", dataset)
         _check_architecture(record, depth, width, activation, classes)
         mean, std = record.standardisation
-        path = _shipped(record) if source == "shipped" else _robustbench(record, download)
+        path = _shipped(record) if source == "shipped" else _robustbench(record, recipe)
     classifier = WideResNet(
         depth=depth,
         width=width,
@@ -82,25 +82,38 @@ def load_classifier(
         std=std,
         channels=channels,
     )
-    _check_header(path, {"activation": activation, "mean": list(mean), "std": list(std)})
+    _check_file(path, {"activation": activation, "mean": list(mean), "std": list(std)})
     load_strict(classifier, read_state_dict(path), path)
     return _frozen(classifier)
 
 
-def find_weights(file: str, training_command: str) -> Path:
+def find_weights(file: str, recipe: str, kind: str) -> Path:
     """Find a weights file: as given, then in CARSO_HOME's weights.
+
+    Args:
+        file: Path or name of the file.
+        recipe: Name of the recipe that names it, for the message.
+        kind: `at` or `clean`, for the message.
 
     Raises:
         WeightsError: Saying where it was looked for and how to get it.
     """
-    places = (Path(file).expanduser(), weights_home() / file)
+    places = weights_places(file)
     for path in places:
         if path.is_file():
             return path
+    published = PUBLISHED_FILES.get(file)
     raise WeightsError(
         f"the classifier's weights '{file}' are missing; looked for {_listed(places)}",
-        hint=f"train them with: {training_command}",
+        hint=f"train them with: carso train-classifier {recipe} --kind {kind}"
+        if published is None
+        else _fetching(published, recipe, places[-1]),
     )
+
+
+def weights_places(file: str) -> tuple[Path, ...]:
+    """Return where a weights file is looked for; published ones belong at the last."""
+    return Path(file).expanduser(), weights_home() / file
 
 
 def robustbench_places(record: ClassifierRecord) -> tuple[Path, ...]:
@@ -108,18 +121,21 @@ def robustbench_places(record: ClassifierRecord) -> tuple[Path, ...]:
     return weights_home() / record.file, Path("models") / record.file
 
 
-def _robustbench(record: ClassifierRecord, download: bool) -> Path:
+def _robustbench(record: ClassifierRecord, recipe: str) -> Path:
     places = robustbench_places(record)
     for path in places:
         if path.is_file():
             return path
-    if download:
-        return download_weights(record.gdrive_id, places[0])
     raise WeightsError(
         f"the weights of RobustBench's '{record.name}' for {record.dataset} are missing; "
         f"looked for {_listed(places)}",
-        hint=f"download {source_address(record.gdrive_id)} (the command `gdown {record.gdrive_id}` does it) "
-        f"and save it as {places[0]}",
+        hint=_fetching(record.published, recipe, places[0]),
+    )
+
+
+def _fetching(published: Published, recipe: str, place: Path) -> str:
+    return (
+        f"download them with: {fetch_command(recipe)}\nor save {published.page or published.url} as {place}"
     )
 
 
@@ -150,8 +166,10 @@ def _check_architecture(
         raise RecipeError(f"'{record.name}' knows {record.classes} classes; the recipe says {classes}")
 
 
-def _check_header(path: Path, expected: Mapping[str, Any]) -> None:
+def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
     """Refuse what would load without complaint and compute something else."""
+    if problem := recorded_problem(path):
+        raise WeightsError(f"{path}: {problem}")
     header = read_header(path)
     for key, value in expected.items():
         if header.get(key, value) != value:

@@ -30,6 +30,25 @@ _GOWAL = (
 
 
 @dataclass(frozen=True)
+class Published:
+    """Where weights are to be had."""
+
+    url: str
+    """Address of the file itself."""
+    page: str = ""
+    """Address for a browser, where that is another one."""
+
+
+PUBLISHED_FILES = {
+    # By the name under which recipes look for the file; no checksums are published.
+    "wang2023_tinyimagenet200_wrn28-10.pt": Published(
+        "https://huggingface.co/wzekai99/DM-Improves-AT/resolve/main/checkpoint/tiny_linf_wrn28-10.pt"
+    ),
+}
+"""Weights that their authors publish by themselves, and recipes name as files."""
+
+
+@dataclass(frozen=True)
 class ClassifierRecord:
     """One known WideResNet with its weights.
 
@@ -45,7 +64,7 @@ class ClassifierRecord:
         width: Width of the WideResNet.
         activation: `relu` or `silu`.
         gdrive_id: RobustBench's file id on Google Drive.
-        sha256: Checksum of the file, where it is known.
+        sha256: Checksum of a shipped file.
     """
 
     name: str
@@ -65,6 +84,15 @@ class ClassifierRecord:
     def architecture(self) -> str:
         """Depth, width and activation in words."""
         return f"WideResNet-{self.depth}-{self.width} with {self.activation}"
+
+    @property
+    def published(self) -> Published:
+        """Where RobustBench keeps the weights; it states no checksums."""
+        return Published(
+            # Without `confirm`, a web page comes first that asks whether to go on without a virus scan.
+            f"https://drive.usercontent.google.com/download?id={self.gdrive_id}&export=download&confirm=t",
+            page=f"https://drive.google.com/file/d/{self.gdrive_id}",
+        )
 
     @property
     def file(self) -> Path:

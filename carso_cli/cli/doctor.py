@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from carso_cli.cli.display import messages, output, print_json, table
-from carso_cli.cli.options import JsonOption, RecipeArgument, SetOption
+from carso_cli.cli.options import JsonOption, RecipeArgument, SetOption, read_recipe
+from carso_cli.cli.progress import RichReporter
+from carso_cli.errors import UsageError
 
 _MISSING = 3
-_ROLES = (("data", "data"), ("at", "classifier"), ("clean", "clean classifier"))
 _INDENT = "   "
 
 
-def command(recipe: RecipeArgument = None, overrides: SetOption = None, json: JsonOption = False) -> None:
+def command(
+    recipe: RecipeArgument = None,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="First download what RECIPE needs and is published.")
+    ] = False,
+    overrides: SetOption = None,
+    json: JsonOption = False,
+) -> None:
     """Say what works on this machine, what each recipe lacks, and how to get it.
 
     With a RECIPE, of that one only. Exit code 3 if it, or digits where none is
-    given, cannot run. Nothing is downloaded.
+    given, cannot run. Only --fetch downloads anything; interrupted, it goes on
+    where it stopped when it is called again.
     """
     from carso_cli.workflows.doctor import doctor
 
+    if fetch:
+        _fetch(recipe, overrides or ())
     messages().print("looking at libraries, devices, data and weights …", style="dim")
     found = doctor(recipe, overrides or ())
     if json:
@@ -32,6 +44,15 @@ def command(recipe: RecipeArgument = None, overrides: SetOption = None, json: Js
         _show_recipes(found, detailed=recipe is not None)
     if not found["ready"]:
         raise typer.Exit(_MISSING)
+
+
+def _fetch(recipe: str | None, overrides: Sequence[str]) -> None:
+    if recipe is None:
+        raise UsageError("--fetch needs a RECIPE: all of them together are many gigabytes")
+    from carso_cli.workflows.inventory import fetch_missing
+
+    fetched = fetch_missing(read_recipe(recipe, overrides), RichReporter())
+    messages().print(f"downloaded: {', '.join(item.what for item in fetched) or 'nothing, it is all here'}")
 
 
 def _show_machine(found: dict[str, Any]) -> None:
@@ -72,57 +93,36 @@ def _folder(folder: dict[str, Any]) -> str:
 
 def _show_recipes(found: dict[str, Any], *, detailed: bool) -> None:
     recipes = found["recipes"]
-    numbers = _numbered(recipes, detailed)
-    rows = [[recipe["name"], *(_cell(recipe, role, numbers) for role, _ in _ROLES)] for recipe in recipes]
     output().print()
-    output().print(table(("recipe", *(heading for _, heading in _ROLES)), rows))
+    if detailed:
+        _show_items(recipes[0])
+    else:
+        rows = [[recipe["name"], _lacks(recipe), _at_home(recipe["next"], found)] for recipe in recipes]
+        output().print(table(("recipe", "lacks", "next"), rows))
     for error in dict.fromkeys(recipe["error"] for recipe in recipes if recipe["error"]):
         _line(f"{', '.join(recipe['name'] for recipe in recipes if recipe['error'] == error)}: {error}")
-    items = {_key(item): item for recipe in recipes for item in recipe["items"]}
-    for key, number in numbers.items():
-        if detailed:
-            _show_in_full(number, items[key])
-        else:
-            _show_in_short(number, items[key], Path(found["folders"][0]["path"]))
     _show_next(found)
 
 
-def _key(item: dict[str, Any]) -> tuple[str, str]:
-    return item["what"], item["place"]
-
-
-def _numbered(recipes: list[dict[str, Any]], detailed: bool) -> dict[tuple[str, str], int]:
-    """Number what is to be shown in full: what is not there, and for one recipe everything."""
-    keys = dict.fromkeys(
-        _key(item)
-        for recipe in recipes
+def _lacks(recipe: dict[str, Any]) -> str:
+    """Name what a recipe cannot run without and is not here: data, weights."""
+    kinds = dict.fromkeys(
+        "data" if item["role"] == "data" else "weights"
         for item in recipe["items"]
-        if detailed or (item["required"] and item["state"] != "present")
+        if item["required"] and item["state"] != "present"
     )
-    return {key: number for number, key in enumerate(keys, start=1)}
+    return "?" if recipe["error"] else ", ".join(kinds) or "nothing"
 
 
-def _cell(recipe: dict[str, Any], role: str, numbers: dict[tuple[str, str], int]) -> str:
-    if recipe["error"]:
-        return "?"
-    items = [item for item in recipe["items"] if item["role"] == role]
-    states = dict.fromkeys(item["state"] for item in items)
-    found = []
-    for state in states:
-        here = [numbers.get(_key(item)) for item in items if item["state"] == state]
-        listed = ", ".join(str(number) for number in here if number is not None)
-        found.append(f"{state} ({listed})" if listed else state)
-    return ", ".join(found) or "–"
+def _at_home(text: str, found: dict[str, Any]) -> str:
+    return _short(text.replace(found["folders"][0]["path"], "CARSO_HOME"))
 
 
-def _show_in_short(number: int, item: dict[str, Any], home: Path) -> None:
-    place = Path(item["place"])
-    shown = str(place.relative_to(home)) if place.is_relative_to(home) else _short(item["place"])
-    _line(f"{number:>2} {shown}" + (f"  ({item['note']})" if item["note"] else ""))
-    if item["source"]:
-        _line(f"{_INDENT}{item['source']}")
-    elif item["command"]:
-        _line(f"{_INDENT}$ {item['command']}")
+def _show_items(recipe: dict[str, Any]) -> None:
+    """Show everything that one recipe needs, whatever its state."""
+    _line(f"{recipe['name']} needs:")
+    for number, item in enumerate(recipe["items"], start=1):
+        _show_in_full(number, item)
 
 
 def _show_in_full(number: int, item: dict[str, Any]) -> None:
@@ -130,37 +130,30 @@ def _show_in_full(number: int, item: dict[str, Any]) -> None:
     _line(f"{number:>2} {item['what']}: {item['state']}{purpose}")
     if item["note"]:
         _line(f"{_INDENT}{item['note']}")
-    if item["state"] == "present":
+    if item["state"] != "missing":
         _line(f"{_INDENT}{_short(item['place'])}")
         return
-    for place in (item["place"],) if item["state"] == "damaged" else item["looked"]:
-        _line(f"{_INDENT}{'looked for ' if item['state'] == 'missing' else ''}{_short(place)}")
-    if item["source"] and item["source"] not in item["command"]:
+    for place in item["looked"]:
+        _line(f"{_INDENT}looked for {_short(place)}")
+    if item["source"]:
         _line(f"{_INDENT}from {item['source']}")
-    if item["command"]:
-        # Broken where a shell takes the next line for a part of the command.
-        lines = item["command"].replace(" && ", f" &&\n{_INDENT}  ")
-        for option in (" http", " -O "):
-            lines = lines.replace(option, f" \\\n{_INDENT} {option}")
-        _line(f"{_INDENT}$ {_short(lines)}")
-    else:
+    if item["download"] or not item["command"]:
         _line(f"{_INDENT}to {_short(item['place'])}")
+    else:
+        _line(f"{_INDENT}$ {item['command']}")
 
 
 def _show_next(found: dict[str, Any]) -> None:
-    ready = [recipe["name"] for recipe in found["recipes"] if recipe["ready"]]
     # What depends on a broken library fails after it, so the first is the one to mend.
     broken = next((entry["name"] for entry in found["libraries"] if entry["error"]), None)
     if broken is not None:
         _line(f"next:  pip install --force-reinstall {broken}")
         return
     if len(found["recipes"]) > 1:
-        _line("places are below CARSO_HOME, or here; carso doctor RECIPE gives the commands")
-    if ready:
-        _line(f"ready: {', '.join(ready)}")
-        first = ready[0] if "digits" not in ready else "digits"
-        command = "carso quickstart" if first == "digits" else f"carso train-purifier {first}"
-        _line(f"next:  {command}")
+        _line("carso doctor RECIPE says where things are looked for, and what to fetch by hand")
+    step = next(recipe["next"] for recipe in found["recipes"] if recipe["name"] == found["chosen"])
+    if step:
+        _line(f"next:  {_short(step)}")
 
 
 def _line(text: str) -> None:

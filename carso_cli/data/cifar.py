@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from carso_cli.data.download import fetch, file_md5
 from carso_cli.data.image_set import ImageSet
 from carso_cli.data.whole_file import written_whole
+from carso_cli.download import fetch, file_digest
 from carso_cli.errors import DataError
 from carso_cli.reporter import Reporter
 
@@ -58,7 +58,7 @@ def load_cifar_split(name: str, split: str, *, channels: int, root: Path, report
         reporter: Where progress goes.
 
     Raises:
-        DataError: If the data set is absent and cannot be downloaded, or is damaged.
+        MissingError: If the data set is absent and cannot be downloaded, or (`DataError`) is damaged.
     """
     dataset_class = cifar_class(name)
     dataset = _open(dataset_class, root, split)
@@ -99,8 +99,9 @@ def _open(dataset_class: _CifarClass, root: Path, split: str) -> _Cifar | None:
 def _obtain(dataset_class: _CifarClass, name: str, root: Path, reporter: Reporter) -> None:
     archive = root / dataset_class.filename
     if not archive.is_file():
-        fetch(dataset_class.url, archive, md5=dataset_class.tgz_md5, name=name, reporter=reporter)
-    elif (seen := file_md5(archive)) != dataset_class.tgz_md5:
+        checksum = f"md5:{dataset_class.tgz_md5}"
+        fetch(dataset_class.url, archive, checksum=checksum, name=name, reporter=reporter)
+    elif (seen := file_digest(archive, "md5")) != dataset_class.tgz_md5:
         raise DataError(
             f"{archive} has the MD5 checksum {seen}; {dataset_class.tgz_md5} is the published one",
             hint=f"remove it and fetch {dataset_class.url} again",

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from carso_cli.data.checks import check_class_count, name_some
-from carso_cli.data.download import fetch
 from carso_cli.data.file_tree import FileTree, open_tree
 from carso_cli.data.image_folder import Listing, load_listing
 from carso_cli.data.image_set import ImageSet
+from carso_cli.download import fetch
 from carso_cli.errors import DataError
 from carso_cli.reporter import Reporter
 
@@ -49,13 +49,13 @@ def load_tinyimagenet_split(
         reporter: Where progress and warnings go.
 
     Raises:
-        DataError: If the data set is absent and cannot be downloaded, is incomplete, or holds a
-            damaged image.
+        MissingError: If the data set is absent and cannot be downloaded, or (`DataError`) is incomplete, or
+            holds a damaged image.
     """
     path = source or find_tinyimagenet(root)
     if path is None:
         path = root / f"{NAME}.zip"
-        fetch(URL, path, md5=MD5, name="tinyimagenet200", reporter=reporter)
+        fetch(URL, path, checksum=f"md5:{MD5}", name="tinyimagenet200", reporter=reporter)
     with open_tree(path) as tree:
         listing = list_official_split(tree, split)
         check_class_count(listing.classes, classes, where=str(path))

@@ -49,8 +49,8 @@ def doctor(reference: str | None = None, overrides: Sequence[str] = ()) -> dict[
 
     Returns:
         `carso`, `python`, `platform`, `libraries`, `faults` (of the libraries, with `active`), `devices`,
-        `folders`, `recipes` (each with `ready`, `items` and `error`), `chosen` and `ready`, all
-        JSON-serialisable.
+        `folders`, `recipes` (each with `ready`, `items`, `error` and `next`, what to do next), `chosen` and
+        `ready`, all JSON-serialisable.
 
     Raises:
         RecipeError: If the chosen recipe does not exist or does not load.
@@ -165,7 +165,7 @@ def _recipes(reference: str | None, overrides: Sequence[str], broken: list[str])
     failing = [name for name in broken if name in ("pydantic", "pyyaml")]
     if failing:
         error = f"not looked at: {failing[0]} cannot be imported"
-        return [{"name": reference or "digits", "ready": False, "items": [], "error": error}]
+        return [{"name": reference or "digits", "ready": False, "items": [], "error": error, "next": ""}]
     from carso_cli.recipe.load import load_recipe
     from carso_cli.recipe.shipped import list_recipes
 
@@ -178,7 +178,7 @@ def _stock(recipe: Recipe, broken: list[str]) -> dict[str, Any]:
     if broken:
         # The first: what depends on it fails after it.
         error = f"not looked at: {broken[0]} cannot be imported"
-        return {**result, "ready": False, "items": [], "error": error}
+        return {**result, "ready": False, "items": [], "error": error, "next": ""}
 
     def taken() -> list[dict[str, Any]]:
         """Return what the recipe needs, as plain values."""
@@ -187,5 +187,24 @@ def _stock(recipe: Recipe, broken: list[str]) -> dict[str, Any]:
         return [asdict(item) for item in take_stock(recipe)]
 
     items, error = _attempt(taken)
-    ready = not error and all(item["state"] == "present" for item in items or () if item["required"])
-    return {**result, "ready": ready, "items": items or [], "error": error}
+    lacking = [item for item in items or () if item["required"] and item["state"] != "present"]
+    ready = not error and not lacking
+    step = "" if error else _next(recipe.name, lacking)
+    return {**result, "ready": ready, "items": items or [], "error": error, "next": step}
+
+
+def _next(recipe: str, lacking: Sequence[dict[str, Any]]) -> str:
+    """Return the next step for a recipe: a command, or a sentence where no command helps."""
+    from carso_cli.download import fetch_command
+
+    if not lacking:
+        return "carso quickstart" if recipe == "digits" else f"carso train-purifier {recipe}"
+    first = lacking[0]
+    if first["state"] == "damaged":
+        return f"remove {first['place']}: it is damaged"
+    if any(item["download"] for item in lacking):
+        return fetch_command(recipe)
+    if first["command"]:
+        return str(first["command"])
+    together = [item["what"] for item in lacking if item["role"] == first["role"]]
+    return f"put {' and '.join(together)} into {Path(first['place']).parent}"

@@ -39,7 +39,8 @@ def load(**changes: Any) -> nn.Module:
         "name": None,
         "file": None,
         "dataset": "image-folder",
-        "training_command": "carso train-classifier mine --kind at",
+        "recipe": "mine",
+        "kind": "at",
     }
     return load_classifier(**(arguments | changes))
 
@@ -136,8 +137,8 @@ def test_missing_robustbench_weights_say_where_they_come_from_and_belong() -> No
         load(**robustbench_arguments())
     place = weights_home() / "cifar10" / "Linf" / f"{CUI}.pt"
     assert f"looked for {place} and models/cifar10/Linf/{CUI}.pt" in caught.value.message
-    assert "https://drive.google.com/file/d/1-AaTrYt23WJFR22hXgBd-i6kjpsz6Hf2" in caught.value.hint
-    assert caught.value.hint.endswith(f"save it as {place}")
+    page = "https://drive.google.com/file/d/1-AaTrYt23WJFR22hXgBd-i6kjpsz6Hf2"
+    assert caught.value.hint == (f"download them with: carso doctor mine --fetch\nor save {page} as {place}")
     assert caught.value.exit_code == 3
 
 
@@ -163,38 +164,12 @@ def test_loads_robustbenchs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(loaded(images), reference(images), rtol=1e-5, atol=1e-5)
 
 
-def fake_gdown(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> None:
-    def download(*, id: str, output: str, quiet: bool) -> str | None:
-        Path(output).write_bytes(f"weights of {id}".encode())
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome or None
-
-    stand_in = types.ModuleType("gdown")
-    monkeypatch.setattr(stand_in, "download", download, raising=False)
-    monkeypatch.setitem(sys.modules, "gdown", stand_in)
-
-
-def test_downloads_only_when_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_gdown(monkeypatch, "done")
-    with pytest.raises(WeightsError, match="are missing"):
-        load(**robustbench_arguments())
-    with pytest.raises(WeightsError, match="is not a readable PyTorch file"):
-        load(**robustbench_arguments(), download=True)
-    place = weights_home() / "cifar10" / "Linf" / f"{CUI}.pt"
-    assert place.read_bytes() == b"weights of 1-AaTrYt23WJFR22hXgBd-i6kjpsz6Hf2"
-
-
-@pytest.mark.parametrize("outcome", [OSError("no route to host"), ""])
-def test_a_failed_download_leaves_nothing(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> None:
-    fake_gdown(monkeypatch, outcome)
-    with pytest.raises(
-        WeightsError, match=r"cannot download https.*(no route to host|sent no file)"
-    ) as caught:
-        load(**robustbench_arguments(), download=True)
-    folder = weights_home() / "cifar10" / "Linf"
-    assert list(folder.iterdir()) == []
-    assert str(folder / f"{CUI}.pt") in caught.value.hint
+def test_a_download_that_was_changed_since_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.pt"
+    torch.save(small().state_dict(), path)
+    path.with_name("mine.pt.sha256").write_text("0" * 64)
+    with pytest.raises(WeightsError, match=r"mine\.pt: it is not what was downloaded"):
+        load(file=str(path))
 
 
 class Offered:

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
+import torch
 
+from carso_cli.classifiers.registry import ClassifierRecord, Published
 from carso_cli.cli.app import run as carso
+from carso_cli.recipe.shipped import list_recipes
 from carso_cli.workflows import doctor as workflow
+from carso_cli.workflows import inventory_data
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 Capture = pytest.CaptureFixture[str]
+
+
+class Site(Protocol):
+    url: str
+    content: bytes
+    cut_after: int | None
+    asked: list[str | None]
 
 
 @pytest.fixture(autouse=True)
@@ -29,38 +42,120 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_a_bare_machine_in_one_screen(capsys: Capture) -> None:
     assert carso(["doctor"]) == 0
-    text = capsys.readouterr().out
-    lines = text.splitlines()
-    assert len(lines) <= 50
-    assert max(len(line) for line in lines) <= 80
-    for source in (
-        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-        "https://drive.google.com/file/d/1-AaTrYt23WJFR22hXgBd-i6kjpsz6Hf2",
-        "https://drive.google.com/file/d/1MBAWGxiZxKt-GfqEqtLcXcd3tAxPhvV2",
-        "https://huggingface.co/wzekai99/DM-Improves-AT",
-        "$ carso train-classifier cifar10-small --kind at",
-    ):
-        assert source in text
-    rows = {
-        line.split()[0]: line.split()[1:] for line in lines if line.startswith(("cifar", "digits", "tiny"))
-    }
-    assert rows["digits"] == ["present", "present", "present"]
-    assert rows["cifar10"] == ["missing", "(1)", "missing", "(2)", "missing"]
-    assert rows["cifar10-gowal2020"] == ["missing", "(1)", "missing", "(3)", "–"]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    rows = {line.split()[0]: line.partition(" ")[2].strip() for line in lines if line.strip()}
+    for recipe in list_recipes():
+        name = recipe.path.stem
+        if name not in ("digits", "cifar10-small"):
+            assert rows[name].split("  ")[0] == "data, weights"
+            assert rows[name].endswith(f"  carso doctor {name} --fetch")
+    assert rows["digits"].split() == ["nothing", "carso", "quickstart"]
+    text = " ".join(" ".join(lines).split())
+    assert "data, weights put cifar10-train.zip and cifar10-test.zip into CARSO_HOME/data" in text
     assert lines[-1] == "next:  carso quickstart"
 
 
-def test_a_recipe_that_cannot_run(capsys: Capture) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "sources"),
+    [
+        (
+            "cifar10",
+            [
+                "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+                "https://drive.google.com/file/d/1-AaTrYt23WJFR22hXgBd-i6kjpsz6Hf2",
+            ],
+        ),
+        (
+            "tinyimagenet200",
+            [
+                "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+                "https://huggingface.co/wzekai99/DM-Improves-AT/resolve/main/checkpoint/tiny_linf_wrn28-10.pt",
+            ],
+        ),
+    ],
+)
+def test_what_to_fetch_by_hand(recipe: str, sources: list[str], capsys: Capture) -> None:
+    assert carso(["doctor", recipe]) == 3
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for source in sources:
+        place = lines[lines.index(f"from {source}") + 1]
+        assert place.startswith("to home/")
+        assert f"looked for {place.removeprefix('to ')}" in lines
+    assert f"$ carso train-classifier {recipe} --kind clean" in lines
+    assert lines[-1] == f"next:  carso doctor {recipe} --fetch"
+
+
+def test_a_damaged_file_comes_first(capsys: Capture) -> None:
+    archive = Path("home/data/cifar-10-python.tar.gz")
+    archive.parent.mkdir(parents=True)
+    archive.write_bytes(b"half")
     assert carso(["doctor", "cifar10"]) == 3
-    text = capsys.readouterr().out
-    assert "looked for models/cifar10/Linf/Cui2023Decoupled_WRN-28-10.pt" in text
-    assert (
-        "$ curl -L --create-dirs -o home/data/cifar-10-python.tar.gz \\\n"
-        "     https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz\n"
-    ) in text
-    assert "; only `carso ablate` needs it" in text
-    assert "next:" not in text
+    assert capsys.readouterr().out.splitlines()[-1] == f"next:  remove {archive}: it is damaged"
+
+
+# --- --fetch ---
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch, site: Site, tmp_path: Path) -> Site:
+    """A server that offers one PyTorch file, as CIFAR-10's archive and as every classifier."""
+    torch.save({"weight": torch.arange(100.0)}, tmp_path / "offered.pt")
+    site.content = (tmp_path / "offered.pt").read_bytes()
+    facts = types.SimpleNamespace(
+        url=site.url,
+        filename="c.tar.gz",
+        tgz_md5=hashlib.md5(site.content).hexdigest(),
+        base_folder="batches",
+        train_list=[],
+        test_list=[],
+        meta={"filename": "meta", "md5": ""},
+    )
+    monkeypatch.setattr(inventory_data, "cifar_class", lambda _: facts)
+    offered = property(lambda _: Published(site.url, "https://example.org/page"))
+    monkeypatch.setattr(ClassifierRecord, "published", offered)
+    return site
+
+
+def test_fetching_what_a_recipe_lacks(published: Site, capsys: Capture) -> None:
+    assert carso(["doctor", "cifar10", "--fetch", "--json"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)["recipes"][0]
+    assert [item["state"] for item in found["items"]] == ["present", "present", "missing"]
+    assert found["next"] == "carso train-purifier cifar10"
+    assert "downloaded: CIFAR-10, Cui2023Decoupled_WRN-28-10 (cifar10)" in captured.err
+    weights = Path("home/weights/cifar10/Linf/Cui2023Decoupled_WRN-28-10.pt")
+    assert weights.read_bytes() == published.content
+    assert Path("home/data/c.tar.gz").read_bytes() == published.content
+    assert len(published.asked) == 2
+    # A second call finds everything there.
+    assert carso(["doctor", "cifar10", "--fetch"]) == 0
+    assert "nothing, it is all here" in capsys.readouterr().err
+    assert len(published.asked) == 2
+    # What is changed afterwards is found by the checksum of the download.
+    weights.write_bytes(published.content[:-1] + b"?")
+    assert carso(["doctor", "cifar10"]) == 3
+    assert "it is not what was downloaded: its SHA-256 is not that in" in capsys.readouterr().out
+
+
+def test_fetching_goes_on_where_it_stopped(published: Site, capsys: Capture) -> None:
+    published.cut_after = 700
+    assert carso(["doctor", "cifar10", "--fetch"]) == 3
+    assert "the connection ended after 700 of" in capsys.readouterr().err
+    assert not Path("home/data/c.tar.gz").exists()
+    published.cut_after = None
+    assert carso(["doctor", "cifar10", "--fetch"]) == 0
+    assert published.asked == [None, "bytes=700-", None]
+    assert Path("home/data/c.tar.gz").read_bytes() == published.content
+
+
+def test_fetching_needs_a_recipe(capsys: Capture) -> None:
+    assert carso(["doctor", "--fetch"]) == 2
+    assert "--fetch needs a RECIPE" in capsys.readouterr().err
+
+
+# --- the rest ---
 
 
 def test_json(capsys: Capture) -> None:

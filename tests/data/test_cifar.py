@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from carso_cli.data import cifar, download
+from carso_cli import download
+from carso_cli.data import cifar
 from carso_cli.data.cifar import load_cifar_split
-from carso_cli.errors import DataError
+from carso_cli.errors import DataError, MissingError
 from carso_cli.reporter import SilentReporter
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
@@ -61,7 +62,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeCifar]:
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(url: str) -> None:
+    def refuse(url: str, start: int) -> None:
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr(download, "open_url", refuse)
@@ -135,7 +136,9 @@ def test_files_that_stay_wrong_are_never_opened(
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_offline_says_what_to_fetch_and_where_to_put_it(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match=f"{name} is not on this machine .*Network is unreachable") as caught:
+    with pytest.raises(
+        MissingError, match=f"{name} is not on this machine .*Network is unreachable"
+    ) as caught:
         load(tmp_path, name=name)
     file = f"cifar-{name.removeprefix('cifar')}-python.tar.gz"
     assert f"fetch https://www.cs.toronto.edu/~kriz/{file} " in caught.value.hint
@@ -162,7 +165,7 @@ def test_a_pickle_that_fails_its_checksum_is_never_loaded(tmp_path: Path) -> Non
     folder.mkdir()
     for name in ("test_batch", "batches.meta", *(f"data_batch_{number}" for number in range(1, 6))):
         (folder / name).write_bytes(hostile)
-    with pytest.raises(DataError, match="could not be downloaded"):
+    with pytest.raises(MissingError, match="could not be downloaded"):
         load(tmp_path, "test")
     assert not trace.exists()
 

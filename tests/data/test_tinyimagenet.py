@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from carso_cli.data import download, tinyimagenet
+from carso_cli import download
+from carso_cli.data import tinyimagenet
 from carso_cli.data.image_set import ImageSet
 from carso_cli.data.tinyimagenet import find_tinyimagenet, load_tinyimagenet_split
-from carso_cli.errors import DataError
+from carso_cli.errors import DataError, MissingError
 from carso_cli.reporter import Reporter, SilentReporter
 
 WriteImage = Callable[..., Path]
@@ -27,7 +28,7 @@ class _Recorder(Reporter, Protocol):
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(url: str) -> None:
+    def refuse(url: str, start: int) -> None:
         raise OSError(f"no network in tests: {url}")
 
     monkeypatch.setattr(download, "open_url", refuse)
@@ -170,7 +171,7 @@ def test_a_wrong_number_of_classes_is_refused(official: Path) -> None:
 
 
 def test_offline_is_a_sentence_with_the_next_step(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="tinyimagenet200 is not on this machine") as caught:
+    with pytest.raises(MissingError, match="tinyimagenet200 is not on this machine") as caught:
         load(tmp_path / "data")
     target = tmp_path / "data" / "tiny-imagenet-200.zip"
     assert caught.value.hint == f"fetch {tinyimagenet.URL} where there is a network and put it at {target}"

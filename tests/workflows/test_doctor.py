@@ -24,9 +24,10 @@ from carso_cli.recipe.load import load_recipe
 from carso_cli.reporter import SilentReporter
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.workflows import doctor as module
-from carso_cli.workflows import inventory
+from carso_cli.workflows import inventory_data
 from carso_cli.workflows.doctor import doctor
-from carso_cli.workflows.inventory import Item, take_stock
+from carso_cli.workflows.inventory import take_stock
+from carso_cli.workflows.inventory_item import Item
 
 PAPER = ("cifar10", "cifar100", "tinyimagenet200", "cifar10-gowal2020", "cifar10-rebuffi2021")
 
@@ -88,7 +89,7 @@ def small_cifar(monkeypatch: pytest.MonkeyPatch) -> None:
         test_list=[],
         meta={"filename": "meta", "md5": "900150983cd24fb0d6963f7d28e17f72"},
     )
-    monkeypatch.setattr(inventory, "cifar_class", lambda _: facts)
+    monkeypatch.setattr(inventory_data, "cifar_class", lambda _: facts)
 
 
 def fill(*names: str, content: bytes = b"abc") -> None:
@@ -188,8 +189,8 @@ def flipped(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "state", "note"),
     [
-        (saved_by_torch, "present", "no checksum is published"),
-        (saved_long_ago, "present", "no checksum is published"),
+        (saved_by_torch, "present", ""),
+        (saved_long_ago, "present", ""),
         (web_page, "damaged", "no PyTorch file; perhaps the web page that offers it"),
         (cut_off, "damaged", "no PyTorch file"),
         (flipped, "damaged", "/data/0 in it is damaged"),
@@ -203,13 +204,15 @@ def test_robustbenchs_cache(make: Callable[[Path], None], state: str, note: str,
     make(path)
     item = stock("cifar10-gowal2020", "at")
     assert (item.state, item.place) == (state, str(path))
-    assert note in item.note
-    assert record.gdrive_id in item.command
+    assert (note in item.note) if note else not item.note
+    assert (item.source, item.download) == (record.published.page, record.published.url)
+    assert item.command == "carso doctor cifar10-gowal2020 --fetch"
 
 
 def test_the_published_file_of_tinyimagenet() -> None:
     item = stock("tinyimagenet200", "at")
-    assert item.note == "there: tiny_linf_wrn28-10.pt"
+    assert item.source.endswith("/checkpoint/tiny_linf_wrn28-10.pt")
+    assert item.place == str(weights_home() / "wang2023_tinyimagenet200_wrn28-10.pt")
     saved_by_torch(Path(item.looked[0]))
     assert stock("tinyimagenet200", "at").state == "present"
 
@@ -314,6 +317,7 @@ def test_recipes_cannot_be_read_without_their_libraries(monkeypatch: pytest.Monk
             "ready": False,
             "items": [],
             "error": "not looked at: pyyaml cannot be imported",
+            "next": "",
         }
     ]
 

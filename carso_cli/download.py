@@ -1,0 +1,161 @@
+"""Fetching a published file once: resumed, checked, reported, and never half done under its name.
+
+- `fetch` downloads; an interrupted download goes on where it stopped;
+- `recorded_problem` holds a file for which no checksum is published against the one it came with.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import http.client
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import BinaryIO
+
+from carso_cli.errors import MissingError
+from carso_cli.reporter import Reporter
+
+_MIB = 2**20
+_TIMEOUT_SECONDS = 30
+
+
+def fetch(
+    url: str, target: Path, *, name: str, reporter: Reporter, checksum: str = "", page: str = ""
+) -> None:
+    """Download `url` to `target`, by way of `<target>.part` beside it.
+
+    A `.part` that an earlier call left is completed where the server allows it, and begun anew where not.
+    Without a published checksum, the SHA-256 of what came is kept in `<target>.sha256`.
+
+    Args:
+        url: Where the file is published.
+        target: The file to make; its folder is made too.
+        name: What to call it in messages.
+        reporter: Where progress goes, in MiB.
+        checksum: The published one, `md5:` or `sha256:` and hexadecimal digits; empty where there is none.
+        page: Where a browser finds the file, if not at `url`.
+
+    Raises:
+        MissingError: If there is no network, the disk refuses, the connection ends early, or what came is a
+            web page or has another checksum; the message says what to fetch by hand and where to put it.
+    """
+    reporter.say(f"{name} is not on this machine yet: downloading {page or url}")
+    partial = target.with_name(f"{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("ab") as stream:
+            # Held until the stream is closed; another process may finish the file while this one waits.
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            if target.is_file():
+                partial.unlink(missing_ok=True)
+                return
+            _receive(url, stream, name, reporter)
+            os.fsync(stream.fileno())
+            _check(partial, target, checksum)
+            partial.replace(target)
+    except (OSError, http.client.HTTPException) as error:
+        reason = error.reason if type(error) is urllib.error.URLError else error
+        raise MissingError(
+            f"{name} is not on this machine and could not be downloaded: {reason}{_kept(partial)}",
+            hint=f"fetch {page or url} where there is a network and put it at {target}",
+        ) from error
+
+
+def fetch_command(recipe: str) -> str:
+    """Return the command line that downloads what a recipe lacks."""
+    return f"carso doctor {recipe} --fetch"
+
+
+def _kept(partial: Path) -> str:
+    """Say how much of a download is kept for the next try; remove an empty file."""
+    size = partial.stat().st_size if partial.is_file() else 0
+    if size == 0:
+        partial.unlink(missing_ok=True)
+        return ""
+    return f"; {size / _MIB:.1f} MiB are kept, and the next try goes on from there"
+
+
+def _receive(url: str, stream: BinaryIO, name: str, reporter: Reporter) -> None:
+    """Append what is missing of `url` to a stream; begin anew where the server does not resume."""
+    start = _size(stream)
+    with _open_from(url, start) as response:
+        if response.headers.get_content_type() == "text/html":
+            raise OSError("the server sent a web page in its place")
+        if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            stream.truncate(0)
+            start = 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length or 0)
+        with reporter.progress(f"downloading {name}", total=-(-total // _MIB), unit="MiB") as progress:
+            progress.advance(start // _MIB)
+            while block := response.read(_MIB):
+                stream.write(block)
+                progress.advance()
+        stream.flush()
+        if length is not None and _size(stream) != total:
+            raise OSError(f"the connection ended after {_size(stream)} of {total} bytes")
+
+
+def _size(stream: BinaryIO) -> int:
+    # Not `tell`: another process may have written, and truncating leaves the position as it was.
+    return os.fstat(stream.fileno()).st_size
+
+
+def _open_from(url: str, start: int) -> http.client.HTTPResponse:
+    try:
+        return open_url(url, start)
+    except urllib.error.HTTPError as error:
+        # Nothing lies beyond `start`: the file is complete or another one now, which only a new start tells.
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return open_url(url, 0)
+        raise
+
+
+def open_url(url: str, start: int = 0) -> http.client.HTTPResponse:
+    """Open a connection; the one place that touches the network.
+
+    Args:
+        url: What to ask for.
+        start: Bytes to leave out, which the server need not heed.
+
+    Raises:
+        OSError: If there is no network or the server refuses.
+    """
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    request = urllib.request.Request(url, headers=headers)
+    response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+    return response
+
+
+def _check(partial: Path, target: Path, checksum: str) -> None:
+    """Hold a download against its published checksum, or record the one it has."""
+    algorithm, _, expected = (checksum or "sha256:").partition(":")
+    seen = file_digest(partial, algorithm)
+    if not expected:
+        _record_of(target).write_text(f"{seen}\n")
+    elif seen != expected:
+        partial.unlink()
+        raise OSError(f"what came has the {algorithm.upper()} checksum {seen}, not {expected}")
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def recorded_problem(path: Path) -> str:
+    """Say how a file differs from what was downloaded; empty where it does not, or was put there by hand."""
+    record = _record_of(path)
+    if not record.is_file() or record.read_text().strip() == file_digest(path, "sha256"):
+        return ""
+    return (
+        f"it is not what was downloaded: its SHA-256 is not that in {record.name}; remove both, fetch again"
+    )
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """Return a file's checksum in hexadecimal digits; `algorithm` is a name of hashlib."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
