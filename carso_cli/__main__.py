@@ -7,8 +7,10 @@ import sys
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    from carso_cli.allocator import keep_freed_memory
     from carso_cli.cli.app import run
 
+    keep_freed_memory()
     sys.exit(run())
 
 

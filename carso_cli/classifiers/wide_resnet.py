@@ -108,7 +108,8 @@ class _Block(nn.Module):
         self.stride = stride
         self.batchnorm_0 = nn.BatchNorm2d(before)
         self.relu_0 = make()
-        self.conv_0 = nn.Conv2d(before, after, kernel_size=3, stride=stride, bias=False)
+        # Padding within the convolution spares a copy, and is even on all sides at stride 1 only.
+        self.conv_0 = nn.Conv2d(before, after, 3, stride=stride, padding=2 - stride, bias=False)
         self.batchnorm_1 = nn.BatchNorm2d(after)
         self.relu_1 = make()
         self.conv_1 = nn.Conv2d(after, after, kernel_size=3, padding=1, bias=False)
@@ -117,23 +118,21 @@ class _Block(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         activated = self.relu_0(self.batchnorm_0(features))
-        hidden = self.conv_0(F.pad(activated, self._margins(features)))
+        hidden = self.conv_0(activated if self.stride == 1 else _pad_end(activated))
         hidden = self.conv_1(self.relu_1(self.batchnorm_1(hidden)))
         # A widening shortcut starts after the activation, an identity before it.
         beside = features if self.shortcut is None else self.shortcut(activated)
         output: Tensor = beside + hidden
         return output
 
-    def _margins(self, features: Tensor) -> tuple[int, int, int, int]:
-        """Return the columns left and right, and the rows above and below, to pad with zeros.
 
-        As TensorFlow's `SAME`, for which the published weights were made: at stride 2 an even size is
-        padded at its end only.
-        """
-        if self.stride == 1:
-            return 1, 1, 1, 1
-        height, width = features.shape[2:]
-        return width % 2, 1, height % 2, 1
+def _pad_end(features: Tensor) -> Tensor:
+    """Pad with zeros for a convolution of kernel 3 and stride 2: an even size at its end only.
+
+    As TensorFlow's `SAME`, for which the published weights were made.
+    """
+    height, width = features.shape[2:]
+    return F.pad(features, (width % 2, 1, height % 2, 1))
 
 
 def _per_channel(values: Sequence[float]) -> Tensor:
