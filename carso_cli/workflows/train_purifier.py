@@ -7,59 +7,38 @@ so a run killed at any moment and resumed ends in the same weights.
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from carso_cli import __version__
-from carso_cli.attacks.balanced import BalancedBatch
 from carso_cli.build import (
     build_classifier,
-    build_purifier,
-    channels_last,
     choose_device,
-    classifier_fingerprint,
     load_images,
 )
 from carso_cli.data.batches import epoch_batches, ordered_batches
-from carso_cli.data.image_set import ImageSet, split_holdout
+from carso_cli.data.image_set import split_holdout
 from carso_cli.defence import Defence
-from carso_cli.errors import InterruptedRun, NumericsError
-from carso_cli.purifier.elbo import negative_elbo
+from carso_cli.errors import InterruptedRun
 from carso_cli.purifier.schedules import kl_weight, learning_rate
 from carso_cli.purifier.vae import Purifier
-from carso_cli.randomness import derive_seed, generator, seeded
-from carso_cli.recipe.load import TRAINING_SECTIONS, recipe_hash
+from carso_cli.randomness import generator
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
-from carso_cli.representation import extract_representation
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runs.environment import describe_environment, peak_memory
 from carso_cli.runs.files import append_json_line
 from carso_cli.runs.folder import RunFolder
+from carso_cli.workflows.purifier_steps import TrainingSetup, balanced_batch, initial_state, train_step
 from carso_cli.workflows.run_description import describe_run
 from carso_cli.workflows.training_state import TrainingState
 
 _UNRECTIFIED_STEPS = 5
 """RAdam's first steps at beta2 = 0.999, before the variance of its rate is tractable."""
-
-
-@dataclass(frozen=True)
-class _Setup:
-    """What does not change during training."""
-
-    recipe: Recipe
-    classifier: nn.Module
-    train: ImageSet
-    held_out: ImageSet
-    perturb: BalancedBatch
-    device: torch.device
-    reporter: Reporter
 
 
 def train_purifier(
@@ -96,7 +75,7 @@ def train_purifier(
     folder.check(resume=resume)
     setup = _set_up(recipe, choose_device(device), limit, reporter, classifier)
     _check_warmup(setup)
-    state = _initial_state(setup)
+    state = initial_state(setup)
     # Not before weights and images are there: a command that cannot start leaves nothing behind.
     with folder.claimed(resume=resume, reporter=reporter):
         if resume:
@@ -109,7 +88,7 @@ def train_purifier(
     return {**state.last_metrics, "run": str(run), "seconds_total": state.seconds}
 
 
-def _train_epochs(folder: RunFolder, setup: _Setup, state: TrainingState) -> None:
+def _train_epochs(folder: RunFolder, setup: TrainingSetup, state: TrainingState) -> None:
     training = setup.recipe.training
     try:
         for epoch in range(state.epochs_done, training.epochs):
@@ -127,24 +106,16 @@ def _train_epochs(folder: RunFolder, setup: _Setup, state: TrainingState) -> Non
 
 def _set_up(
     recipe: Recipe, device: torch.device, limit: int | None, reporter: Reporter, classifier: nn.Module | None
-) -> _Setup:
+) -> TrainingSetup:
     frozen = classifier if classifier is not None else build_classifier(recipe, recipe.representation.kind)
     frozen = frozen.to(device).eval().requires_grad_(False)
     images = load_images(recipe, "train", limit=limit, reporter=reporter)
     train, held_out = split_holdout(images, recipe.data.holdout, recipe.seed)
-    mix = recipe.training.attack_mix
-    perturb = BalancedBatch(
-        frozen,
-        norm=recipe.threat.norm,
-        eps=recipe.threat.eps,
-        adversarial_fraction=mix.adversarial_fraction,
-        pgd_steps=mix.pgd_steps,
-        pgd_step_size=mix.pgd_step_size,
-    )
-    return _Setup(recipe, frozen, train, held_out, perturb, device, reporter)
+    perturb = balanced_batch(recipe, frozen)
+    return TrainingSetup(recipe, frozen, train, held_out, perturb, device, reporter)
 
 
-def _check_warmup(setup: _Setup) -> None:
+def _check_warmup(setup: TrainingSetup) -> None:
     """Warn when the learning rate rises before RAdam rectifies its steps (Liu et al., 2020)."""
     training = setup.recipe.training
     batches = len(epoch_batches(len(setup.train), training.batch_size, setup.recipe.seed, 0))
@@ -157,34 +128,7 @@ def _check_warmup(setup: _Setup) -> None:
         )
 
 
-def _initial_state(setup: _Setup) -> TrainingState:
-    recipe = setup.recipe
-    with seeded(recipe.seed, "purifier weights"):
-        purifier = build_purifier(recipe, setup.classifier).to(setup.device)
-    channels_last(purifier)
-    section = recipe.training.optimiser
-    optimiser = torch.optim.RAdam(
-        purifier.parameters(),
-        lr=recipe.training.learning_rate.initial,
-        betas=(section.beta1, section.beta2),
-        eps=section.epsilon,
-        weight_decay=section.weight_decay,
-    )
-    return TrainingState(
-        purifier,
-        optimiser,
-        lookahead_steps=section.lookahead_steps,
-        lookahead_decay=section.lookahead_decay,
-        identity={
-            "recipe": recipe_hash(recipe, sections=TRAINING_SECTIONS),
-            "classifier": classifier_fingerprint(setup.classifier),
-            "images": setup.train.fingerprint(),
-        },
-        save_every=recipe.training.save_every_epochs,
-    )
-
-
-def _train_epoch(setup: _Setup, state: TrainingState, epoch: int) -> dict[str, Any]:
+def _train_epoch(setup: TrainingSetup, state: TrainingState, epoch: int) -> dict[str, Any]:
     """Train one epoch and return its metrics; losses are means per image over all of its images."""
     training = setup.recipe.training
     rate = learning_rate(epoch, **training.learning_rate.model_dump())
@@ -198,7 +142,7 @@ def _train_epoch(setup: _Setup, state: TrainingState, epoch: int) -> dict[str, A
     title = f"epoch {epoch + 1}/{training.epochs}"
     with setup.reporter.progress(title, sum(len(batch) for batch in batches)) as progress:
         for number, positions in enumerate(batches):
-            sums += _train_step(setup, state, positions, (epoch, number), beta)
+            sums += train_step(setup, state, positions, (epoch, number), beta)
             seen += len(positions)
             progress.advance(len(positions), loss=sums[0].item() / seen)
     seconds = time.perf_counter() - started
@@ -217,42 +161,7 @@ def _train_epoch(setup: _Setup, state: TrainingState, epoch: int) -> dict[str, A
     }
 
 
-def _train_step(
-    setup: _Setup, state: TrainingState, positions: Tensor, place: tuple[int, int], beta: float
-) -> Tensor:
-    """Take one optimiser step on one balanced batch; return its summed (loss, BCE, KL) in float64."""
-    seed = setup.recipe.seed
-    clean = setup.train.pixels(positions).to(setup.device)
-    labels = setup.train.labels[positions].to(setup.device)
-    inputs = setup.perturb(clean, labels, derive_seed(seed, "perturbation", *place))
-    with torch.no_grad():
-        representation = extract_representation(setup.classifier, inputs, setup.recipe.representation.layers)
-    noise = torch.randn(
-        len(inputs), state.purifier.latent_features, generator=generator(seed, "posterior", *place)
-    ).to(setup.device)
-    reconstruction, mean, log_variance = state.purifier(inputs, representation, noise)
-    if not bool(reconstruction.detach().isfinite().all()):
-        raise _not_finite("the reconstruction", place, math.nan)
-    terms = negative_elbo(reconstruction, clean, mean, log_variance, beta)
-    sums = torch.stack([term.detach().double().cpu() for term in terms])
-    for name, value in zip(("loss", "BCE", "KL"), reversed(sums.tolist()), strict=True):
-        if not math.isfinite(value):
-            raise _not_finite(f"the {name} term", place, value)
-    state.optimiser.zero_grad(set_to_none=True)
-    torch.autograd.backward(terms.total)
-    state.optimiser.step()
-    state.lookahead.step()
-    return sums
-
-
-def _not_finite(what: str, place: tuple[int, int], value: float) -> NumericsError:
-    return NumericsError(
-        f"{what} became {value} in epoch {place[0] + 1}, batch {place[1] + 1}; training stops",
-        hint="lower training.learning_rate.plateau; the state of the last whole epoch is saved",
-    )
-
-
-def _follow(setup: _Setup, state: TrainingState) -> dict[str, Any]:
+def _follow(setup: TrainingSetup, state: TrainingState) -> dict[str, Any]:
     """Return the clean accuracy of the defence, slow weights, on the held-out images; None without any."""
     if len(setup.held_out) == 0:
         return {"defence_clean_accuracy": None, "held_out_images": 0}
@@ -278,7 +187,7 @@ def _follow(setup: _Setup, state: TrainingState) -> dict[str, Any]:
     }
 
 
-def _save_purifier(folder: RunFolder, setup: _Setup, state: TrainingState) -> None:
+def _save_purifier(folder: RunFolder, setup: TrainingSetup, state: TrainingState) -> None:
     purifier: Purifier = state.slow_purifier()
     metadata = {
         **state.identity,

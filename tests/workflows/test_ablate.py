@@ -292,7 +292,7 @@ def test_an_interrupted_training_goes_on(
 ) -> None:
     from carso_cli.workflows import train_purifier as training
 
-    original = training._train_step
+    original = training.train_step
 
     def stop_in_the_second_epoch(
         setup: Any, state: Any, positions: Any, place: tuple[int, int], beta: float
@@ -304,7 +304,7 @@ def test_an_interrupted_training_goes_on(
     stored = table[1]
     chosen = known.first_and_second(recipe, [("at", "at")])
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_train_step", stop_in_the_second_epoch)
+        patch.setattr(training, "train_step", stop_in_the_second_epoch)
         with pytest.raises(InterruptedRun, match="1 of 2 epochs") as caught:
             run(recipe, chosen, tmp_path / "tiny")
     assert caught.value.hint == "go on with the same command and --resume"

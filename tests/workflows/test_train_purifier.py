@@ -102,7 +102,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     recipe: Recipe, trained: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = 0
-    original = workflow._train_step
+    original = workflow.train_step
 
     def stop_in_the_second_epoch(*arguments: Any) -> torch.Tensor:
         nonlocal steps
@@ -112,7 +112,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(workflow, "_train_step", stop_in_the_second_epoch)
+        patch.setattr(workflow, "train_step", stop_in_the_second_epoch)
         with pytest.raises(InterruptedRun, match="1 of 3 epochs are saved"):
             train(recipe, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "purifier.safetensors").exists()

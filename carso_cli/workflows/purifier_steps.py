@@ -1,0 +1,114 @@
+"""One optimiser step of purifier training, on one balanced batch (Section 4.4, Appendix C).
+
+`TrainingSetup` holds what stays, `balanced_batch` among it; `TrainingState` what moves: `initial_state` makes it,
+`train_step` moves it. Every random number is a function of (seed, purpose, epoch, batch).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from carso_cli.attacks.balanced import BalancedBatch
+from carso_cli.build import build_purifier, channels_last, classifier_fingerprint
+from carso_cli.data.image_set import ImageSet
+from carso_cli.errors import NumericsError
+from carso_cli.purifier.elbo import negative_elbo
+from carso_cli.randomness import derive_seed, generator, seeded
+from carso_cli.recipe.load import TRAINING_SECTIONS, recipe_hash
+from carso_cli.recipe.schema import Recipe
+from carso_cli.reporter import Reporter
+from carso_cli.representation import extract_representation
+from carso_cli.workflows.training_state import TrainingState
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What does not change during training."""
+
+    recipe: Recipe
+    classifier: nn.Module
+    train: ImageSet
+    held_out: ImageSet
+    perturb: BalancedBatch
+    device: torch.device
+    reporter: Reporter
+
+
+def balanced_batch(recipe: Recipe, classifier: nn.Module) -> BalancedBatch:
+    """Return what perturbs the recipe's training batches against a frozen classifier."""
+    mix = recipe.training.attack_mix
+    return BalancedBatch(
+        classifier,
+        norm=recipe.threat.norm,
+        eps=recipe.threat.eps,
+        adversarial_fraction=mix.adversarial_fraction,
+        pgd_steps=mix.pgd_steps,
+        pgd_step_size=mix.pgd_step_size,
+    )
+
+
+def initial_state(setup: TrainingSetup) -> TrainingState:
+    """Return fresh weights, a fresh optimiser, and what the run is recognised by when it is resumed."""
+    recipe = setup.recipe
+    with seeded(recipe.seed, "purifier weights"):
+        purifier = build_purifier(recipe, setup.classifier).to(setup.device)
+    channels_last(purifier)
+    section = recipe.training.optimiser
+    optimiser = torch.optim.RAdam(
+        purifier.parameters(),
+        lr=recipe.training.learning_rate.initial,
+        betas=(section.beta1, section.beta2),
+        eps=section.epsilon,
+        weight_decay=section.weight_decay,
+    )
+    return TrainingState(
+        purifier,
+        optimiser,
+        lookahead_steps=section.lookahead_steps,
+        lookahead_decay=section.lookahead_decay,
+        identity={
+            "recipe": recipe_hash(recipe, sections=TRAINING_SECTIONS),
+            "classifier": classifier_fingerprint(setup.classifier),
+            "images": setup.train.fingerprint(),
+        },
+        save_every=recipe.training.save_every_epochs,
+    )
+
+
+def train_step(
+    setup: TrainingSetup, state: TrainingState, positions: Tensor, place: tuple[int, int], beta: float
+) -> Tensor:
+    """Take one optimiser step on one balanced batch; return its summed (loss, BCE, KL) in float64."""
+    seed = setup.recipe.seed
+    clean = setup.train.pixels(positions).to(setup.device)
+    labels = setup.train.labels[positions].to(setup.device)
+    inputs = setup.perturb(clean, labels, derive_seed(seed, "perturbation", *place))
+    with torch.no_grad():
+        representation = extract_representation(setup.classifier, inputs, setup.recipe.representation.layers)
+    noise = torch.randn(
+        len(inputs), state.purifier.latent_features, generator=generator(seed, "posterior", *place)
+    ).to(setup.device)
+    reconstruction, mean, log_variance = state.purifier(inputs, representation, noise)
+    if not bool(reconstruction.detach().isfinite().all()):
+        raise _not_finite("the reconstruction", place, math.nan)
+    terms = negative_elbo(reconstruction, clean, mean, log_variance, beta)
+    sums = torch.stack([term.detach().double().cpu() for term in terms])
+    for name, value in zip(("loss", "BCE", "KL"), reversed(sums.tolist()), strict=True):
+        if not math.isfinite(value):
+            raise _not_finite(f"the {name} term", place, value)
+    state.optimiser.zero_grad(set_to_none=True)
+    torch.autograd.backward(terms.total)
+    state.optimiser.step()
+    state.lookahead.step()
+    return sums
+
+
+def _not_finite(what: str, place: tuple[int, int], value: float) -> NumericsError:
+    return NumericsError(
+        f"{what} became {value} in epoch {place[0] + 1}, batch {place[1] + 1}; training stops",
+        hint="lower training.learning_rate.plateau; the state of the last whole epoch is saved",
+    )
