@@ -14,6 +14,11 @@ import torch
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", type=int, default=12, help="Faults to plant in tests/faults.")
+    parser.addoption("--seed", type=int, default=0, help="Seed of the faults.")
+
+
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
     """The folder of golden tensors and real images beside the checkout."""

@@ -15,7 +15,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -58,13 +58,16 @@ def locked(folder: Path, reporter: Reporter) -> Iterator[None]:
         elif earlier:
             reporter.say(f"process {earlier} did not end well; its lock on {folder} is void")
         for leftover in folder.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+            with suppress(OSError):
+                leftover.unlink()
         _write_owner(descriptor, path, json.dumps(_describe_owner()))
         try:
             yield
         finally:
-            # A killed owner does not get here: its name stays, and the next one tells of it.
-            os.ftruncate(descriptor, 0)
+            # A killed owner does not get here: its name stays, and the next one tells of it. A full disk may
+            # leave it too.
+            with suppress(OSError):
+                os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 

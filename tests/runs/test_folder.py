@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from carso_cli.errors import CarsoError, StateError, UsageError
+from carso_cli.reporter import SilentReporter
+from carso_cli.runs.files import append_json_line, write_atomically
+from carso_cli.runs.folder import RunFolder
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "precious").write_text("untouched")
+    (tmp_path / "run").mkdir()
+    return tmp_path / "outside"
+
+
+@pytest.mark.parametrize("name", ["evaluation", "ablations"])
+def test_folders_that_lead_out_of_the_run_are_refused(outside: Path, name: str) -> None:
+    (outside.parent / "run" / name).symlink_to(outside)
+    with pytest.raises(StateError, match=f"{name} is a link; what a run writes stays in its folder"):
+        getattr(RunFolder(outside.parent / "run"), name)
+
+
+def test_a_run_that_is_itself_a_link_is_used(outside: Path) -> None:
+    (outside.parent / "link").symlink_to(outside)
+    assert RunFolder(outside.parent / "link").evaluation == outside.parent / "link" / "evaluation"
+
+
+def test_files_that_lead_out_of_the_run_are_replaced_or_refused(outside: Path) -> None:
+    target = outside.parent / "run" / "metrics.jsonl"
+    target.symlink_to(outside / "precious")
+    with pytest.raises(CarsoError, match="cannot write"):
+        append_json_line(target, {"epoch": 0})
+    write_atomically(target, "new")
+    assert not target.is_symlink()
+    assert (outside / "precious").read_text() == "untouched"
+
+
+def test_a_state_without_its_recipe_is_no_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "state.safetensors").write_bytes(b"")
+    with pytest.raises(UsageError, match="already holds a run"):
+        RunFolder(tmp_path).check(resume=False)
+    RunFolder(tmp_path).check(resume=True)
+
+
+def test_a_claimed_run_is_refused_to_others(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    quiet = SilentReporter()
+    with (
+        folder.claimed(resume=False, reporter=quiet),
+        pytest.raises(StateError, match="in use by another process"),
+        folder.claimed(resume=False, reporter=quiet),
+    ):
+        pass
+    assert (tmp_path / "run" / ".lock").read_text() == ""
