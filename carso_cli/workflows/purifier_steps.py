@@ -1,7 +1,7 @@
 """One optimiser step of purifier training, on one balanced batch (Section 4.4, Appendix C).
 
-`TrainingSetup` holds what stays, `balanced_batch` among it; `TrainingState` what moves: `initial_state` makes it,
-`train_step` moves it. Every random number is a function of (seed, purpose, epoch, batch).
+`TrainingSetup` holds what stays, `balanced_batch` among it. `TrainingState` holds what moves: `initial_state`
+makes it, `train_step` moves it. Every random number is a function of (seed, purpose, epoch, batch).
 """
 
 from __future__ import annotations

@@ -290,9 +290,10 @@ def test_other_training_is_refused_and_its_section_named(
 def test_an_interrupted_training_goes_on(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: tuple[Path, dict[str, Any]]
 ) -> None:
+    from carso_cli.workflows import purifier_steps
     from carso_cli.workflows import train_purifier as training
 
-    original = training.train_step
+    original = purifier_steps.train_step
 
     def stop_in_the_second_epoch(
         setup: Any, state: Any, positions: Any, place: tuple[int, int], beta: float

@@ -16,6 +16,7 @@ from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import SilentReporter
 from carso_cli.runs.checkpoints import load_tensors
 from carso_cli.runs.files import read_json, read_json_lines
+from carso_cli.workflows import purifier_steps
 from carso_cli.workflows import train_purifier as workflow
 from carso_cli.workflows.train_purifier import train_purifier
 
@@ -102,7 +103,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     recipe: Recipe, trained: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = 0
-    original = workflow.train_step
+    original = purifier_steps.train_step
 
     def stop_in_the_second_epoch(*arguments: Any) -> torch.Tensor:
         nonlocal steps
