@@ -11,7 +11,6 @@ import typer
 from carso_cli.attacks.names import check_name
 from carso_cli.cli.ablation_tables import show_ablation, show_plan
 from carso_cli.cli.display import output, print_json
-from carso_cli.cli.evaluate import choice, find_recipe_of_run
 from carso_cli.cli.options import (
     DeviceOption,
     DryRunOption,
@@ -22,6 +21,9 @@ from carso_cli.cli.options import (
     RunOption,
     SeedOption,
     SetOption,
+    find_recipe_of_run,
+    one_of,
+    optional,
 )
 from carso_cli.cli.progress import RichReporter
 from carso_cli.errors import UsageError
@@ -55,34 +57,41 @@ def _word(text: str) -> str:
     return text
 
 
-def _list(option: str, metavar: str, meaning: str) -> Any:  # noqa: ANN401  (typer's own type)
-    return typer.Option(option, metavar=metavar, help=meaning, show_default=False)
+def _list(option: str, meaning: str) -> Any:  # noqa: ANN401  (typer's own type)
+    return optional(option, metavar="LIST", help=meaning)
+
+
+def _kind(option: str, meaning: str) -> Any:  # noqa: ANN401  (typer's own type)
+    return optional(option, metavar="KIND", help=meaning, callback=one_of("kind", _KINDS))
 
 
 FirstOption = Annotated[
-    str | None, _list("--first", "KIND", "Training of the first instance, clean or at: the representation's.")
+    str | None, _kind("--first", "Training of the first instance, clean or at: the representation's.")
 ]
 SecondOption = Annotated[
-    str | None, _list("--second", "KIND", "Training of the second instance, clean or at: it classifies.")
+    str | None, _kind("--second", "Training of the second instance, clean or at: it classifies.")
 ]
 AllOption = Annotated[bool, typer.Option("--all", help="All four combinations: Table 17.")]
 AggregationsOption = Annotated[
     bool, typer.Option("--aggregations", help="The four aggregation rules: Tables 4 and 5.")
 ]
-CountsOption = Annotated[
-    str | None, _list("--n-samples", "LIST", "Reconstructions per image, such as 1,2,4,8,16.")
-]
+CountsOption = Annotated[str | None, _list("--n-samples", "Reconstructions per image, such as 1,2,4,8,16.")]
 LayersOption = Annotated[
-    str | None, _list("--layers", "LIST", "Of all, first, last, groups, a group such as layer.1, a layer.")
+    str | None, _list("--layers", "Of all, first, last, groups, a group such as layer.1, a layer.")
 ]
 FractionsOption = Annotated[
-    str | None, _list("--adversarial-fraction", "LIST", "Perturbed share of batches, such as 0,0.25,0.5.")
+    str | None, _list("--adversarial-fraction", "Perturbed share of batches, such as 0,0.25,0.5.")
 ]
 SizesOption = Annotated[
-    str | None, _list("--eps", "LIST", "Perturbation sizes in pixel units, such as 0,2/255,8/255.")
+    str | None, _list("--eps", "Perturbation sizes in pixel units, such as 0,2/255,8/255.")
 ]
 AttackOption = Annotated[
-    str | None, _list("--attack", "NAME", "Protocol or attack; adaptive when left out, pgd-eot on digits.")
+    str | None,
+    optional(
+        "--attack",
+        metavar="NAME",
+        help="Protocol or attack; adaptive when left out, pgd-eot on digits.",
+    ),
 ]
 
 
@@ -145,7 +154,6 @@ def command(
 
 def _pairs(first: str | None, second: str | None, every: bool) -> list[tuple[str | None, str | None]] | None:
     """Return the combinations asked for, None if none is."""
-    first, second = choice("kind", first, _KINDS), choice("kind", second, _KINDS)
     if every:
         return [
             (one, other)

@@ -8,28 +8,22 @@ from typing import Annotated
 import typer
 
 from carso_cli.cli.display import accuracy, figure, output, print_json, table
-from carso_cli.cli.evaluate import (
-    AGGREGATIONS,
-    NORMS,
-    TARGETS,
-    VIEWS,
-    AggregationOption,
-    NormOption,
-    TargetOption,
-    ViewOption,
-    choice,
-    find_recipe_of_run,
-)
 from carso_cli.cli.options import (
+    AggregationOption,
     DeviceOption,
     EpsOption,
     JsonOption,
     LimitOption,
+    NormOption,
     NSamplesOption,
     RecipeArgument,
     RunOption,
     SeedOption,
     SetOption,
+    TargetOption,
+    ViewOption,
+    find_recipe_of_run,
+    optional,
 )
 from carso_cli.cli.progress import RichReporter
 
@@ -46,9 +40,7 @@ ImagesOption = Annotated[
 ResizeOption = Annotated[bool, typer.Option("--resize/--no-resize", help="Crop and resize image files.")]
 OutOption = Annotated[
     Path | None,
-    typer.Option(
-        help="safetensors file to write; RUN/attacks/ATTACK-TARGET when left out.", show_default=False
-    ),
+    optional(metavar="FILE", help="safetensors file to write; RUN/attacks/ATTACK-TARGET when left out."),
 ]
 
 
@@ -88,12 +80,12 @@ def command(
         out=out,
         files=images or (),
         resize=resize,
-        target=choice("target", target, TARGETS),
+        target=target,
         n_samples=n_samples,
-        aggregation=choice("aggregation", aggregation, AGGREGATIONS),
-        view=choice("view", view, VIEWS),
+        aggregation=aggregation,
+        view=view,
         eps=eps,
-        norm=choice("norm", norm, NORMS),
+        norm=norm,
         limit=limit or DEFAULT_LIMIT,
         seed=seed,
         device=device,

@@ -11,11 +11,13 @@ from carso_cli.attacks.names import PROTOCOLS
 from carso_cli.cli.display import duration, figure, output, print_json, table
 from carso_cli.cli.evaluation_tables import show_evaluation
 from carso_cli.cli.options import (
+    AggregationOption,
     DeviceOption,
     DryRunOption,
     EpsOption,
     JsonOption,
     LimitOption,
+    NormOption,
     NSamplesOption,
     RecipeArgument,
     ResumeOption,
@@ -23,39 +25,15 @@ from carso_cli.cli.options import (
     SeedOption,
     SetOption,
     StrictOption,
-    read_recipe,
+    TargetOption,
+    ViewOption,
+    find_recipe_of_run,
 )
 from carso_cli.cli.progress import RichReporter
-from carso_cli.errors import TrustError, UsageError, nearest
+from carso_cli.errors import TrustError
 
 if TYPE_CHECKING:
     from carso_cli.recipe.schema import Recipe
-
-AGGREGATIONS = ("doubly-exponential", "logit-mean", "probability-mean", "majority-vote")
-VIEWS = ("exact", "log-probability", "released")
-NORMS = ("linf", "l2")
-TARGETS = ("classifier", "defence")
-
-
-def choice(name: str, value: str | None, known: tuple[str, ...]) -> str | None:
-    """Return a chosen word.
-
-    Raises:
-        UsageError: If it is not among the known ones.
-    """
-    if value is None or value in known:
-        return value
-    suggestion = nearest(value, known, limit=1)
-    raise UsageError(
-        "; ".join(filter(None, (f"unknown {name} '{value}'", suggestion))), hint=f"use {', '.join(known)}"
-    )
-
-
-def _listed(meaning: str, known: tuple[str, ...], default: str) -> Any:  # noqa: ANN401  (typer's own type)
-    return typer.Option(
-        metavar="NAME", help=f"{meaning}: {', '.join(known)}; {default} when left out.", show_default=False
-    )
-
 
 AttackOption = Annotated[
     str,
@@ -63,29 +41,6 @@ AttackOption = Annotated[
         "--attack", metavar="NAME", help=f"A protocol ({', '.join(PROTOCOLS)}) or an attack, such as pgd-eot."
     ),
 ]
-AggregationOption = Annotated[str | None, _listed("Aggregation rule", AGGREGATIONS, "the recipe's")]
-ViewOption = Annotated[
-    str | None, _listed("View of the defence to attack", VIEWS, "the protocol's, or exact,")
-]
-NormOption = Annotated[str | None, _listed("Norm of the perturbation", NORMS, "the recipe's")]
-TargetOption = Annotated[str | None, _listed("What is attacked", TARGETS, "both, where the attack fits,")]
-
-
-def find_recipe_of_run(
-    reference: str | None, run: Path | None, overrides: list[str] | None
-) -> tuple[Recipe, Path]:
-    """Return the recipe that holds and the run folder.
-
-    A RECIPE that is named holds; without one the run's own does, and without a run `digits`.
-    """
-    if reference is None:
-        if run is None:
-            run = Path(read_recipe(None, None).run_folder)
-        stored = run / "recipe.yaml"
-        if stored.is_file():
-            reference = str(stored.resolve())
-    recipe = read_recipe(reference, overrides)
-    return recipe, run or Path(recipe.run_folder)
 
 
 def command(
@@ -115,12 +70,12 @@ def command(
     """
     options = {
         "attack": attack,
-        "target": choice("target", target, TARGETS),
+        "target": target,
         "n_samples": n_samples,
-        "aggregation": choice("aggregation", aggregation, AGGREGATIONS),
-        "view": choice("view", view, VIEWS),
+        "aggregation": aggregation,
+        "view": view,
         "eps": eps,
-        "norm": choice("norm", norm, NORMS),
+        "norm": norm,
         "limit": limit,
         "seed": seed,
         "device": device,

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from carso_cli.cli.display import output, print_json, table
-from carso_cli.cli.evaluate import AGGREGATIONS, AggregationOption, choice
-from carso_cli.cli.options import JsonOption, NSamplesOption, RunOption, read_recipe
+from carso_cli.cli.options import (
+    AggregationOption,
+    JsonOption,
+    NSamplesOption,
+    RunOption,
+    optional,
+    read_recipe,
+)
 from carso_cli.cli.progress import RichReporter
 
 
@@ -17,9 +21,7 @@ def command(
     run: RunOption = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="DIR", help="Folder to write to; RUN/export when left out.", show_default=False
-        ),
+        optional("--out", metavar="DIR", help="Folder to write to; RUN/export when left out."),
     ] = None,
     n_samples: NSamplesOption = None,
     aggregation: AggregationOption = None,
@@ -30,7 +32,6 @@ def command(
     Both take images (batch, channels, H, W) and latents (batch, N, Z), so that they are deterministic, and
     return log-probabilities. Each is held against the defence before it is kept.
     """
-    chosen = choice("aggregation", aggregation, AGGREGATIONS)
     source = run or Path(read_recipe(None, None).run_folder)
     from carso_cli.workflows.export import export_run
 
@@ -39,7 +40,7 @@ def command(
         out=out or source / "export",
         reporter=RichReporter(),
         n_samples=n_samples,
-        aggregation=chosen,
+        aggregation=aggregation,
     )
     if json:
         print_json(result)

@@ -15,6 +15,7 @@ from carso_cli.cli.options import (
     RecipeArgument,
     SeedOption,
     SetOption,
+    optional,
     read_recipe,
 )
 from carso_cli.cli.progress import RichReporter
@@ -29,27 +30,14 @@ ImagesArgument = Annotated[
 ListOption = Annotated[bool, typer.Option("--list", help="List the layers; write nothing.")]
 LayersOption = Annotated[
     str | None,
-    typer.Option(
-        "--layers",
-        metavar="GLOB",
-        help="Layers by shell pattern; the recipe's when left out.",
-        show_default=False,
-    ),
+    optional("--layers", metavar="GLOB", help="Layers by shell pattern; the recipe's when left out."),
 ]
 KindOption = Annotated[
     str | None,
-    typer.Option(
-        "--kind",
-        metavar="KIND",
-        help="Classifier: at or clean; the recipe's when left out.",
-        show_default=False,
-    ),
+    optional("--kind", metavar="KIND", help="Classifier: at or clean; the recipe's when left out."),
 ]
 SplitOption = Annotated[str, typer.Option("--split", metavar="SPLIT", help="train or test.")]
-OutOption = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="FILE", help="Safetensors file to write.", show_default=False),
-]
+OutOption = Annotated[Path | None, optional("--out", metavar="FILE", help="Safetensors file to write.")]
 
 
 def command(

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from carso_cli.errors import nearest
+from carso_cli.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from carso_cli.recipe.schema import Recipe
@@ -53,6 +53,33 @@ def _whole_from(low: int) -> Callable[[str], int]:
     return whole_number
 
 
+def optional(
+    *names: str,
+    metavar: str,
+    help: str,
+    **more: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401  (typer's own type)
+    """Return an option that may be left out and then is None; what that means stands in its help."""
+    return typer.Option(*names, metavar=metavar, help=help, show_default=False, **more)
+
+
+def one_of(name: str, known: Sequence[str]) -> Callable[[str | None], str | None]:
+    """Return an option's callback that lets the known words pass, and None.
+
+    Raises:
+        UsageError: On the command line, if a word is not among the known ones.
+    """
+
+    def check(value: str | None) -> str | None:
+        if value is None or value in known:
+            return value
+        suggestion = nearest(value, known, limit=1)
+        message = "; ".join(filter(None, (f"unknown {name} '{value}'", suggestion)))
+        raise UsageError(message, hint=f"use {', '.join(known)}")
+
+    return check
+
+
 RecipeArgument = Annotated[
     str | None,
     typer.Argument(
@@ -65,20 +92,16 @@ RecipeArgument = Annotated[
 
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
+    optional(
         "--set",
         metavar="KEY=VALUE",
         help="Override a value of the recipe, such as training.epochs=3; may be repeated.",
-        show_default=False,
     ),
 ]
 """`list[str] | None`, default None: give it to `read_recipe`."""
 
 RunOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--run", metavar="DIR", help="Folder of the run; runs/NAME when left out.", show_default=False
-    ),
+    Path | None, optional("--run", metavar="DIR", help="Folder of the run; runs/NAME when left out.")
 ]
 """`Path | None`, default None: the recipe's own `run_folder`."""
 
@@ -92,24 +115,17 @@ DeviceOption = Annotated[
 
 SeedOption = Annotated[
     int | None,
-    typer.Option(
-        "--seed",
-        parser=_whole_from(0),
-        metavar="N",
-        help="Seed; the recipe's when left out.",
-        show_default=False,
-    ),
+    optional("--seed", metavar="N", help="Seed; the recipe's when left out.", parser=_whole_from(0)),
 ]
 """`int | None`, default None."""
 
 LimitOption = Annotated[
     int | None,
-    typer.Option(
+    optional(
         "--limit",
-        parser=_whole_from(1),
         metavar="N",
         help="Use only N images: a class-balanced subset, drawn by the seed.",
-        show_default=False,
+        parser=_whole_from(1),
     ),
 ]
 """`int | None`, default None: all images."""
@@ -125,27 +141,43 @@ StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with code 4 i
 
 NSamplesOption = Annotated[
     int | None,
-    typer.Option(
+    optional(
         "--n-samples",
-        parser=_whole_from(1),
         metavar="N",
         help="Reconstructions per image; the recipe's number when left out.",
-        show_default=False,
+        parser=_whole_from(1),
     ),
 ]
 """`int | None`, default None."""
 
 EpsOption = Annotated[
     float | None,
-    typer.Option(
+    optional(
         "--eps",
-        parser=_parse_eps,
         metavar="EPS",
         help="Perturbation size in pixel units, such as 8/255; the recipe's when left out.",
-        show_default=False,
+        parser=_parse_eps,
     ),
 ]
 """`float | None`, default None."""
+
+
+def _word(name: str, meaning: str, known: Sequence[str], default: str) -> Any:  # noqa: ANN401  (typer's own type)
+    shown = f"{meaning}: {', '.join(known)}; {default} when left out."
+    return optional(metavar="NAME", help=shown, callback=one_of(name, known))
+
+
+_RULES = ("doubly-exponential", "logit-mean", "probability-mean", "majority-vote")
+_VIEWS = ("exact", "log-probability", "released")
+_TARGETS = ("classifier", "defence")
+AggregationOption = Annotated[str | None, _word("aggregation", "Aggregation rule", _RULES, "the recipe's")]
+ViewOption = Annotated[
+    str | None, _word("view", "View of the defence to attack", _VIEWS, "the protocol's, or exact,")
+]
+NormOption = Annotated[str | None, _word("norm", "Norm of the perturbation", ("linf", "l2"), "the recipe's")]
+TargetOption = Annotated[
+    str | None, _word("target", "What is attacked", _TARGETS, "both, where the attack fits,")
+]
 
 
 def read_recipe(reference: str | None, overrides: Sequence[str] | None, seed: int | None = None) -> Recipe:
@@ -157,3 +189,23 @@ def read_recipe(reference: str | None, overrides: Sequence[str] | None, seed: in
     from carso_cli.recipe.load import load_recipe
 
     return load_recipe(reference, [*(overrides or ()), *([] if seed is None else [f"seed={seed}"])])
+
+
+def find_recipe_of_run(
+    reference: str | None, run: Path | None, overrides: Sequence[str] | None
+) -> tuple[Recipe, Path]:
+    """Return the recipe that holds and the run folder.
+
+    A RECIPE that is named holds; without one the run's own does, and without a run `digits`.
+
+    Raises:
+        RecipeError: See `carso_cli.recipe.load.load_recipe`.
+    """
+    if reference is None:
+        if run is None:
+            run = Path(read_recipe(None, None).run_folder)
+        stored = run / "recipe.yaml"
+        if stored.is_file():
+            reference = str(stored.resolve())
+    recipe = read_recipe(reference, overrides)
+    return recipe, run or Path(recipe.run_folder)

@@ -11,8 +11,16 @@ from typing import Annotated, Any
 import typer
 
 from carso_cli.cli.display import messages, output, print_json, table
-from carso_cli.cli.evaluate import AGGREGATIONS, AggregationOption, choice
-from carso_cli.cli.options import DeviceOption, JsonOption, NSamplesOption, RunOption, SeedOption, read_recipe
+from carso_cli.cli.options import (
+    AggregationOption,
+    DeviceOption,
+    JsonOption,
+    NSamplesOption,
+    RunOption,
+    SeedOption,
+    optional,
+    read_recipe,
+)
 from carso_cli.cli.progress import RichReporter
 from carso_cli.errors import UsageError
 
@@ -31,9 +39,7 @@ def command(
     ] = False,
     save: Annotated[
         Path | None,
-        typer.Option(
-            "--save", metavar="DIR", help="Folder for the reconstructions, as PNG.", show_default=False
-        ),
+        optional("--save", metavar="DIR", help="Folder for the reconstructions, as PNG."),
     ] = None,
     device: DeviceOption = "auto",
     json: JsonOption = False,
@@ -43,7 +49,6 @@ def command(
     Grey images become colour, or colour grey, as the run needs; images of another size are refused unless
     --resize fits them. The same image and seed always give the same answer.
     """
-    chosen = choice("aggregation", aggregation, AGGREGATIONS)
     named = _named(images)
     from carso_cli.workflows.predict import predict
 
@@ -52,7 +57,7 @@ def command(
         run=run or Path(read_recipe(None, None).run_folder),
         reporter=RichReporter(),
         n_samples=n_samples,
-        aggregation=chosen,
+        aggregation=aggregation,
         seed=seed,
         device=device,
         resize=resize,

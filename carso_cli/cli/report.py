@@ -13,9 +13,8 @@ from rich.text import Text
 
 from carso_cli import __version__
 from carso_cli.cli.display import messages, output
-from carso_cli.cli.options import DeviceOption
+from carso_cli.cli.options import DeviceOption, one_of, optional
 from carso_cli.cli.progress import RichReporter
-from carso_cli.errors import UsageError, nearest
 from carso_cli.reports.html import page_html, table_html
 from carso_cli.reports.markup import shown, to_csv, to_json, to_latex, to_markdown
 from carso_cli.reports.table import Figure, ReportTable, Row
@@ -34,28 +33,28 @@ def command(
     ] = None,
     tables: Annotated[
         list[str] | None,
-        typer.Option(
+        optional(
             "--table",
             metavar="N",
             help=f"Number of a table of the paper ({', '.join(TABLES)}); may be repeated; all when left out.",
-            show_default=False,
         ),
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option(
-            "--format", metavar="NAME", help=f"{', '.join(FORMATS)}; rich when left out.", show_default=False
+        optional(
+            "--format",
+            metavar="NAME",
+            help=f"{', '.join(FORMATS)}; rich when left out.",
+            callback=one_of("format", FORMATS),
         ),
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Write one page that opens offline.", show_default=False),
+        optional("--html", metavar="FILE", help="Write one page that opens offline."),
     ] = None,
     pictures: Annotated[
         Path | None,
-        typer.Option(
-            "--pictures", metavar="DIR", help="Write the pictures as PNG and SVG.", show_default=False
-        ),
+        optional("--pictures", metavar="DIR", help="Write the pictures as PNG and SVG."),
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -64,12 +63,6 @@ def command(
     Nothing is measured anew: every row of ours names the records it was drawn from. With --html, a page of
     tables, curves, picture grids, trust checks and settings.
     """
-    if form is not None and form not in FORMATS:
-        suggestion = nearest(form, FORMATS, limit=1)
-        raise UsageError(
-            "; ".join(filter(None, (f"unknown format '{form}'", suggestion))),
-            hint=f"use {', '.join(FORMATS)}",
-        )
     from carso_cli.workflows.report import report
 
     result = report(
