@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from carso_cli.checksums import fingerprint
+from carso_cli.classifiers.blueprint import Blueprint
+from carso_cli.classifiers.interface import check_classifier
 from carso_cli.classifiers.load import load_classifier
 from carso_cli.classifiers.weights import load_strict
-from carso_cli.classifiers.wide_resnet import WideResNet
 from carso_cli.data.datasets import load_split
 from carso_cli.data.image_set import ImageSet, balanced_subset
 from carso_cli.defence import Defence
@@ -76,14 +77,7 @@ def build_classifier(recipe: Recipe, kind: str, device: torch.device | str = "cp
             f"classifier.{kind}",
         )
     classifier = load_classifier(
-        family=section.family,
-        depth=section.depth,
-        width=section.width,
-        activation=section.activation,
-        classes=recipe.data.classes,
-        channels=recipe.data.channels,
-        mean=recipe.data.mean,
-        std=recipe.data.std,
+        _blueprint(recipe),
         source=weights.source,
         name=weights.name,
         file=weights.file,
@@ -100,18 +94,41 @@ def channels_last(module: nn.Module) -> nn.Module:
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def untrained_classifier(recipe: Recipe) -> WideResNet:
-    """Build the recipe's WideResNet with fresh weights, on torch's default device."""
-    section = recipe.classifier
-    return WideResNet(
+def untrained_classifier(recipe: Recipe) -> nn.Module:
+    """Build the recipe's classifier with fresh weights, on torch's default device.
+
+    Raises:
+        RecipeError: If its architecture is unknown, or comes with its weights from an entry point.
+    """
+    return _blueprint(recipe).build()
+
+
+def _blueprint(recipe: Recipe) -> Blueprint:
+    section, data = recipe.classifier, recipe.data
+    return Blueprint(
+        family=section.family,
+        architecture=section.architecture,
         depth=section.depth,
         width=section.width,
-        classes=recipe.data.classes,
         activation=section.activation,
-        mean=recipe.data.mean,
-        std=recipe.data.std,
-        channels=recipe.data.channels,
+        classes=data.classes,
+        channels=data.channels,
+        image_size=data.image_size,
+        mean=data.mean,
+        std=data.std,
     )
+
+
+def own_classifier(classifier: nn.Module, recipe: Recipe) -> nn.Module:
+    """Freeze a classifier given in Python, checked against the recipe's images and classes.
+
+    Raises:
+        RecipeError: If it does not take the images, or returns anything but one logit a class.
+    """
+    data = recipe.data
+    classifier.eval().requires_grad_(False)
+    check_classifier(classifier, classes=data.classes, channels=data.channels, image_size=data.image_size)
+    return classifier
 
 
 def layer_shapes(classifier: nn.Module, recipe: Recipe) -> dict[str, tuple[int, ...]]:
@@ -188,7 +205,11 @@ def load_defence(
     path = folder.require_purifier(f"carso train-purifier RECIPE --run {run}")
     recipe = load_recipe(str(folder.recipe))
     target = choose_device(device)
-    own = classifier if classifier is not None else build_classifier(recipe, recipe.representation.kind)
+    own = (
+        build_classifier(recipe, recipe.representation.kind)
+        if classifier is None
+        else own_classifier(classifier, recipe)
+    )
     purifier = load_purifier(path, recipe, own)
     second_kind = recipe.evaluation.second_kind
     second = None if second_kind == recipe.representation.kind else build_classifier(recipe, second_kind)
@@ -226,7 +247,7 @@ def load_purifier(path: Path, recipe: Recipe, classifier: nn.Module) -> Purifier
     if metadata.get("inference_only"):
         purifier.drop_encoder()
     try:
-        load_strict(purifier, tensors, path)
+        load_strict(purifier, tensors, path, keys="purifier")
     except WeightsError as error:
         raise StateError(
             error.message, hint="its recipe.yaml was changed after training; undo that"

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import hub, nn
 
+from carso_cli.classifiers.architectures import Standardised
+from carso_cli.classifiers.blueprint import Blueprint
+from carso_cli.classifiers.interface import check_classifier
 from carso_cli.classifiers.registry import PUBLISHED_FILES, ClassifierRecord, Published, find_record
 from carso_cli.classifiers.weights import load_strict, read_header, read_state_dict
-from carso_cli.classifiers.wide_resnet import WideResNet
 from carso_cli.download import fetch_command, recorded_problem
 from carso_cli.errors import RecipeError, WeightsError, nearest
 from carso_cli.home import weights_home
@@ -26,15 +29,8 @@ ENTRY_POINT_GROUP = "carso.classifiers"
 
 
 def load_classifier(
+    blueprint: Blueprint,
     *,
-    family: str,
-    depth: int,
-    width: int,
-    activation: str,
-    classes: int,
-    channels: int,
-    mean: Sequence[float],
-    std: Sequence[float],
     source: str,
     name: str | None,
     file: str | None,
@@ -45,14 +41,7 @@ def load_classifier(
     """Load a classifier, frozen and in evaluation mode.
 
     Args:
-        family: `wide-resnet`, or `external` for a module that an entry point builds.
-        depth: Depth of the WideResNet.
-        width: Width of the WideResNet.
-        activation: `relu` or `silu`.
-        classes: C.
-        channels: 1 or 3.
-        mean: Per-channel mean of the data set, in [0, 1]; a shipped or RobustBench classifier keeps its own.
-        std: Per-channel standard deviation of the same.
+        blueprint: What it is; a shipped or RobustBench classifier keeps its own standardisation.
         source: `shipped`, `robustbench`, `file` or `entry-point`.
         name: Name of a shipped, RobustBench or entry-point classifier.
         file: Weights file, for source `file`.
@@ -61,44 +50,46 @@ def load_classifier(
         kind: `at` or `clean`, for the same.
 
     Raises:
-        RecipeError: If the name is unknown, or the architecture is not the named one's.
+        RecipeError: If a name is unknown, the architecture is not the named one's, or the classifier does not
+            take the recipe's images or return one logit a class.
+        MissingError: If the architecture's library is not installed.
         WeightsError: If the weights are missing, damaged or of another architecture.
     """
-    if source == "entry-point" or family == "external":
-        return _frozen(_from_entry_point(name or "", family, source))
+    if source == "entry-point" or blueprint.family == "external":
+        built = _from_entry_point(name or "", blueprint.family, source)
+        return _checked(_frozen(built), blueprint, f"entry point '{name}'")
     if source == "file":
-        path = find_weights(file or "", recipe, kind)
+        path = find_weights(file or "", blueprint.family, recipe, kind)
     else:
         record = find_record(source, name or "", dataset)
-        _check_architecture(record, depth, width, activation, classes)
+        _check_architecture(record, blueprint)
         mean, std = record.standardisation
+        blueprint = replace(blueprint, mean=mean, std=std)
         path = _shipped(record) if source == "shipped" else _robustbench(record, recipe)
-    classifier = WideResNet(
-        depth=depth,
-        width=width,
-        classes=classes,
-        activation=activation,
-        mean=mean,
-        std=std,
-        channels=channels,
-    )
-    _check_file(path, {"activation": activation, "mean": list(mean), "std": list(std)})
-    load_strict(classifier, read_state_dict(path), path)
+    classifier = blueprint.build()
+    stated = {"mean": list(blueprint.mean), "std": list(blueprint.std)}
+    if isinstance(classifier, Standardised):
+        _check_file(path, stated)
+        load_strict(classifier.network, read_state_dict(path), path, keys="classifier.architecture")
+        return _checked(_frozen(classifier), blueprint, f"{blueprint.family}'s {blueprint.architecture}")
+    _check_file(path, {"activation": blueprint.activation, **stated})
+    load_strict(classifier, read_state_dict(path), path, keys="classifier.depth, classifier.width")
     return _frozen(classifier)
 
 
-def find_weights(file: str, recipe: str, kind: str) -> Path:
-    """Find a weights file: as given, then in CARSO_HOME's weights.
+def find_weights(file: str, family: str, recipe: str, kind: str) -> Path:
+    """Find a weights file: as given, then in the caches.
 
     Args:
         file: Path or name of the file.
+        family: Family of the classifier.
         recipe: Name of the recipe that names it, for the message.
         kind: `at` or `clean`, for the message.
 
     Raises:
         WeightsError: Saying where it was looked for and how to get it.
     """
-    places = weights_places(file)
+    places = weights_places(file, family)
     for path in places:
         if path.is_file():
             return path
@@ -107,13 +98,14 @@ def find_weights(file: str, recipe: str, kind: str) -> Path:
         f"the classifier's weights '{file}' are missing; looked for {_listed(places)}",
         hint=f"train them with: carso train-classifier {recipe} --kind {kind}"
         if published is None
-        else _fetching(published, recipe, places[-1]),
+        else _fetching(published, recipe, weights_home() / file),
     )
 
 
-def weights_places(file: str) -> tuple[Path, ...]:
-    """Return where a weights file is looked for; published ones belong at the last."""
-    return Path(file).expanduser(), weights_home() / file
+def weights_places(file: str, family: str) -> tuple[Path, ...]:
+    """Return where a weights file is looked for: as given, in CARSO_HOME, in torchvision's own cache."""
+    places = (Path(file).expanduser(), weights_home() / file)
+    return (*places, Path(hub.get_dir()) / "checkpoints" / file) if family == "torchvision" else places
 
 
 def robustbench_places(record: ClassifierRecord) -> tuple[Path, ...]:
@@ -153,17 +145,18 @@ def _shipped(record: ClassifierRecord) -> Path:
     return record.file
 
 
-def _check_architecture(
-    record: ClassifierRecord, depth: int, width: int, activation: str, classes: int
-) -> None:
-    if (depth, width, activation) != (record.depth, record.width, record.activation):
+def _check_architecture(record: ClassifierRecord, blueprint: Blueprint) -> None:
+    stated = (blueprint.family, blueprint.depth, blueprint.width, blueprint.activation)
+    if stated != ("wide-resnet", record.depth, record.width, record.activation):
         raise RecipeError(
             f"'{record.name}' is a {record.architecture}; "
-            f"the recipe says WideResNet-{depth}-{width} with {activation}",
+            f"the recipe says WideResNet-{blueprint.depth}-{blueprint.width} with {blueprint.activation}",
             hint="give classifier.depth, classifier.width and classifier.activation its values",
         )
-    if classes != record.classes:
-        raise RecipeError(f"'{record.name}' knows {record.classes} classes; the recipe says {classes}")
+    if blueprint.classes != record.classes:
+        raise RecipeError(
+            f"'{record.name}' knows {record.classes} classes; the recipe says {blueprint.classes}"
+        )
 
 
 def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
@@ -197,6 +190,17 @@ def _from_entry_point(name: str, family: str, source: str) -> nn.Module:
     if not isinstance(built, nn.Module):
         raise WeightsError(f"entry point '{name}' returned a {type(built).__name__}, not a torch module")
     return built
+
+
+def _checked(classifier: nn.Module, blueprint: Blueprint, name: str) -> nn.Module:
+    check_classifier(
+        classifier,
+        classes=blueprint.classes,
+        channels=blueprint.channels,
+        image_size=blueprint.image_size,
+        name=name,
+    )
+    return classifier
 
 
 def _frozen(classifier: nn.Module) -> nn.Module:

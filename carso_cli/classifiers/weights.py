@@ -133,13 +133,14 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401  (wh
     )
 
 
-def load_strict(module: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], path: str | Path, *, keys: str) -> None:
     """Load a state dict whose names and shapes must all agree with the module's.
 
     Args:
         module: The module to fill.
         state: Names to tensors.
         path: Where they come from, for the message.
+        keys: Keys of the recipe that decide the module's architecture, for the message.
 
     Raises:
         WeightsError: Listing what is missing, what is unexpected and which shapes differ; the module is
@@ -161,7 +162,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], path: str | Path
     if any(problems):
         raise WeightsError(
             f"{path} does not fit the architecture:\n" + "\n".join(filter(None, problems)),
-            hint="check classifier.depth, classifier.width, data.classes and data.channels in the recipe",
+            hint=f"check {keys}, data.classes and data.channels in the recipe",
         )
     module.load_state_dict(dict(state))
 

@@ -43,7 +43,7 @@ def _summary(recipe: Recipe) -> dict[str, str | int]:
         "data": data.name,
         "images": f"{data.channels}x{data.image_size}x{data.image_size}",
         "classes": data.classes,
-        "classifier": network if classifier.family == "wide-resnet" else classifier.family,
+        "classifier": network if classifier.family == "wide-resnet" else classifier.architecture or "own",
         "reproduces": recipe.reproduces,
         "description": recipe.description,
     }

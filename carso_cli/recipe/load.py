@@ -287,6 +287,9 @@ def recipe_hash(recipe: Recipe, sections: Sequence[str] | None = None) -> str:
     """
     values = recipe.model_dump(mode="json")
     values["data"].pop("root")
+    # Left out where it says nothing, so that runs from before there was such a key keep their hash.
+    if values["classifier"]["architecture"] is None:
+        values["classifier"].pop("architecture")
     chosen = tuple(values) if sections is None else tuple(sections)
     unknown = [name for name in chosen if name not in values]
     if unknown:

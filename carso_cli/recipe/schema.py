@@ -11,34 +11,15 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from carso_cli.recipe.number import Number
-
-Share = Annotated[Number, Field(ge=0.0, le=1.0)]
-Positive = Annotated[Number, Field(gt=0.0)]
-NonNegative = Annotated[Number, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1, strict=True)]
-Whole = Annotated[int, Field(ge=0, strict=True)]
-Text = Annotated[str, Field(min_length=1)]
+from carso_cli.recipe.section import Count, NonNegative, Positive, Section, Share, Text, Whole, no_truth
 
 DataName = Literal["digits", "cifar10", "cifar100", "tinyimagenet200", "image-folder"]
 Aggregation = Literal["doubly-exponential", "logit-mean", "probability-mean", "majority-vote"]
 View = Literal["exact", "log-probability", "released"]
 Kind = Literal["at", "clean"]
-
-
-def _no_truth(value: object) -> object:
-    # `true` equals 1 in Python, so a Literal of numbers would take it.
-    if isinstance(value, bool):
-        raise ValueError("not a number")
-    return value
-
-
-class Section(BaseModel):
-    """Base of every section: immutable, strict about unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Data(Section):
@@ -47,7 +28,7 @@ class Data(Section):
     name: DataName
     classes: Annotated[int, Field(ge=2, strict=True)]
     """Number of classes C."""
-    channels: Annotated[Literal[1, 3], BeforeValidator(_no_truth)] = 3
+    channels: Annotated[Literal[1, 3], BeforeValidator(no_truth)] = 3
     image_size: Annotated[int, Field(ge=28, le=96, strict=True)] = 32
     """Height and width in pixels."""
     mean: tuple[Share, ...]
@@ -118,8 +99,10 @@ class ClassifierTraining(Section):
 class Classifier(Section):
     """The frozen classifier f: architecture, and weights by kind of training."""
 
-    family: Literal["wide-resnet", "external"] = "wide-resnet"
+    family: Literal["wide-resnet", "torchvision", "timm", "external"] = "wide-resnet"
     """`external` takes architecture and weights together from an entry point."""
+    architecture: Text | None = None
+    """Name that torchvision or timm has for the architecture; its weights come from a file."""
     depth: Annotated[int, Field(ge=10, strict=True)] = 28
     width: Count = 10
     activation: Literal["relu", "silu"] = "silu"
@@ -135,6 +118,16 @@ class Classifier(Section):
             raise ValueError(
                 f"a WideResNet has 6 k + 4 layers (10, 16, 22, 28, 34); {self.depth} is not one of these"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _architecture_fits(self) -> Self:
+        named = self.family in ("torchvision", "timm")
+        if named != (self.architecture is not None):
+            needs = "needs" if named else "takes no"
+            raise ValueError(f"family '{self.family}' {needs} 'architecture'")
+        if named and any(weights and weights.source != "file" for weights in (self.at, self.clean)):
+            raise ValueError(f"family '{self.family}' takes weights of source 'file' only")
         return self
 
 

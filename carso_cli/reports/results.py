@@ -253,7 +253,7 @@ def describe_classifier(run: StoredRun) -> str:
 def _architecture(run: StoredRun) -> str:
     section = run.recipe["classifier"]
     if section["family"] != "wide-resnet":
-        return "own architecture"
+        return section.get("architecture") or "own architecture"
     return f"WideResNet-{section['depth']}-{section['width']}"
 
 

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from carso_cli.attacks.pgd import PGD
 from carso_cli.attacks.threat import ThreatModel
 from carso_cli.build import channels_last, untrained_classifier
-from carso_cli.classifiers.wide_resnet import WideResNet
 from carso_cli.data.augmentation import augment
 from carso_cli.data.batches import ordered_batches
 from carso_cli.data.image_set import ImageSet
@@ -48,7 +47,7 @@ def threat_model(recipe: Recipe) -> ThreatModel:
     return ThreatModel(recipe.threat.norm, recipe.threat.eps)
 
 
-def initial_classifier(recipe: Recipe) -> WideResNet:
+def initial_classifier(recipe: Recipe) -> nn.Module:
     """Build the recipe's WideResNet with initial weights drawn by the recipe's seed.
 
     Raises:
@@ -56,7 +55,8 @@ def initial_classifier(recipe: Recipe) -> WideResNet:
     """
     if recipe.classifier.family != "wide-resnet":
         raise UsageError(
-            f"recipe '{recipe.name}' takes its classifier from an entry point; carso trains WideResNets only",
+            f"recipe '{recipe.name}' has a classifier of family '{recipe.classifier.family}'; "
+            "carso trains WideResNets only",
             hint="set classifier.family to wide-resnet, or train your module with your own code",
         )
     with seeded(recipe.seed, "classifier weights"):

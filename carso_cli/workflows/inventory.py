@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from carso_cli.classifiers.architectures import check_architecture
 from carso_cli.download import fetch
 from carso_cli.errors import RecipeError
 from carso_cli.recipe.schema import Recipe
@@ -20,8 +21,11 @@ def take_stock(recipe: Recipe) -> list[Item]:
     """List everything a recipe needs, data first.
 
     Raises:
-        RecipeError: If the recipe names a classifier that is not known.
+        RecipeError: If the recipe names a classifier or an architecture that is not known.
+        MissingError: If the architecture's library is not installed.
     """
+    if recipe.classifier.architecture is not None:
+        check_architecture(recipe.classifier.family, recipe.classifier.architecture)
     items = data_items(recipe)
     for kind, weights in (("at", recipe.classifier.at), ("clean", recipe.classifier.clean)):
         required = kind in (recipe.representation.kind, recipe.evaluation.second_kind)

@@ -72,9 +72,9 @@ def _published(
 
 
 def _weights_file(recipe: Recipe, kind: str, file: str, required: bool) -> Item:
-    places = weights_places(file)
+    places = weights_places(file, recipe.classifier.family)
     if file in PUBLISHED_FILES:
-        return _published(recipe, kind, file, required, places, places[-1], PUBLISHED_FILES[file])
+        return _published(recipe, kind, file, required, places, places[1], PUBLISHED_FILES[file])
     found = next((path for path in places if path.is_file()), None)
     problem = once(_weights_problem, found) if found is not None else ""
     return Item(

@@ -19,6 +19,7 @@ from carso_cli.build import (
     build_classifier,
     choose_device,
     load_images,
+    own_classifier,
 )
 from carso_cli.data.batches import epoch_batches, ordered_batches
 from carso_cli.data.image_set import split_holdout
@@ -67,6 +68,7 @@ def train_purifier(
 
     Raises:
         UsageError: If the folder holds a run and `resume` is not given.
+        RecipeError: If the given classifier does not take the recipe's images or know its classes.
         StateError: If the saved state belongs to another recipe or classifier, or is damaged.
         NumericsError: If the loss stops being finite, naming the term.
         InterruptedRun: On Ctrl-C; the state of the last whole epoch is saved.
@@ -107,8 +109,12 @@ def _train_epochs(folder: RunFolder, setup: TrainingSetup, state: TrainingState)
 def _set_up(
     recipe: Recipe, device: torch.device, limit: int | None, reporter: Reporter, classifier: nn.Module | None
 ) -> TrainingSetup:
-    frozen = classifier if classifier is not None else build_classifier(recipe, recipe.representation.kind)
-    frozen = frozen.to(device).eval().requires_grad_(False)
+    frozen = (
+        build_classifier(recipe, recipe.representation.kind)
+        if classifier is None
+        else own_classifier(classifier, recipe)
+    )
+    frozen = frozen.to(device)
     images = load_images(recipe, "train", limit=limit, reporter=reporter)
     train, held_out = split_holdout(images, recipe.data.holdout, recipe.seed)
     perturb = balanced_batch(recipe, frozen)

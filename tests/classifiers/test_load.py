@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from carso_cli.classifiers import load as module
+from carso_cli.classifiers.blueprint import Blueprint
 from carso_cli.classifiers.load import load_classifier
 from carso_cli.classifiers.registry import find_record
 from carso_cli.classifiers.wide_resnet import WideResNet
@@ -25,16 +26,22 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 CUI = "Cui2023Decoupled_WRN-28-10"
 
 
+WRN = Blueprint(
+    family="wide-resnet",
+    architecture=None,
+    depth=10,
+    width=1,
+    activation="relu",
+    classes=10,
+    channels=3,
+    image_size=32,
+    mean=MEAN,
+    std=STD,
+)
+
+
 def load(**changes: Any) -> nn.Module:
-    arguments: dict[str, Any] = {
-        "family": "wide-resnet",
-        "depth": 10,
-        "width": 1,
-        "activation": "relu",
-        "classes": 10,
-        "channels": 3,
-        "mean": MEAN,
-        "std": STD,
+    weights: dict[str, Any] = {
         "source": "file",
         "name": None,
         "file": None,
@@ -42,7 +49,9 @@ def load(**changes: Any) -> nn.Module:
         "recipe": "mine",
         "kind": "at",
     }
-    return load_classifier(**(arguments | changes))
+    named = {key: value for key, value in changes.items() if key in weights}
+    blueprint = replace(WRN, **{key: value for key, value in changes.items() if key not in weights})
+    return load_classifier(blueprint, **(weights | named))
 
 
 def small() -> WideResNet:
@@ -177,7 +186,7 @@ class Offered:
 
     @staticmethod
     def linear() -> nn.Module:
-        return nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+        return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
 
     @staticmethod
     def number() -> int:
@@ -202,9 +211,25 @@ def offered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("offered")
 def test_takes_a_module_from_an_entry_point() -> None:
-    classifier = load(family="external", source="entry-point", name="linear")
+    classifier = load(family="external", source="entry-point", name="linear", image_size=2, classes=3)
     assert_frozen(classifier)
-    assert classifier(torch.rand(3, 3, 2, 2)).shape == (3, 2)
+    assert classifier(torch.rand(5, 3, 2, 2)).shape == (5, 3)
+
+
+@pytest.mark.usefixtures("offered")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 4}, r"'linear' does not take 3x4x4 images: mat1 and mat2"),
+        (
+            {"image_size": 2},
+            r"'linear' returns \(1, 3\) for one image; the recipe's 10 classes need \(1, 10\)",
+        ),
+    ],
+)
+def test_a_module_that_does_not_fit_the_recipe(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load(family="external", source="entry-point", name="linear", **changes)
 
 
 @pytest.mark.usefixtures("offered")

@@ -121,7 +121,7 @@ def test_reads_our_header_and_ignores_that_of_others(tmp_path: Path) -> None:
 
 def test_loads_strictly() -> None:
     module = nn.Linear(2, 1)
-    load_strict(module, TENSORS, "a.pt")
+    load_strict(module, TENSORS, "a.pt", keys="depth")
     assert torch.equal(module.weight, TENSORS["weight"])
 
 
@@ -132,13 +132,14 @@ def test_lists_what_does_not_fit() -> None:
     state["0.weights"] = state.pop("0.weight")
     state["1.weight"] = torch.ones(5, 12)
     with pytest.raises(WeightsError) as caught:
-        load_strict(module, state, "a.pt")
+        load_strict(module, state, "a.pt", keys="classifier.depth")
     assert caught.value.message.splitlines() == [
         "a.pt does not fit the architecture:",
         "1 missing: 0.weight (did you mean '0.weights'?)",
         "1 unexpected: 0.weights (did you mean '0.weight'?)",
         "1 of another shape: 1.weight is (5, 12), not (3, 12)",
     ]
+    assert caught.value.hint == "check classifier.depth, data.classes and data.channels in the recipe"
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, before[name])
 
@@ -146,7 +147,7 @@ def test_lists_what_does_not_fit() -> None:
 def test_lists_eight_names_and_the_count() -> None:
     module = nn.Sequential(*(nn.Linear(1, 1) for _ in range(6)))
     with pytest.raises(WeightsError) as caught:
-        load_strict(module, {}, "a.pt")
+        load_strict(module, {}, "a.pt", keys="depth")
     line = caught.value.message.splitlines()[1]
     assert line.startswith("12 missing: 0.weight, 0.bias,")
     assert line.endswith("3.weight, 3.bias, …")

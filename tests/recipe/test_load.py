@@ -295,6 +295,37 @@ def test_epochs_of_a_file_are_not_scaled() -> None:
     assert "warm-up, plateau and annealing last 12 epochs together; epochs is 13" in message
 
 
+# Classifiers of other libraries
+
+
+OTHERS = ("classifier.at={source: file, file: mine.pt}", "classifier.clean=null")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["classifier.family=timm"], "classifier: family 'timm' needs 'architecture'"),
+        (["classifier.architecture=resnet18"], "classifier: family 'wide-resnet' takes no 'architecture'"),
+        (
+            ["classifier.family=torchvision", "classifier.architecture=resnet18", "classifier.clean=null"],
+            "family 'torchvision' takes weights of source 'file' only",
+        ),
+        (["classifier.family=torchvison"], "did you mean 'torchvision'"),
+    ],
+)
+def test_architectures_that_cannot_be(overrides: list[str], message: str) -> None:
+    assert message in refused(DIGITS, *overrides)
+
+
+def test_an_architecture_by_name() -> None:
+    recipe = load_recipe(
+        "digits", [*OTHERS, "classifier.family=timm", "classifier.architecture=resnet18.a1_in1k"]
+    )
+    assert recipe.classifier.architecture == "resnet18.a1_in1k"
+    other = load_recipe("digits", [*OTHERS, "classifier.family=timm", "classifier.architecture=resnet34"])
+    assert recipe_hash(recipe, TRAINING_SECTIONS) != recipe_hash(other, TRAINING_SECTIONS)
+
+
 # Dump and hash
 
 
@@ -324,6 +355,13 @@ def test_the_hash_is_of_values_not_of_how_they_are_written() -> None:
     recipe = load_recipe("digits")
     assert recipe_hash(recipe) == recipe_hash(load_recipe("digits", ["threat.eps=1e-1", "data.channels=3"]))
     assert len(recipe_hash(recipe)) == 64
+
+
+def test_a_hash_outlives_a_new_version() -> None:
+    # Of the recipe as it was before classifier.architecture was a key: stored runs must still be known.
+    assert recipe_hash(load_recipe("digits"), ["classifier"]) == (
+        "36f2686044b3613bf0b0dd258c1498c569665933b822aa38b870fa4d6ae4c9c8"
+    )
 
 
 def test_where_the_images_lie_is_not_hashed() -> None:

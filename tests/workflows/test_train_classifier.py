@@ -208,7 +208,7 @@ def test_needs_two_images(tmp_path: Path) -> None:
 
 
 def test_trains_only_wide_resnets(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="takes its classifier from an entry point"):
+    with pytest.raises(UsageError, match="has a classifier of family 'external'"):
         train(tmp_path / "run", "classifier.family=external")
     assert not (tmp_path / "run").exists()
 

@@ -1,0 +1,182 @@
+"""Architectures of torchvision and timm: built, loaded and refused. Nothing is downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, hub, nn
+
+from carso_cli.classifiers.architectures import Standardised, build_architecture
+from carso_cli.classifiers.blueprint import Blueprint
+from carso_cli.classifiers.interface import check_classifier
+from carso_cli.classifiers.load import load_classifier
+from carso_cli.compat import prepare, quiet
+from carso_cli.errors import RecipeError, WeightsError
+from carso_cli.representation import extract_representation
+
+prepare()
+with quiet():
+    import timm
+    from torchvision import models
+
+MEAN, STD = (0.2, 0.5, 0.7), (0.3, 0.2, 0.4)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("weights were to be downloaded")
+
+    monkeypatch.setattr(hub, "load_state_dict_from_url", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+
+def blueprint(
+    family: str, architecture: str, classes: int = 7, channels: int = 3, size: int = 40
+) -> Blueprint:
+    return Blueprint(
+        family=family,
+        architecture=architecture,
+        depth=28,
+        width=10,
+        activation="silu",
+        classes=classes,
+        channels=channels,
+        image_size=size,
+        mean=MEAN[:channels],
+        std=STD[:channels],
+    )
+
+
+def load(form: Blueprint, file: str) -> nn.Module:
+    return load_classifier(
+        form, source="file", name=None, file=file, dataset="image-folder", recipe="mine", kind="at"
+    )
+
+
+def standardise(images: Tensor) -> Tensor:
+    channels = images.shape[1]
+    mean, std = (torch.tensor(values[:channels]).view(1, -1, 1, 1) for values in (MEAN, STD))
+    return (images - mean) / std
+
+
+def perturbed(network: nn.Module) -> nn.Module:
+    """Return a network whose statistics are not the initial ones, which any network would have."""
+    for name, buffer in network.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.uniform_(-0.1, 0.1)
+    return network.eval()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_torchvisions_from_a_file(tmp_path: Path, suffix: str) -> None:
+    network = perturbed(models.resnet18(weights=None, num_classes=7))
+    path = tmp_path / f"mine{suffix}"
+    if suffix == ".pt":
+        torch.save({"state_dict": network.state_dict()}, path)
+    else:
+        save_file(network.state_dict(), path)
+    loaded = load(blueprint("torchvision", "resnet18"), str(path))
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    images = torch.rand(2, 3, 40, 40)
+    torch.testing.assert_close(loaded(images), network(standardise(images)))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_timms_from_a_file(tmp_path: Path, channels: int) -> None:
+    network = perturbed(timm.create_model("resnet10t", num_classes=7, in_chans=channels))
+    save_file(network.state_dict(), tmp_path / "mine.safetensors")
+    loaded = load(blueprint("timm", "resnet10t", channels=channels), str(tmp_path / "mine.safetensors"))
+    images = torch.rand(2, channels, 40, 40)
+    torch.testing.assert_close(loaded(images), network(standardise(images)))
+
+
+def test_torchvisions_own_cache_is_looked_in(tmp_path: Path) -> None:
+    network = perturbed(models.squeezenet1_1(weights=None))
+    cached = tmp_path / "torch" / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+    cached.parent.mkdir(parents=True)
+    torch.save(network.state_dict(), cached)
+    form = blueprint("torchvision", "squeezenet1_1", classes=1000)
+    images = torch.rand(2, 3, 40, 40)
+    torch.testing.assert_close(load(form, cached.name)(images), network(standardise(images)))
+    with pytest.raises(WeightsError, match=r"looked for other\.pth and .* and .*/checkpoints/other\.pth"):
+        load(form, "other.pth")
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "message", "hint"),
+    [
+        ("torchvision", "resnet19", "torchvision has no 'resnet19'", "'resnet18'"),
+        ("timm", "resnet10", "timm has no 'resnet10'", "'resnet101'"),
+        # A name with a prefix of this kind would be looked up in the network.
+        ("timm", "hf-hub:someone/something", "timm has no 'hf-hub:someone/something'", ""),
+        ("torchvision", "fcn_resnet50", "torchvision has no 'fcn_resnet50'", "'resnet50'"),
+    ],
+)
+def test_unknown_names_are_answered_with_the_nearest(family: str, name: str, message: str, hint: str) -> None:
+    with pytest.raises(RecipeError, match=f"classifier.architecture: {message}") as caught:
+        blueprint(family, name).build()
+    assert hint in caught.value.hint
+
+
+def test_another_number_of_classes_is_listed(tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    save_file(models.squeezenet1_1(weights=None, num_classes=5).state_dict(), path)
+    with pytest.raises(WeightsError, match=r"classifier\.1\.weight is \(5, 512, 1, 1\), not \(7") as caught:
+        load(blueprint("torchvision", "squeezenet1_1"), str(path))
+    assert caught.value.hint.startswith("check classifier.architecture, data.classes")
+
+
+def test_images_that_an_architecture_does_not_take(tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    save_file(models.squeezenet1_1(weights=None, num_classes=7).state_dict(), path)
+    with pytest.raises(RecipeError, match="squeezenet1_1 does not take 3x8x8 images: "):
+        load(blueprint("torchvision", "squeezenet1_1", size=8), str(path))
+    with pytest.raises(RecipeError, match="takes 3 channels; the recipe says 1") as caught:
+        blueprint("torchvision", "resnet18", channels=1).build()
+    assert "classifier.family=timm" in caught.value.hint
+
+
+def test_recorded_outputs_are_not_written_over() -> None:
+    # As torchvision builds it, this one's ReLUs write over what the convolutions gave.
+    built = build_architecture(
+        "torchvision", "squeezenet1_1", classes=7, channels=3, mean=MEAN, std=STD
+    ).eval()
+    images = torch.rand(2, 3, 40, 40)
+    layers = ["network.features.0", "network.features.12.expand3x3"]
+    recorded = extract_representation(built, images, layers)
+    convolution = built.get_submodule(layers[0])
+    torch.testing.assert_close(recorded[layers[0]], convolution(standardise(images)))
+    assert recorded[layers[0]].min() < 0
+
+
+def test_standardised_weights_are_those_of_the_network() -> None:
+    wrapped = Standardised(nn.Linear(2, 1), [0.5], [0.5])
+    assert list(wrapped.state_dict()) == ["network.weight", "network.bias"]
+
+
+class Returning(nn.Module):
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, images: Tensor) -> Any:
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ((torch.zeros(1, 2),), "returns a tuple, not a tensor of logits"),
+        (torch.zeros(2), r"returns \(2,\) for one image; the recipe's 2 classes need \(1, 2\)"),
+        (torch.tensor([[0.0, torch.nan]]), "NaN or infinite for a grey image"),
+    ],
+)
+def test_what_is_no_classifier(value: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        check_classifier(Returning(value), classes=2, channels=1, image_size=4)
