@@ -19,6 +19,7 @@ from carso_cli.classifiers.weights import load_strict
 from carso_cli.data.datasets import load_split
 from carso_cli.data.image_set import ImageSet, balanced_subset
 from carso_cli.defence import Defence
+from carso_cli.distributed import device_of_process
 from carso_cli.errors import RecipeError, StateError, UsageError, WeightsError
 from carso_cli.purifier.vae import Purifier
 from carso_cli.recipe.load import load_recipe
@@ -33,13 +34,14 @@ TRAINING_IMAGES = {"digits": 1442, "cifar10": 50_000, "cifar100": 50_000, "tinyi
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda`, `cuda:N` or `mps` into a device.
+    """Turn `auto`, `cpu`, `cuda`, `cuda:N` or `mps` into a device; under torchrun, into this process's own.
 
     Raises:
-        UsageError: If the device is unknown or not present.
+        UsageError: If the device is unknown or not present, or is one for several processes.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = device_of_process(name)
     try:
         device = torch.device(name)
     except RuntimeError as error:

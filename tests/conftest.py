@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import ModuleType
 
 import pytest
 import torch
@@ -90,3 +92,15 @@ def site() -> Iterator[Site]:
     yield found
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="session")
+def toys() -> ModuleType:
+    """The toy defences, loaded by path: tests are no package."""
+    path = Path(__file__).parent / "workflows" / "toys.py"
+    found = importlib.util.spec_from_file_location("toys", path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module

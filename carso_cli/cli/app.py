@@ -19,7 +19,9 @@ import typer
 
 from carso_cli import __version__
 from carso_cli.cli.display import messages, show_error
-from carso_cli.errors import CarsoError, UsageError, nearest
+from carso_cli.cli.processes import check_command, claim_error, one_writer
+from carso_cli.errors import CarsoError, InterruptedRun, UsageError, nearest
+from carso_cli.launch import launch
 
 COMMANDS: tuple[tuple[str, str, str], ...] = (
     # (command, module, one line of help), in the order in which help lists them
@@ -71,7 +73,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    called = next((argument for argument in arguments if not argument.startswith("-")), None)
+    called = _command_of(arguments)
     for name, module, summary in COMMANDS:
         if name != called:
             app.command(name, help=summary)(_unloaded)
@@ -84,6 +86,10 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     return app
 
 
+def _command_of(arguments: Sequence[str]) -> str | None:
+    return next((argument for argument in arguments if not argument.startswith("-")), None)
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; nothing escapes as a traceback.
 
@@ -92,7 +98,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     chosen = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = _call(chosen or ["--help"])
+        with one_writer():
+            code = _call(chosen or ["--help"])
         sys.stdout.flush()
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
@@ -104,29 +111,33 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:
         return _report(error)
-    if code == 130:
+    if code == 130 and claim_error() is not None:
         messages().print("interrupted", style="yellow")
     return code if chosen else 2
 
 
 def _call(arguments: list[str]) -> int:
+    check_command(_command_of(arguments))
     command = typer.main.get_command(build_app(arguments))
-    code = command.main(args=arguments, prog_name="carso", standalone_mode=False)
+    code = command.main(args=arguments, prog_name="carso", standalone_mode=False, obj=tuple(arguments))
     return code if isinstance(code, int) else 0
 
 
 def _report(error: Exception) -> int:
     known = _as_known(error)
+    code = 1 if known is None else known.exit_code
+    process = claim_error()
+    if process is None:
+        return code
     debugging = os.environ.get("CARSO_DEBUG") == "1"
     if debugging:
         messages().print("".join(traceback.format_exception(error)), markup=False, soft_wrap=True)
+    where = f" in {process}" if process and not isinstance(known, InterruptedRun) else ""
     if known is None:
-        show_error(_as_bug(error, debugging), title="this is a bug in carso")
-        return 1
-    # Under torchrun every process meets the same usage error; the main one says it.
-    if not (isinstance(known, UsageError) and os.environ.get("RANK", "0") != "0"):
-        show_error(known)
-    return known.exit_code
+        show_error(_as_bug(error, debugging), title=f"this is a bug in carso{where}")
+    else:
+        show_error(known, title=f"error{where}")
+    return code
 
 
 def _as_known(error: Exception) -> CarsoError | None:
@@ -137,6 +148,14 @@ def _as_known(error: Exception) -> CarsoError | None:
             f"out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
             hint="lower evaluation.samples_per_pass, evaluation.batch_size or training.batch_size with --set",
         )
+    if launch().size > 1 and isinstance(error, RuntimeError):
+        from carso_cli.distributed import is_lost_process
+
+        if is_lost_process(error):
+            return CarsoError(
+                "another process of this run has died, and the others cannot go on without it",
+                hint="torchrun --max-restarts 3 goes on by itself; without it, start again with --resume",
+            )
     # Typer carries its own copy of click in some releases and imports click in others: known by its shape.
     if hasattr(error, "format_message") and getattr(error, "exit_code", None) is not None:
         return _as_usage_error(error)

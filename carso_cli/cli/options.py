@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from carso_cli.cli.processes import torchrun_line
 from carso_cli.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -20,11 +21,18 @@ if TYPE_CHECKING:
 
 _WHOLE = re.compile(r"[0-9]{1,18}")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
+_DEVICES = re.compile(r"cuda:(\d{1,3}(?:,\d{1,3})+)")
 
 
-def _check_device(value: str) -> str:
+def _check_device(context: typer.Context, value: str) -> str:
     if _DEVICE.fullmatch(value):
         return value
+    if several := _DEVICES.fullmatch(value):
+        numbers = several.group(1).split(",")
+        raise UsageError(
+            f"--device {value} asks for {len(numbers)} devices, and a process uses one",
+            hint=f"start a process for each: {torchrun_line(context.obj or (), numbers)}",
+        )
     suggestion = nearest(value, ("auto", "cpu", "cuda", "mps"), limit=1)
     allowed = "use auto, cpu, cuda, cuda:N or mps"
     raise typer.BadParameter("; ".join(filter(None, (f"'{value}' is no device", allowed, suggestion))))

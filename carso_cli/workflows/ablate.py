@@ -13,7 +13,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Unpack
 
-from carso_cli.build import build_classifier
+from carso_cli.build import build_classifier, choose_device
+from carso_cli.distributed import join
 from carso_cli.errors import InterruptedRun, StateError, UsageError
 from carso_cli.recipe.load import TRAINING_SECTIONS, load_recipe, recipe_hash
 from carso_cli.recipe.schema import Recipe
@@ -63,12 +64,17 @@ def ablate(
         UsageError: If something unfinished is stored and `resume` is not given.
         InterruptedRun: On Ctrl-C; whole epochs and blocks are saved.
     """
+    world = join(choose_device(options.get("device", "auto")))
+    reporter, resume = world.reporter(reporter), resume or world.restarted
     trained = {variant.run_folder(run): variant.recipe for variant in ablation.variants}
     # Whatever can stop an ablation stops it here, before hours of training.
-    for kind in ablation.kinds:
-        build_classifier(recipe, kind)
-    states = {path: check_run(one, path, resume=resume) for path, one in trained.items()}
-    with locked(ensure_folder(RunFolder(run).ablations), reporter):
+    with world.first_on_machine():
+        for kind in ablation.kinds:
+            build_classifier(recipe, kind)
+    states = world.on_main(
+        lambda: {path: check_run(one, path, resume=resume) for path, one in trained.items()}
+    )
+    with world.main_holds(lambda: locked(ensure_folder(RunFolder(run).ablations), reporter)):
         for path, state in states.items():
             _train_if_missing(trained[path], path, state, reporter, options.get("device", "auto"))
         rows, summary = _evaluate_all(ablation, run, reporter, resume, options)
@@ -84,7 +90,7 @@ def ablate(
             "note": note,
             "settings": settings,
         }
-        return store_table(run, ablation, rows, facts, reporter)
+        return world.on_main(lambda: store_table(run, ablation, rows, facts, reporter))
 
 
 def check_run(recipe: Recipe, path: Path, *, resume: bool) -> str:

@@ -18,6 +18,7 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from carso_cli import __version__
+from carso_cli.distributed import World, join
 from carso_cli.errors import InterruptedRun, UsageError
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter, SilentReporter
@@ -67,71 +68,96 @@ def transfer_to_rules(
     # Their scores are compared with those of each rule's own evaluation.
     options["selects"] = True
     evaluation = prepare_evaluation(recipe, run=run, reporter=SilentReporter(), **options)
+    world = join(evaluation.setting.subject.device)
     job = evaluation.plan.strongest
     if job is None:
         return None
     identity = {**evaluation.identity, "attack": NAME, "made_by": job.attack, "rules": list(rules)}
     folder = EvaluationFolder(RunFolder(root).inside("ablations", evaluation_id(identity)))
-    if folder.summary.is_file():
+    jobs = {rule: Job("defence", NAME, rule) for rule in rules}
+    if world.on_main(lambda: _open_folder(folder, identity, jobs, resume=resume)):
         reporter.say(f"{folder.path} is complete; using its stored examples' scores")
         return folder
-    if folder.exists and not resume:
-        raise UsageError(f"{folder.path} holds an unfinished run", hint="go on with it with --resume")
-    jobs = {rule: Job("defence", NAME, rule) for rule in rules}
-    if not folder.exists:
-        _start(folder, identity, [own.key for own in jobs.values()])
     try:
-        _run_blocks(evaluation, job, jobs, folder, reporter)
+        _run_blocks(evaluation, job, jobs, folder, world, reporter)
     except KeyboardInterrupt:
         raise InterruptedRun(
             f"stopped; complete blocks are saved in {folder.path}",
             hint="go on with the same command and --resume",
         ) from None
-    rows = [attack_row(read_records(folder, rule)) for rule in rules]
-    write_json(folder.summary, {"schema": SCHEMA, "attack": NAME, "made_by": job.key, "results": rows})
+
+    def finish() -> None:
+        rows = [attack_row(read_records(folder, rule)) for rule in rules]
+        write_json(folder.summary, {"schema": SCHEMA, "attack": NAME, "made_by": job.key, "results": rows})
+
+    world.on_main(finish)
     return folder
 
 
-def _start(folder: EvaluationFolder, identity: Mapping[str, Any], jobs: Sequence[str]) -> None:
+def _open_folder(
+    folder: EvaluationFolder, identity: Mapping[str, Any], jobs: Mapping[str, Job], *, resume: bool
+) -> bool:
+    """Start the folder where there is none; return whether it is complete."""
+    if folder.exists:
+        complete = folder.summary.is_file()
+        if not complete and not resume:
+            raise UsageError(f"{folder.path} holds an unfinished run", hint="go on with it with --resume")
+        return complete
     label = "examples made against one aggregation rule"
-    settings = {"schema": SCHEMA, "identity": identity, "label": label, "jobs": jobs, "carso": __version__}
+    keys = [own.key for own in jobs.values()]
+    settings = {"schema": SCHEMA, "identity": identity, "label": label, "jobs": keys, "carso": __version__}
     folder.start(settings)
+    return False
 
 
 def _run_blocks(
-    evaluation: Evaluation, job: Job, jobs: Mapping[str, Job], folder: EvaluationFolder, reporter: Reporter
+    evaluation: Evaluation,
+    job: Job,
+    jobs: Mapping[str, Job],
+    folder: EvaluationFolder,
+    world: World,
+    reporter: Reporter,
 ) -> None:
     setting, blocks = evaluation.setting, evaluation.blocks()
     sizes = {(own.key, n): len(block) for own in jobs.values() for n, block in enumerate(blocks)}
-    done = folder.read_blocks(sizes, reporter)
+    done = world.on_main(lambda: folder.read_blocks(sizes, reporter))
+    missing = {
+        number: [rule for rule, own in jobs.items() if (own.key, number) not in done]
+        for number in range(len(blocks))
+    }
+
+    def run_block(number: int) -> list[tuple[list[Record], dict[str, Any]]]:
+        images, labels, _ = setting.pixels(blocks[number])
+        examples = perturb(setting, job, images, labels, number)
+        return [
+            _score(_under(setting, rule), jobs[rule], number, blocks[number], examples)
+            for rule in missing[number]
+        ]
+
     with reporter.progress(f"defence: {job.attack}, scored under each rule", len(setting.images)) as progress:
-        for number, positions in enumerate(blocks):
-            missing = {rule: own for rule, own in jobs.items() if (own.key, number) not in done}
-            if missing:
-                images, labels, _ = setting.pixels(positions)
-                examples = perturb(setting, job, images, labels, number)
-            for rule, own in missing.items():
-                started = time.perf_counter()
-                records = _score(_under(setting, rule), own, number, positions, examples)
-                seconds = round(time.perf_counter() - started, 4)
-                health = {"job": own.key, "block": number, "seconds": seconds, "steps": [], "messages": []}
+        progress.advance(sum(len(blocks[number]) for number, rules in missing.items() if not rules))
+        for number, scored in world.shared_out([n for n, rules in missing.items() if rules], run_block):
+            for records, health in scored if world.is_main else ():
                 folder.append_block(records, health)
-            progress.advance(len(positions))
+            progress.advance(len(blocks[number]))
 
 
 def _score(
     setting: Setting, job: Job, block: int, positions: Sequence[int], examples: dict[str, Tensor]
-) -> list[Record]:
-    """Score one block's examples under the setting's rule."""
+) -> tuple[list[Record], dict[str, Any]]:
+    """Score one block's examples under the setting's rule; return records and the block's line on seconds."""
+    started = time.perf_counter()
     images, labels, indices = setting.pixels(positions)
     scorer = setting.subject.scorer(job, setting.seed, setting.draws)
     found = pick(setting, scorer, examples, images, labels, indices)
-    records = (
+    records = [
         make_record(setting, job, block, index, int(labels[row]), found, row, certain=False, clean=None)
         for row, index in enumerate(indices)
-    )
+    ]
     # The job's name holds the rule where others hold a view; these images have no clean record beside them.
-    return [replace(record, view="exact", clean_margin=None) for record in records]
+    records = [replace(record, view="exact", clean_margin=None) for record in records]
+    seconds = round(time.perf_counter() - started, 4)
+    return records, {"job": job.key, "block": block, "seconds": seconds, "steps": [], "messages": []}
 
 
 def _under(setting: Setting, rule: str) -> Setting:

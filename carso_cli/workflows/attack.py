@@ -20,6 +20,7 @@ from carso_cli import __version__
 from carso_cli.attacks.names import PROTOCOLS
 from carso_cli.data.image_files import read_images
 from carso_cli.data.image_set import ImageSet
+from carso_cli.distributed import World, join
 from carso_cli.errors import UsageError
 from carso_cli.pictures.grids import amplified, save_grid
 from carso_cli.randomness import generator
@@ -78,18 +79,19 @@ def attack(
     if files:
         options["images"] = _from_files(recipe, files, resize)
     evaluation = prepare_evaluation(recipe, run=run, reporter=reporter, **options)
+    world = join(evaluation.setting.subject.device)
     job = next(job for job in evaluation.plan.jobs if job.attack == name)
     path = out or RunFolder(run).inside("attacks") / f"{name}-{job.target}.safetensors"
-    ensure_folder(path.parent)
+    world.on_main(lambda: ensure_folder(path.parent))
     if files:
         evaluation = _with_predicted_labels(evaluation, job)
-    clean, found = _attack_blocks(evaluation, job, reporter)
+    clean, found = _attack_blocks(evaluation, job, world, world.reporter(reporter))
     tensors = _tensors(evaluation.setting, found)
     label_source, source = ("prediction", [str(file) for file in files]) if files else ("data", "test")
     about = {"target": job.target, "label_source": label_source, "source": source, "version": __version__}
-    save_tensors(path, tensors, {**evaluation.identity, **about})
     picture = path.with_suffix(".png")
-    _draw(picture, evaluation.setting, job, tensors)
+    world.on_main(lambda: save_tensors(path, tensors, {**evaluation.identity, **about}))
+    world.on_main(lambda: _draw(picture, evaluation.setting, job, tensors))
     return {
         "out": str(path),
         "picture": str(picture),
@@ -131,19 +133,25 @@ def _with_predicted_labels(evaluation: Evaluation, job: Job) -> Evaluation:
     return replace(evaluation, setting=replace(setting, images=replace(setting.images, labels=labels)))
 
 
-def _attack_blocks(evaluation: Evaluation, job: Job, reporter: Reporter) -> tuple[list[Score], list[Found]]:
+def _attack_blocks(
+    evaluation: Evaluation, job: Job, world: World, reporter: Reporter
+) -> tuple[list[Score], list[Found]]:
     """Return, per block, the scores of the images themselves and what the attack found."""
-    setting = evaluation.setting
+    setting, blocks = evaluation.setting, evaluation.blocks()
     scorer = setting.subject.scorer(job, setting.seed, setting.draws)
-    clean, found = [], []
+
+    def attack_block(number: int) -> tuple[Score, Found]:
+        images, labels, indices = setting.pixels(blocks[number])
+        examples = perturb(setting, job, images, labels, number)
+        found = pick(setting, scorer, examples, images, labels, indices)
+        return scorer(images, labels, indices, REPORT), replace(found, examples=found.examples.cpu())
+
+    answers = []
     with reporter.progress(f"{job.target}: {job.attack}", len(setting.images)) as progress:
-        for number, block in enumerate(evaluation.blocks()):
-            images, labels, indices = setting.pixels(block)
-            clean.append(scorer(images, labels, indices, REPORT))
-            examples = perturb(setting, job, images, labels, number)
-            found.append(pick(setting, scorer, examples, images, labels, indices))
-            progress.advance(len(block))
-    return clean, found
+        for number, answer in world.shared_out(range(len(blocks)), attack_block):
+            answers.append(answer)
+            progress.advance(len(blocks[number]))
+    return [clean for clean, _ in answers], [found for _, found in answers]
 
 
 def _tensors(setting: Setting, found: Sequence[Found]) -> dict[str, Tensor]:
@@ -152,7 +160,7 @@ def _tensors(setting: Setting, found: Sequence[Found]) -> dict[str, Tensor]:
         "images": setting.images.pixels(slice(0, len(setting.images))),
         "labels": setting.images.labels,
         "indices": setting.images.indices,
-        "adversarial": torch.cat([block.examples for block in found]).cpu(),
+        "adversarial": torch.cat([block.examples for block in found]),
         "predictions": torch.cat([block.report.predicted for block in found]),
         "correct": torch.cat([block.report.correct for block in found]),
         "distances": torch.cat([block.distances for block in found]),

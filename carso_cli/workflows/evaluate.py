@@ -11,12 +11,15 @@ instead of the run's, and `run` is only where records go.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 from carso_cli import __version__
+from carso_cli.distributed import World, join
 from carso_cli.errors import InterruptedRun, StateError, UsageError
 from carso_cli.recipe.load import recipe_hash
 from carso_cli.recipe.schema import Recipe
@@ -27,12 +30,12 @@ from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.lock import locked
 from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record, find_to_resume
 from carso_cli.runs.summary import job_health
-from carso_cli.workflows.evaluation_jobs import run_block
+from carso_cli.workflows.evaluation_jobs import Setting, run_block
 from carso_cli.workflows.evaluation_plan import UNPERTURBED, Job
 from carso_cli.workflows.evaluation_result import exact_counterpart, summarise
 from carso_cli.workflows.evaluation_setup import Evaluation, EvaluationOptions, prepare_evaluation
 from carso_cli.workflows.extra_checks import extra_checks
-from carso_cli.workflows.trust_checks import Evidence, stored_checks
+from carso_cli.workflows.trust_checks import Check, Evidence, stored_checks
 
 
 def evaluate(
@@ -72,33 +75,56 @@ def run_evaluation(
     evaluation: Evaluation, *, reporter: Reporter, resume: bool = False, force: bool = False
 ) -> dict[str, Any]:
     """Run what `prepare_evaluation` has resolved; see `evaluate`."""
-    folder = _choose_folder(evaluation, resume=resume, force=force)
-    if folder.summary.is_file() and not force:
+    world = join(evaluation.setting.subject.device)
+    reporter, folder = world.reporter(reporter), evaluation.folder
+    if world.restarted:
+        # Whatever is unfinished is what these processes began before one of them died.
+        resume, force = world.on_main(lambda: (folder.exists, force and folder.summary.is_file()))
+    folder, stored = world.on_main(lambda: _choose_folder(evaluation, resume=resume, force=force))
+    if stored is not None:
         reporter.say(f"{folder.path} is complete; showing its stored result")
-        return _stored_result(folder)
+        return stored
+    with world.main_holds(lambda: _claimed(evaluation, folder, force, reporter)):
+        return _measure(evaluation, folder, world, reporter)
+
+
+@contextmanager
+def _claimed(
+    evaluation: Evaluation, folder: EvaluationFolder, force: bool, reporter: Reporter
+) -> Iterator[None]:
+    """Hold the folder, other processes kept out, and start the evaluation where there is none."""
     path = RunFolder(evaluation.run).inside("evaluation", folder.path.name)
     with locked(ensure_folder(path), reporter):
         if force or not folder.exists:
             folder.discard()
             folder.start(_settings(evaluation))
-        return _measure(evaluation, folder, reporter)
+        yield
 
 
-def _measure(evaluation: Evaluation, folder: EvaluationFolder, reporter: Reporter) -> dict[str, Any]:
+def _measure(
+    evaluation: Evaluation, folder: EvaluationFolder, world: World, reporter: Reporter
+) -> dict[str, Any]:
     try:
-        records = _run_jobs(evaluation, folder, reporter)
-        health = folder.read_health()
+        records = _run_jobs(evaluation, folder, world, reporter)
+        health = world.on_main(folder.read_health)
         evidence = Evidence(evaluation.plan, records, {key: job_health(health, key) for key in records})
-        extra = extra_checks(evaluation.setting, evaluation.plan, evidence, folder, reporter)
+        extra = extra_checks(evaluation.setting, evaluation.plan, evidence, folder, world, reporter)
     except KeyboardInterrupt:
         raise InterruptedRun(
             f"stopped; complete blocks are saved in {folder.path}",
             hint="go on with the same command and --resume",
         ) from None
+    checks = [*stored_checks(evidence), *extra]
+    return world.on_main(lambda: _store_result(evaluation, folder, evidence, checks))
+
+
+def _store_result(
+    evaluation: Evaluation, folder: EvaluationFolder, evidence: Evidence, checks: Sequence[Check]
+) -> dict[str, Any]:
     summary = summarise(
         evaluation.plan,
         evidence,
-        [*stored_checks(evidence), *extra],
+        checks,
         recipe=evaluation.recipe.name,
         run=str(evaluation.run),
         settings=read_json(folder.settings),
@@ -119,17 +145,21 @@ def _stored_result(folder: EvaluationFolder) -> dict[str, Any]:
     return summary
 
 
-def _choose_folder(evaluation: Evaluation, *, resume: bool, force: bool) -> EvaluationFolder:
+def _choose_folder(
+    evaluation: Evaluation, *, resume: bool, force: bool
+) -> tuple[EvaluationFolder, dict[str, Any] | None]:
+    """Return where the evaluation starts, or goes on, and its result where it is complete already."""
     folder = evaluation.folder
     if resume and not force:
-        return find_to_resume(folder.path.parent, evaluation.identity)
+        folder = find_to_resume(folder.path.parent, evaluation.identity)
+        return folder, _stored_result(folder) if folder.summary.is_file() else None
     if folder.exists and not force:
         state = "holds the result of" if folder.summary.is_file() else "holds an unfinished run of"
         raise UsageError(
             f"{folder.path} {state} this very evaluation",
             hint="--resume goes on with it and shows its result; --force starts over",
         )
-    return folder
+    return folder, None
 
 
 def _settings(evaluation: Evaluation) -> dict[str, Any]:
@@ -148,27 +178,36 @@ def _settings(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _run_jobs(
-    evaluation: Evaluation, folder: EvaluationFolder, reporter: Reporter
+    evaluation: Evaluation, folder: EvaluationFolder, world: World, reporter: Reporter
 ) -> dict[str, list[Record]]:
     """Run every block that is not stored yet; return all records by job, in the images' order."""
     blocks, jobs = evaluation.blocks(), evaluation.plan.jobs
     sizes = {(job.key, n): len(block) for job in jobs for n, block in enumerate(blocks)}
-    done = folder.read_blocks(sizes, reporter)
+    done = world.on_main(lambda: folder.read_blocks(sizes, reporter))
     records: dict[str, dict[int, Record]] = {}
     for job in jobs:
-        earlier = _Earlier(job, records)
-        found: dict[int, Record] = {}
+        stored = {n: done[job.key, n] for n in range(len(blocks)) if (job.key, n) in done}
+        found = {record.index: record for block in stored.values() for record in block}
+        work = partial(_run_block, evaluation.setting, job, blocks, _Earlier(job, records))
+        missing = [n for n in range(len(blocks)) if n not in stored]
         with reporter.progress(f"{job.target}: {job.attack}", len(evaluation.setting.images)) as progress:
-            for number, positions in enumerate(blocks):
-                fresh = done.get((job.key, number))
-                if fresh is None:
-                    fresh, health = run_block(evaluation.setting, job, number, positions, earlier)
+            if found:
+                progress.advance(len(found))
+            for number, (fresh, health) in world.shared_out(missing, work):
+                if world.is_main:
                     folder.append_block(fresh, health)
                 found |= {record.index: record for record in fresh}
                 share = sum(record.accuracy for record in found.values()) / len(found)
-                progress.advance(len(positions), accuracy=share)
-        records[job.key] = found
+                progress.advance(len(blocks[number]), accuracy=share)
+        # In the order of the images, whichever blocks were stored already.
+        records[job.key] = {index: found[index] for index in evaluation.setting.images.indices.tolist()}
     return {key: list(found.values()) for key, found in records.items()}
+
+
+def _run_block(
+    setting: Setting, job: Job, blocks: Sequence[range], earlier: _Earlier, number: int
+) -> tuple[list[Record], dict[str, Any]]:
+    return run_block(setting, job, number, blocks[number], earlier)
 
 
 @dataclass(frozen=True)

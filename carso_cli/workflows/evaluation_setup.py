@@ -19,6 +19,7 @@ from carso_cli.attacks.threat import ThreatModel
 from carso_cli.build import choose_device, load_images
 from carso_cli.data.batches import ordered_batches
 from carso_cli.data.image_set import ImageSet
+from carso_cli.distributed import join
 from carso_cli.recipe.load import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
@@ -96,30 +97,33 @@ def prepare_evaluation(
 ) -> Evaluation:
     """Load models and images and resolve every setting, without attacking; see `evaluate`."""
     device = choose_device(options.get("device", "auto"))
+    world = join(device)
     own_models = options.get("defence") is not None or options.get("classifier") is not None
     target = options.get("target")
     if target is None and own_models and options.get("defence") is None:
         target = "classifier"
     plan = plan_evaluation(options.get("attack", "adaptive"), target=target, view=options.get("view"))
-    if own_models:
-        subject = _given(recipe, device, options)
-    else:
-        recipe = run_recipe(recipe, RunFolder(run))
-        subject = load_subject(
-            recipe,
-            RunFolder(run),
-            device,
-            needs_defence="defence" in plan.targets,
-            n_samples=options.get("n_samples"),
-            aggregation=options.get("aggregation"),
-        )
     eps = options.get("eps") or recipe.threat.eps
     norm = options.get("norm") or recipe.threat.norm
     images, seed = options.get("images"), options.get("seed")
     limit = options.get("limit") or recipe.evaluation.images
+    with world.first_on_machine():
+        if own_models:
+            subject = _given(recipe, device, options)
+        else:
+            recipe = run_recipe(recipe, RunFolder(run))
+            subject = load_subject(
+                recipe,
+                RunFolder(run),
+                device,
+                needs_defence="defence" in plan.targets,
+                n_samples=options.get("n_samples"),
+                aggregation=options.get("aggregation"),
+            )
+        images = images or load_images(recipe, "test", limit=limit, reporter=world.reporter(reporter))
     setting = Setting(
         subject=subject,
-        images=images or load_images(recipe, "test", limit=limit, reporter=reporter),
+        images=images,
         threat=ThreatModel(norm, eps),
         budget=plan_budget(recipe, plan, eps=eps, norm=norm),
         seed=recipe.seed if seed is None else seed,

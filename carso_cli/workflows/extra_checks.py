@@ -17,6 +17,7 @@ from torch import Tensor
 from carso_cli.attacks.losses import cross_entropy
 from carso_cli.attacks.registry import Budget
 from carso_cli.attacks.target import AttackTarget
+from carso_cli.distributed import World
 from carso_cli.reporter import Reporter
 from carso_cli.runs.intervals import tolerance
 from carso_cli.runs.records import EvaluationFolder
@@ -80,7 +81,12 @@ def plan_reruns(setting: Setting, plan: Plan) -> list[Rerun]:
 
 
 def extra_checks(
-    setting: Setting, plan: Plan, evidence: Evidence, folder: EvaluationFolder, reporter: Reporter
+    setting: Setting,
+    plan: Plan,
+    evidence: Evidence,
+    folder: EvaluationFolder,
+    world: World,
+    reporter: Reporter,
 ) -> list[Check]:
     """Run every check of this module; what the folder holds already is not run again.
 
@@ -89,6 +95,7 @@ def extra_checks(
         plan: Its jobs.
         evidence: What it stored.
         folder: Where each rerun is stored as it finishes.
+        world: The processes that share the reruns.
         reporter: Where progress goes.
     """
     reruns = plan_reruns(setting, plan)
@@ -99,7 +106,7 @@ def extra_checks(
             else "only the adaptive and published protocols attack images again to check themselves"
         )
         return [not_run(name, reason) for name in NAMES]
-    found = _run_missing(reruns, folder, reporter)
+    found = _run_missing(reruns, folder, world, reporter)
     job, positions = reruns[0].job, reruns[0].positions()
     base = _stored(evidence, job, setting, positions)
     widest, noise = found["large-eps-attack"], found["large-eps-noise"]
@@ -125,20 +132,27 @@ def extra_checks(
 
 
 def _run_missing(
-    reruns: Sequence[Rerun], folder: EvaluationFolder, reporter: Reporter
+    reruns: Sequence[Rerun], folder: EvaluationFolder, world: World, reporter: Reporter
 ) -> dict[str, list[float]]:
     """Run and store what is not stored; return all values by name."""
     images = len(reruns[0].positions())
-    stored = folder.read_checks(images)
-    found = {name: line["values"] for name, line in stored.items()}
+    stored = world.on_main(lambda: folder.read_checks(images))
+    found: dict[str, list[float]] = {name: line["values"] for name, line in stored.items()}
+    missing = [rerun for rerun in reruns if rerun.name not in found]
     with reporter.progress("trust checks", len(reruns), "runs") as progress:
-        for rerun in reruns:
-            if rerun.name not in found:
-                started = time.perf_counter()
-                found[rerun.name] = rerun.values()
-                folder.append_check(rerun.name, images, found[rerun.name], time.perf_counter() - started)
+        if found:
+            progress.advance(len(found))
+        for rerun, (values, seconds) in world.shared_out(missing, _timed):
+            found[rerun.name] = values
+            if world.is_main:
+                folder.append_check(rerun.name, images, values, seconds)
             progress.advance()
     return found
+
+
+def _timed(rerun: Rerun) -> tuple[list[float], float]:
+    started = time.perf_counter()
+    return rerun.values(), time.perf_counter() - started
 
 
 def spread(count: int, wanted: int) -> list[int]:

@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from carso_cli import __version__
-from carso_cli.cli import app
+from carso_cli.cli import app, processes
 from carso_cli.cli.options import (
     DeviceOption,
     EpsOption,
@@ -156,18 +156,62 @@ def test_a_command_that_cannot_be_imported_is_a_bug(monkeypatch: pytest.MonkeyPa
 # Torchrun
 
 
-@pytest.mark.parametrize(("error", "shown"), [(RecipeError("bad"), False), (NumericsError("nan"), True)])
+@pytest.mark.parametrize(("rank", "shown"), [("0", "error in process 1 of 2: nan\n"), ("1", "")])
 def test_one_process_reports_what_all_of_them_meet(
-    error: CarsoError,
-    shown: bool,
+    rank: str,
+    shown: str,
     register: Callable[[object], None],
     capsys: Capture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
-    register(raising(error))
-    assert app.run(["probe"]) == error.exit_code
-    assert bool(capsys.readouterr().err) is shown
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "SHARED", ("probe",))
+    register(raising(NumericsError("nan")))
+    assert app.run(["probe"]) == 1
+    assert capsys.readouterr().err == shown
+
+
+def test_one_process_writes_the_result(
+    register: Callable[[object], None], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "SHARED", ("probe",))
+    register(lambda: typer.echo("done"))
+    for rank, shown in (("0", "done\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        assert app.run(["probe"]) == 0
+        assert capsys.readouterr().out == shown
+
+
+def test_what_one_process_does_is_refused_to_several(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert app.run(["recipes", "ls"]) == 2
+    assert "torchrun started 2 processes, and carso recipes runs in one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["train-purifier", "cifar10", "--device", "cuda:0,1,2"],
+            "torchrun --nproc-per-node 3 -m carso_cli train-purifier cifar10",
+        ),
+        (
+            ["evaluate", "--device=cuda:2,3", "--attack", "quick"],
+            "CUDA_VISIBLE_DEVICES=2,3 torchrun --nproc-per-node 2 -m carso_cli evaluate --attack quick",
+        ),
+    ],
+)
+def test_more_devices_than_processes_are_met_with_torchruns_line(
+    arguments: list[str], line: str, capsys: Capture
+) -> None:
+    assert app.run(arguments) == 2
+    shown = capsys.readouterr().err
+    assert "devices, and a process uses one" in shown
+    assert f"hint: start a process for each: {line}\n" in shown
 
 
 # Usage errors

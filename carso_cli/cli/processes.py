@@ -1,0 +1,65 @@
+"""One command in several processes, started by torchrun: one writes, one shows an error, all of them end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+from carso_cli.errors import UsageError
+from carso_cli.launch import launch
+
+SHARED = ("train-classifier", "train-purifier", "attack", "evaluate", "ablate")
+"""Commands whose work several processes share."""
+
+
+def check_command(name: str | None) -> None:
+    """Refuse to run in several processes what one does alone.
+
+    Raises:
+        UsageError: If torchrun started several, and the command is none of `SHARED`.
+    """
+    size = launch().size
+    if size > 1 and name is not None and name not in SHARED:
+        raise UsageError(
+            f"torchrun started {size} processes, and carso {name} runs in one",
+            hint=f"start it without torchrun; {', '.join(SHARED)} share their work",
+        )
+
+
+@contextlib.contextmanager
+def one_writer() -> Iterator[None]:
+    """Let the main process alone write to stdout."""
+    if launch().rank == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def claim_error() -> str | None:
+    """Return how this process names itself in an error: empty when alone, None where another shows it."""
+    if launch().size == 1:
+        return ""
+    from carso_cli import distributed
+
+    return distributed.claim_error()
+
+
+def torchrun_line(arguments: Sequence[str], devices: Sequence[str]) -> str:
+    """Return the command line that runs a command on several GPUs.
+
+    Args:
+        arguments: The command line without the program's name, `--device` with its value included.
+        devices: Numbers of the GPUs.
+    """
+    kept, skip = [], False
+    for argument in arguments:
+        if not (skip or re.match(r"--device(=|$)", argument)):
+            kept.append(argument)
+        skip = argument == "--device"
+    count = len(devices)
+    first = [str(number) for number in range(count)]
+    chosen = "" if list(devices) == first else f"CUDA_VISIBLE_DEVICES={','.join(devices)} "
+    return f"{chosen}torchrun --nproc-per-node {count} -m carso_cli {' '.join(kept)}"

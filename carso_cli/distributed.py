@@ -1,0 +1,288 @@
+"""The processes that torchrun started, and what they do together; the only home of torch.distributed.
+
+    world = join(device)                                  # one process alone is a world of size 1
+    for block, found in world.shared_out(blocks, attack):  # every process sees every result, in order
+        world.on_main(lambda: folder.append(found))        # one writes
+
+- `World`: rank, size and device of this process; sharing out work, sums, one process's answer for all;
+  gradients and batch statistics over all processes' images.
+- `join` and `leave` a world; `device_of_process` before that.
+- `claim_error`: which of several failing processes tells the user.
+
+nccl connects GPUs and gloo everything on CPUs, also beside nccl: small values and Python objects go by gloo.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from carso_cli.batch_norm import share_batch_norm
+from carso_cli.errors import CarsoError, UsageError
+from carso_cli.launch import launch
+from carso_cli.reporter import Reporter, SilentReporter
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_PATIENCE = timedelta(days=30)
+"""One process's block of attacks may take hours longer than another's. A process that dies closes its
+connections, and torchrun watches for the rest, so nobody has to give up waiting."""
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """This process among those that work on one run.
+
+    Args:
+        device: Its device.
+        rank: Its number, from 0; process 0, the main one, writes and reports.
+        size: Number of processes.
+        local_rank: Its number on its machine, from 0.
+        store: Where the processes leave each other notes.
+    """
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    store: Any = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and reports."""
+        return self.rank == 0
+
+    @property
+    def restarted(self) -> bool:
+        """Whether torchrun started the processes again after one of them died."""
+        return launch().restarts > 0
+
+    def reporter(self, reporter: Reporter) -> Reporter:
+        """Return the reporter on the main process, a silent one elsewhere."""
+        return reporter if self.is_main else SilentReporter()
+
+    def own(self, count: int) -> slice:
+        """Return this process's share of `range(count)`: every `size`-th, so that no kind falls to one."""
+        return slice(self.rank, count, self.size)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of a CPU tensor over all processes; the same bits on each."""
+        return _all_reduced(values) if self.size > 1 else values
+
+    def on_main(self, work: Callable[[], Result]) -> Result:
+        """Do something on the main process alone, and return its result, or raise its error, on all.
+
+        Raises:
+            CarsoError: What `work` raises.
+        """
+        if self.size == 1:
+            return work()
+        answer: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                answer = [work(), None]
+            except CarsoError as error:
+                answer = [None, error]
+        dist.broadcast_object_list(answer, src=0)
+        if answer[1] is not None:
+            raise answer[1]
+        result: Result = answer[0]
+        return result
+
+    @contextmanager
+    def main_holds(self, held: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+        """Hold something, such as a lock, on the main process while all of them work.
+
+        Raises:
+            CarsoError: What `held` raises on being entered.
+        """
+        with ExitStack() as stack:
+
+            def enter() -> None:
+                stack.enter_context(held())
+
+            self.on_main(enter)
+            yield
+
+    def shared_out(
+        self, items: Sequence[Item], work: Callable[[Item], Result]
+    ) -> Iterator[tuple[Item, Result]]:
+        """Share out pieces of work, nothing padded and nothing done twice.
+
+        Args:
+            items: What is to be done, the same on every process.
+            work: Does one piece on one process; its result holds no tensors of a GPU.
+
+        Yields:
+            Every item with its result, in order, on every process.
+        """
+        for start in range(0, len(items), self.size):
+            part = items[start : start + self.size]
+            own = work(part[self.rank]) if self.rank < len(part) else None
+            results: list[Any] = [own]
+            if self.size > 1:
+                results = [None] * self.size
+                dist.all_gather_object(results, own)
+            yield from zip(part, results, strict=False)
+
+    @contextmanager
+    def first_on_machine(self) -> Iterator[None]:
+        """Let one process of each machine go first: the others find what it downloads or caches."""
+        if self.local_rank:
+            self._wait()
+        yield
+        if not self.local_rank:
+            self._wait()
+
+    def _wait(self) -> None:
+        """Wait until every process has called this."""
+        self.sum(torch.zeros(1))
+
+    def synchronised(self, module: nn.Module) -> nn.Module:
+        """Return the module with batch statistics taken over all processes' images; parameters stay."""
+        if self.size == 1:
+            return module
+        if self.device.type == "cuda":
+            converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+            return converted
+        share_batch_norm(module, total)
+        return module
+
+    def replicated(self, module: nn.Module) -> nn.Module:
+        """Return what to call in training: its gradients are summed over all processes."""
+        if self.size == 1:
+            return module
+        devices = [self.device] if self.device.type == "cuda" else None
+        replica = DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+        # The loss is a sum over images, so gradients add up; without a hook they would be averaged.
+        replica.register_comm_hook(None, _summed_gradients)
+        return replica
+
+
+def total(values: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes, differentiable: the losses of all depend on each."""
+    summed: Tensor = _Total.apply(values)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return summed
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ANN401  (torch's own type)
+        return _all_reduced(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ANN401  (torch's own type)
+        return _all_reduced(gradients[0])
+
+
+def _all_reduced(values: Tensor) -> Tensor:
+    summed = values.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(summed)
+    return summed
+
+
+def _summed_gradients(
+    _state: object,
+    bucket: Any,  # noqa: ANN401  (torch's own type)
+) -> torch.futures.Future[Tensor]:
+    own = bucket.buffer()
+    if own.is_cuda:
+        summed: torch.futures.Future[Tensor] = (
+            dist.all_reduce(own, async_op=True).get_future().then(lambda future: future.value()[0])
+        )
+        return summed
+    # The bits of an all-reduce depend on where in its bucket a gradient lies, which changes when a run is
+    # resumed; added in the order of the ranks they do not.
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    gathered = dist.all_gather(parts, own, async_op=True).get_future()
+    added: torch.futures.Future[Tensor] = gathered.then(lambda _: functools.reduce(torch.add, parts))
+    return added
+
+
+_joined: World | None = None
+
+
+def device_of_process(name: str) -> str:
+    """Return the name of this process's own device, where torchrun started several processes.
+
+    Args:
+        name: `cpu`, `cuda`, `cuda:N` or `mps`, as asked for.
+
+    Raises:
+        UsageError: If the processes of a machine would share one GPU.
+    """
+    own = launch()
+    if own.size == 1 or name == "cpu":
+        return name
+    here, present = own.local_size, torch.cuda.device_count()
+    if name != "cuda" and here > 1:
+        raise UsageError(
+            f"--device {name} is one device and torchrun started {here} processes here",
+            hint="leave out --device: each process takes a GPU of its own, or the CPU where there is none",
+        )
+    if name == "cuda" and own.local_rank >= present > 0:
+        raise UsageError(
+            f"torchrun started {here} processes here, for {present} GPU{'s' * (present != 1)}",
+            hint=f"torchrun --nproc-per-node {present} -m carso_cli …",
+        )
+    return f"cuda:{own.local_rank}" if name == "cuda" else name
+
+
+def join(device: torch.device) -> World:
+    """Join the processes that torchrun started, once; alone, return a world of one process."""
+    global _joined
+    own = launch()
+    if own.size == 1:
+        return World(device)
+    if _joined is None:
+        store, rank, size = next(rendezvous("env://"))
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+        _joined = World(device, rank, size, own.local_rank, store)
+    return _joined
+
+
+def leave() -> None:
+    """Leave the world at the end of a run that went well."""
+    global _joined
+    if _joined is not None:
+        _joined = None
+        dist.destroy_process_group()
+
+
+def claim_error() -> str | None:
+    """Claim the right to show an error: the first process that fails has it, the others fail of it.
+
+    Returns:
+        How this process is called in the message, such as `process 2 of 3`; None where another shows it.
+    """
+    own = launch()
+    if _joined is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        # Nobody keeps notes yet; what goes wrong so early goes wrong in all of them.
+        return own.name if own.rank == 0 else None
+    try:
+        store = next(rendezvous("env://"))[0] if _joined is None else _joined.store
+        return own.name if store is not None and store.add("carso/errors", 1) == 1 else None
+    except (RuntimeError, ValueError):
+        # The notes are gone, and whoever kept them with them.
+        return None
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Say whether an error only means that another process has ended."""
+    text = str(error)
+    return _joined is not None and isinstance(error, RuntimeError) and ("gloo" in text or "NCCL" in text)
