@@ -1,7 +1,7 @@
 """The internal representation: outputs of a classifier's named layers (Section 4.1, Table 7).
 
 `extract_representation` runs the classifier up to the last layer asked for and returns the outputs
-in the order asked; `layer_names` lists what can be asked for.
+in the order asked; `layer_names` lists what can be asked for, `module_shapes` what each gives.
 """
 
 from __future__ import annotations
@@ -89,3 +89,32 @@ def extract_representation(
     if silent:
         raise UsageError(f"layer '{silent[0]}' did not run in the classifier's forward pass")
     return OrderedDict((layer, recorded[layer]) for layer in layers)
+
+
+def module_shapes(classifier: nn.Module, image: Tensor) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return what went into and came out of the submodules that take and give one tensor.
+
+    Args:
+        classifier: Any module taking (B, channels, H, W) images in [0, 1].
+        image: (1, channels, H, W).
+
+    Returns:
+        Module name to the shapes of input and output without the batch axis, in the order of running.
+    """
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+
+    def recorder(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
+        def record(_module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+            if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+                shapes[name] = tuple(inputs[0].shape[1:]), tuple(output.shape[1:])
+
+        return record
+
+    handles = [module.register_forward_hook(recorder(name)) for name, module in classifier.named_modules()]
+    try:
+        with torch.no_grad():
+            classifier(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes

@@ -1,7 +1,7 @@
 """The classifiers that carso knows by name: architecture, weights, and who made them.
 
 Each is a `ClassifierRecord`; `find_record` looks one up. The default layers of all of them follow from the
-rule of Table 7, `carso_cli.classifiers.wide_resnet.default_layers`.
+rule of Table 7, `carso_cli.classifiers.layer_choice`.
 """
 
 from __future__ import annotations

@@ -4,9 +4,6 @@ Module names, hence state-dict keys and the layer names of Table 7, are those of
 `DMWideResNet`, whose published weights load without a map of keys. One thing differs: pooling is global, so
 images of any size give one row each, where theirs pools by a fixed 8.
 
-- `WideResNet`: the classifier;
-- `default_layers`: the part of it that makes up the internal representation.
-
 Axes: B images, C classes, H x W pixels.
 """
 
@@ -137,26 +134,3 @@ def _pad_end(features: Tensor) -> Tensor:
 
 def _per_channel(values: Sequence[float]) -> Tensor:
     return torch.tensor(tuple(values), dtype=torch.float32).reshape(-1, 1, 1)
-
-
-def default_layers(classifier: nn.Module) -> tuple[str, ...]:
-    """Return the layers of the internal representation by the rule behind Table 7.
-
-    Both convolutions of every block, and the shortcuts that halve the resolution: those of the second and
-    the third group. The first group's shortcut is left out, as it is in the table.
-
-    Raises:
-        UsageError: If the classifier is no `WideResNet`, for which no rule is known.
-    """
-    if not isinstance(classifier, WideResNet):
-        raise UsageError(
-            f"no default layers are known for a {type(classifier).__name__}",
-            hint="name them in representation.layers; `carso extract RECIPE --list` shows what there is",
-        )
-    layers = []
-    for name, block in classifier.named_modules():
-        if isinstance(block, _Block):
-            layers += [f"{name}.conv_0", f"{name}.conv_1"]
-            if block.conv_0.stride != (1, 1):
-                layers.append(f"{name}.shortcut")
-    return tuple(layers)

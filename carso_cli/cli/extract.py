@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,13 +21,18 @@ from carso_cli.cli.options import (
 from carso_cli.cli.progress import RichReporter
 from carso_cli.errors import UsageError
 
+if TYPE_CHECKING:
+    from carso_cli.recipe.schema import Recipe
+
 ImagesArgument = Annotated[
     list[Path] | None,
     typer.Argument(
         metavar="IMAGE…", help="Image files to extract from instead of a split.", show_default=False
     ),
 ]
-ListOption = Annotated[bool, typer.Option("--list", help="List the layers; write nothing.")]
+ListOption = Annotated[
+    bool, typer.Option("--list", help="List the layers, and those to choose; write nothing.")
+]
 LayersOption = Annotated[
     str | None,
     optional("--layers", metavar="GLOB", help="Layers by shell pattern; the recipe's when left out."),
@@ -66,7 +71,10 @@ def command(
 
     if list_only:
         found = list_layers(chosen, pattern=layers or "*", kind=kind)
-        _show_layers(found, as_json=json)
+        if json:
+            print_json([vars(layer) for layer in found])
+        else:
+            _show_layers(found, chosen, filtered=layers is not None)
         return
     if out is None:
         raise UsageError("--out FILE is needed", hint="or list the layers with --list")
@@ -99,12 +107,28 @@ def _show_summary(result: dict[str, Any]) -> None:
     output().print(f"written to {result['out']}")
 
 
-def _show_layers(found: list[Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json([vars(layer) for layer in found])
-        return
+def _show_layers(found: list[Any], recipe: Recipe, *, filtered: bool) -> None:
     rows = [
-        [layer.name, layer.kind, "x".join(map(str, layer.shape)), "yes" if layer.in_recipe else ""]
+        [
+            layer.name,
+            layer.kind,
+            "x".join(map(str, layer.shape)),
+            "yes" if layer.in_recipe else "",
+            "yes" if layer.proposed else "",
+        ]
         for layer in found
     ]
-    output().print(table(("layer", "kind", "shape an image", "in recipe"), rows, numeric=("shape an image",)))
+    columns = ("layer", "kind", "shape an image", "recipe", "rule")
+    caption = "recipe: it is named there; rule: the one behind Table 7 proposes it"
+    output().print(table(columns, rows, caption=caption, numeric=("shape an image",)))
+    proposed = [layer.name for layer in found if layer.proposed]
+    if filtered:
+        return
+    if not proposed:
+        output().print("no layer is proposed: no convolution here gives square maps")
+    elif proposed == [layer for layer in recipe.representation.layers if layer in proposed]:
+        output().print("the recipe names every layer that the rule proposes")
+    else:
+        output().print("to take what the rule proposes, put into the recipe:\n")
+        lines = ["representation:", f"  kind: {recipe.representation.kind}", "  layers:"]
+        output().print("\n".join([*lines, *(f"    - {name}" for name in proposed)]), markup=False)

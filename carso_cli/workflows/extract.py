@@ -12,13 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from carso_cli.build import build_classifier, choose_device, classifier_fingerprint, load_images
+from carso_cli.build import (
+    build_classifier,
+    choose_device,
+    classifier_fingerprint,
+    load_images,
+    own_classifier,
+    untrained_classifier,
+)
+from carso_cli.classifiers.layer_choice import default_layers
 from carso_cli.data.batches import ordered_batches
 from carso_cli.data.image_files import read_images
 from carso_cli.errors import UsageError, nearest
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
-from carso_cli.representation import extract_representation, layer_names
+from carso_cli.representation import extract_representation, layer_names, module_shapes
 from carso_cli.runs.checkpoints import save_tensors
 
 
@@ -32,43 +40,36 @@ class Layer:
     shape: tuple[int, ...]
     """Shape of its output for one image."""
     in_recipe: bool
+    proposed: bool
+    """Whether the rule behind Table 7 chooses it."""
 
 
 def list_layers(recipe: Recipe, *, pattern: str = "*", kind: str | None = None) -> list[Layer]:
-    """List the layers of the recipe's classifier that give one tensor an image.
+    """List the layers of the recipe's classifier that give one tensor an image; weights are not needed.
 
     Args:
         recipe: The recipe.
         pattern: Shell-style pattern that names must match.
-        kind: `at` or `clean`; the recipe's when None.
+        kind: `at` or `clean`, for classifiers of an entry point; the recipe's when None.
 
     Raises:
         UsageError: If no layer matches.
+        RecipeError: If the classifier is unknown, or does not take the recipe's images.
     """
-    classifier = build_classifier(recipe, kind or recipe.representation.kind)
+    classifier = (
+        build_classifier(recipe, kind or recipe.representation.kind)
+        if recipe.classifier.family == "external"
+        else own_classifier(untrained_classifier(recipe), recipe)
+    )
     size = recipe.data.image_size
-    outputs: dict[str, tuple[int, ...]] = {}
-
-    def recorder(name: str) -> Any:  # noqa: ANN401  (torch's hook type)
-        def record(_module: nn.Module, _inputs: object, output: object) -> None:
-            if isinstance(output, Tensor):
-                outputs[name] = tuple(output.shape[1:])
-
-        return record
-
-    handles = [
-        module.register_forward_hook(recorder(name)) for name, module in classifier.named_modules() if name
-    ]
-    try:
-        with torch.no_grad():
-            classifier(torch.zeros(1, recipe.data.channels, size, size))
-    finally:
-        for handle in handles:
-            handle.remove()
-    chosen = match_layers(pattern, [name for name in layer_names(classifier) if name in outputs])
+    shapes = module_shapes(classifier, torch.zeros(1, recipe.data.channels, size, size))
+    chosen = match_layers(pattern, [name for name in layer_names(classifier) if name in shapes])
     modules = dict(classifier.named_modules())
-    in_recipe = set(recipe.representation.layers)
-    return [Layer(name, type(modules[name]).__name__, outputs[name], name in in_recipe) for name in chosen]
+    in_recipe, proposed = set(recipe.representation.layers), set(default_layers(classifier, shapes))
+    return [
+        Layer(name, type(modules[name]).__name__, shapes[name][1], name in in_recipe, name in proposed)
+        for name in chosen
+    ]
 
 
 def match_layers(pattern: str, names: Sequence[str]) -> list[str]:

@@ -8,23 +8,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from carso_cli.classifiers.wide_resnet import WideResNet, default_layers
+from carso_cli.classifiers.wide_resnet import WideResNet
 from carso_cli.compat import import_robustbench
 from carso_cli.errors import UsageError
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
-
-TABLE_7 = [
-    *(f"layer.0.block.{block}.conv_{number}" for block in range(4) for number in range(2)),
-    "layer.1.block.0.conv_0",
-    "layer.1.block.0.conv_1",
-    "layer.1.block.0.shortcut",
-    *(f"layer.1.block.{block}.conv_{number}" for block in range(1, 4) for number in range(2)),
-    "layer.2.block.0.conv_0",
-    "layer.2.block.0.conv_1",
-    "layer.2.block.0.shortcut",
-    *(f"layer.2.block.{block}.conv_{number}" for block in range(1, 4) for number in range(2)),
-]
 
 
 def ours(depth: int = 10, width: int = 2, activation: str = "relu", **changes: Any) -> WideResNet:
@@ -131,15 +119,3 @@ def test_takes_grey_images() -> None:
 def test_refuses_what_is_no_wide_resnet(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ours(**changes)
-
-
-def test_default_layers_are_those_of_table_7() -> None:
-    with torch.device("meta"):
-        model = ours(28, 10, "silu")
-    assert default_layers(model) == tuple(TABLE_7)
-    assert len(TABLE_7) == 26
-
-
-def test_no_default_layers_for_other_classifiers() -> None:
-    with pytest.raises(UsageError, match="no default layers are known for a Linear"):
-        default_layers(nn.Linear(2, 2))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from carso_cli.build import build_classifier, load_images
@@ -97,3 +98,28 @@ def test_wrong_use(
 ) -> None:
     assert run(arguments) == code
     assert message in capsys.readouterr().err
+
+
+def test_the_list_proposes_layers_to_paste(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["extract", "digits", "--list"]) == 0
+    assert "the recipe names every layer that the rule proposes" in capsys.readouterr().out
+    # Whatever the recipe names, of which nothing need exist; weights need not either.
+    other = ["--set=representation.layers=[to choose]", "--set=classifier.at={source: file, file: no}"]
+    assert run(["extract", "digits", "--list", *other]) == 0
+    table, _, block = capsys.readouterr().out.partition("put into the recipe:\n")
+    pasted = yaml.safe_load(block)
+    assert pasted == {"representation": {"kind": "at", "layers": list(RECIPE.representation.layers)}}
+    marked = [line.split()[0] for line in table.splitlines() if line.rstrip().endswith(" yes")]
+    assert marked == list(RECIPE.representation.layers)
+
+
+def test_an_architecture_that_does_not_take_the_images(capsys: pytest.CaptureFixture[str]) -> None:
+    values = [
+        "classifier.family=torchvision",
+        "classifier.architecture=vit_b_16",
+        "classifier.at={source: file, file: no}",
+        "classifier.clean=null",
+    ]
+    options = [text for value in values for text in ("--set", value)]
+    assert run(["extract", "digits", "--list", *options]) == 2
+    assert "does not take 3x32x32 images: Wrong image height" in capsys.readouterr().err
