@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 from pydantic import BaseModel
 
 from carso_cli.recipe.document import Document
-from carso_cli.recipe.schema import BetaIncrease, LearningRate
+from carso_cli.recipe.purifier_training import BetaIncrease, LearningRate
 
 _RATE = ("warmup_epochs", "plateau_epochs", "annealing_epochs")
 _BETA = ("first_epoch", "last_epoch")
