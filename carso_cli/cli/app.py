@@ -34,6 +34,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("ablate", "carso_cli.cli.ablate", "Vary one thing, measure, fill the paper's Table 17."),
     ("report", "carso_cli.cli.report", "The paper's tables from stored results; a page, pictures."),
     ("predict", "carso_cli.cli.predict", "Classify image files with a trained defence."),
+    ("bench", "carso_cli.cli.bench", "How fast each kind of work is on this device."),
     ("export", "carso_cli.cli.export", "A trained defence as torch.export and ONNX programs."),
     ("import-release", "carso_cli.cli.import_release", "Turn published purifier files into a run."),
     ("recipes", "carso_cli.cli.recipes", "List, show, copy and validate recipes."),

@@ -51,7 +51,9 @@ def _parse_eps(value: str) -> float:
     return number
 
 
-def _whole_from(low: int) -> Callable[[str], int]:
+def whole_from(low: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers from `low` on."""
+
     # Typer's own message names neither the value nor, in all releases, the bound.
     def whole_number(value: str) -> int:
         if _WHOLE.fullmatch(value) and int(value) >= low:
@@ -123,7 +125,7 @@ DeviceOption = Annotated[
 
 SeedOption = Annotated[
     int | None,
-    optional("--seed", metavar="N", help="Seed; the recipe's when left out.", parser=_whole_from(0)),
+    optional("--seed", metavar="N", help="Seed; the recipe's when left out.", parser=whole_from(0)),
 ]
 """`int | None`, default None."""
 
@@ -133,7 +135,7 @@ LimitOption = Annotated[
         "--limit",
         metavar="N",
         help="Use only N images: a class-balanced subset, drawn by the seed.",
-        parser=_whole_from(1),
+        parser=whole_from(1),
     ),
 ]
 """`int | None`, default None: all images."""
@@ -153,7 +155,7 @@ NSamplesOption = Annotated[
         "--n-samples",
         metavar="N",
         help="Reconstructions per image; the recipe's number when left out.",
-        parser=_whole_from(1),
+        parser=whole_from(1),
     ),
 ]
 """`int | None`, default None."""

@@ -1,0 +1,208 @@
+"""The cases that `carso bench` times: our work, and the same done straightforwardly.
+
+Weights are random and of the recipe's shapes, images are noise: time depends on neither. Ours and the
+straightforward version get the same weights, images, latents and starts, and return what must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from carso_cli.attacks.balanced import quarter_size
+from carso_cli.attacks.defence_target import DefenceTarget
+from carso_cli.attacks.losses import cross_entropy
+from carso_cli.attacks.target import ClassifierTarget
+from carso_cli.attacks.threat import ThreatModel
+from carso_cli.build import build_classifier, build_purifier, channels_last, untrained_classifier
+from carso_cli.data.image_set import ImageSet
+from carso_cli.defence import Defence
+from carso_cli.purifier.vae import Purifier
+from carso_cli.randomness import derive_seed, generator, seeded
+from carso_cli.recipe.schema import Recipe
+from carso_cli.reporter import SilentReporter
+from carso_cli.representation import extract_representation
+from carso_cli.workflows.bench_baseline import Straightforward, StraightforwardTraining
+from carso_cli.workflows.purifier_steps import TrainingSetup, balanced_batch, initial_state, train_step
+from carso_cli.workflows.subject import given_subject
+
+_PLACE = (0, 0)
+"""Epoch and batch of the timed training step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One thing to time.
+
+    Args:
+        images: Images of one call.
+        ours: What carso does; returns a tensor, or tensors by name.
+        straightforward: The same, straightforwardly.
+    """
+
+    images: int
+    ours: Callable[[], Any]
+    straightforward: Callable[[], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """Models with random weights, and noise for images.
+
+    Args:
+        recipe: The recipe; its norm counts as linf and its aggregation as the paper's.
+        device: Where everything is.
+        batch_size: Images of every case; None for the recipe's own, cut on a CPU.
+    """
+
+    recipe: Recipe
+    device: torch.device
+    batch_size: int | None
+    classifier: nn.Module
+    purifier: Purifier
+
+    def case(self, name: str) -> Case:
+        """Return the case of one of the names in `CASES`."""
+        return CASES[name](self)
+
+    def batch(self, count: int, most_on_cpu: int) -> tuple[Tensor, Tensor]:
+        """Return uint8 noise images (B, channels, H, W) and labels (B,), on the CPU."""
+        data = self.recipe.data
+        if self.batch_size is not None:
+            count = self.batch_size
+        elif self.device.type == "cpu":
+            count = min(count, most_on_cpu)
+        noise = generator(self.recipe.seed, "bench")
+        shape = (count, data.channels, data.image_size, data.image_size)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise)
+        return images, torch.randint(0, data.classes, (count,), generator=noise)
+
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """Return images in [0, 1] and labels for everything but training."""
+        images, labels = self.batch(self.recipe.evaluation.batch_size, most_on_cpu=16)
+        return images.to(self.device) / 255.0, labels.to(self.device)
+
+    def straightforward(self) -> Straightforward:
+        """Return the straightforward implementation, with the same weights."""
+        return Straightforward(self.classifier, self.purifier, self.recipe.representation.layers)
+
+    def defence(self) -> Defence:
+        """Return the defence."""
+        n_samples = self.recipe.evaluation.n_samples
+        layers = self.recipe.representation.layers
+        return Defence(self.classifier, self.purifier, layers, n_samples=n_samples)
+
+
+def set_up(recipe: Recipe, device: torch.device, batch_size: int | None = None) -> Bench:
+    """Build the recipe's models with random weights; a classifier of an installed package keeps its own."""
+    threat = recipe.threat.model_copy(update={"norm": "linf"})
+    recipe = recipe.model_copy(update={"threat": threat})
+    with seeded(recipe.seed, "bench weights"):
+        external = recipe.classifier.family == "external"
+        kind = recipe.representation.kind
+        classifier = build_classifier(recipe, kind) if external else untrained_classifier(recipe)
+        purifier = build_purifier(recipe, classifier)
+    for module in (classifier, purifier):
+        channels_last(module.to(device).eval().requires_grad_(False))
+    return Bench(recipe, device, batch_size, classifier, purifier)
+
+
+def _classifier_forward(bench: Bench) -> Case:
+    images, _ = bench.inputs()
+    plain = bench.straightforward()
+    return Case(
+        len(images), lambda: ClassifierTarget(bench.classifier)(images), lambda: plain.classify(images)
+    )
+
+
+def _classifier_gradient(bench: Bench) -> Case:
+    images, labels = bench.inputs()
+    target, plain = ClassifierTarget(bench.classifier), bench.straightforward()
+    return Case(
+        len(images),
+        lambda: target.loss_and_gradient(images, labels, cross_entropy, 1).gradient,
+        lambda: plain.classifier_gradient(images, labels),
+    )
+
+
+def _defence_forward(bench: Bench) -> Case:
+    images, _ = bench.inputs()
+    defence, plain = bench.defence(), bench.straightforward()
+    latents = defence.draw_latents(len(images), generator=generator(bench.recipe.seed, "bench latents"))
+    ours = torch.no_grad()(lambda: defence(images, latents=latents))
+    return Case(len(images), ours, lambda: plain.defend(images, latents))
+
+
+def _eot_step(bench: Bench) -> Case:
+    images, labels = bench.inputs()
+    recipe, defence, plain = bench.recipe, bench.defence(), bench.straightforward()
+    draws, step_size = recipe.evaluation.eot_draws, recipe.evaluation.pgd_eot_step_size
+    per_pass = given_subject(recipe, bench.device, defence=defence).samples_per_pass
+    threat = ThreatModel("linf", recipe.threat.eps)
+
+    def latents() -> torch.Generator:
+        return generator(recipe.seed, "bench latents")
+
+    def ours() -> Tensor:
+        target = DefenceTarget(defence, "exact", samples_per_pass=per_pass, generator=latents())
+        gradient = target.loss_and_gradient(images, labels, cross_entropy, draws).gradient
+        return threat.project(images + step_size * threat.ascent_direction(gradient), images)
+
+    def straightforward() -> Tensor:
+        drawn = defence.draw_latents(draws * len(images), generator=latents())
+        drawn = drawn.reshape(draws, len(images), *drawn.shape[1:])
+        return plain.eot_step(images, images, labels, drawn, eps=recipe.threat.eps, step_size=step_size)
+
+    return Case(len(images), ours, straightforward)
+
+
+def _training_step(bench: Bench) -> Case:
+    recipe, device = bench.recipe, bench.device
+    images, labels = bench.batch(recipe.training.batch_size, most_on_cpu=64)
+    classes = tuple(str(label) for label in range(recipe.data.classes))
+    train = ImageSet(images, labels, torch.arange(len(images)), classes)
+    perturb = balanced_batch(recipe, bench.classifier)
+    nothing = train.select(torch.arange(0))
+    setup = TrainingSetup(recipe, bench.classifier, train, nothing, perturb, device, SilentReporter())
+    state = initial_state(setup)
+    state.purifier.train()
+    plain = StraightforwardTraining(
+        bench.classifier, state.purifier, recipe.representation.layers, recipe.training
+    )
+    clean, known = train.pixels(slice(None)).to(device), labels.to(device)
+    seed, mix = recipe.seed, recipe.training.attack_mix
+
+    def straightforward() -> Tensor:
+        quarter = quarter_size(len(clean), mix.adversarial_fraction)
+        with seeded(derive_seed(seed, "perturbation", *_PLACE), "pgd-start"):
+            starts = torch.empty_like(clean[: 2 * quarter]).uniform_(-1.0, 1.0)
+        noise = torch.randn(
+            len(clean), state.purifier.latent_features, generator=generator(seed, "posterior", *_PLACE)
+        )
+        return plain.step(clean, known, starts, noise.to(device), eps=recipe.threat.eps)
+
+    return Case(
+        len(images), lambda: train_step(setup, state, torch.arange(len(images)), _PLACE, 1.0), straightforward
+    )
+
+
+def _extraction(bench: Bench) -> Case:
+    images, _ = bench.inputs()
+    plain, layers = bench.straightforward(), bench.recipe.representation.layers
+    ours = torch.no_grad()(lambda: extract_representation(bench.classifier, images, layers))
+    return Case(len(images), ours, lambda: plain.extract(images))
+
+
+CASES: dict[str, Callable[[Bench], Case]] = {
+    "classifier-forward": _classifier_forward,
+    "classifier-gradient": _classifier_gradient,
+    "defence-forward": _defence_forward,
+    "eot-step": _eot_step,
+    "training-step": _training_step,
+    "extraction": _extraction,
+}
+"""Name to what sets a case up, in the order in which they are shown."""

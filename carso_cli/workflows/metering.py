@@ -1,0 +1,111 @@
+"""What a piece of work costs: floating-point operations, memory, time beside other work.
+
+- `counted_operations`, `peak_bytes`: of one run;
+- `alternating_seconds`: of several pieces of work, turn by turn, so that a busy machine slows all alike.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+Work = Callable[[], object]
+
+
+class _NoModules:
+    """Stands in for the counter's follower of modules, whose hooks break `torch.autograd.grad`."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> _NoModules:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def counted_operations(work: Work) -> int:
+    """Run once; return the floating-point operations of its matrix products and convolutions."""
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    with counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def peak_bytes(work: Work, device: torch.device) -> int:
+    """Run once; return the most bytes of tensors at one time, on top of those there before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    with _HeldStorages() as held:
+        work()
+    return int(held.peak)
+
+
+class _HeldStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
+    """Follows the storages that operations make, for as long as anything holds them."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
+        self.peak = 0
+        self._bytes: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401  (whatever the operation returns)
+        inputs = {storage._cdata for storage in _storages((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            key = storage._cdata
+            if key not in inputs and key not in self._bytes:
+                self._bytes[key] = storage.nbytes()
+                weakref.finalize(storage, self._bytes.pop, key, None)
+        self.peak = max(self.peak, sum(self._bytes.values()))
+        return result
+
+
+def _storages(values: object) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def alternating_seconds(
+    works: Sequence[Work], device: torch.device, *, rounds: int, patience: float
+) -> list[list[float]]:
+    """Time several pieces of work, each once in every round.
+
+    Args:
+        works: Run before, so that nothing is set up while they are timed.
+        device: Where they run.
+        rounds: Most rounds; three are always made.
+        patience: Seconds after which no further round begins.
+
+    Returns:
+        Seconds of each round, work by work.
+    """
+    times: list[list[float]] = [[] for _ in works]
+    began = time.perf_counter()
+    for turn in range(rounds):
+        if turn >= 3 and time.perf_counter() - began > patience:
+            break
+        for work, found in zip(works, times, strict=True):
+            started = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            found.append(time.perf_counter() - started)
+    return times
