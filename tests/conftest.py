@@ -12,6 +12,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from hypothesis import settings
+
+# `--hypothesis-profile long --hypothesis-seed N` tries twenty times as many cases, and others each time.
+settings.register_profile("suite", max_examples=100, deadline=None, derandomize=True)
+settings.register_profile("long", max_examples=2000, deadline=None)
+settings.load_profile("suite")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -26,6 +26,7 @@ _WRAPPERS = ("state_dict", "model_state_dict")
 # The first is that of nn.Sequential inside DataParallel, as in the files of Wang et al. (2023).
 _PREFIXES = ("module.0.", "module.", "model.")
 _SHOWN = 8
+_RESTORE = "restore the file from a copy, or train the classifier again"
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -77,7 +78,11 @@ def read_header(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
     try:
         return {key: json.loads(value) for key, value in metadata.items()}
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError) as error:
+        if SEAL in metadata:
+            raise WeightsError(
+                f"{path} is damaged: its header cannot be read: {error}", hint=_RESTORE
+            ) from error
         # Other programs write plain text there.
         return {}
 
@@ -93,7 +98,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     if told is not None and told != tensor_seal(tensors, header):
         raise WeightsError(
             f"{path} is damaged: its contents do not match the checksum in its header",
-            hint="restore the file from a copy, or train the classifier again",
+            hint=_RESTORE,
         )
     return tensors
 
@@ -134,7 +139,7 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401  (wh
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], path: str | Path, *, keys: str) -> None:
-    """Load a state dict whose names and shapes must all agree with the module's.
+    """Load a state dict whose names, shapes and kinds of numbers must all agree with the module's.
 
     Args:
         module: The module to fill.
@@ -143,8 +148,8 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], path: str | Path
         keys: Keys of the recipe that decide the module's architecture, for the message.
 
     Raises:
-        WeightsError: Listing what is missing, what is unexpected and which shapes differ; the module is
-            then as it was.
+        WeightsError: Listing what is missing, what is unexpected and which shapes and types differ; the
+            module is then as it was.
     """
     expected = module.state_dict()
     missing = [name for name in expected if name not in state]
@@ -154,10 +159,16 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], path: str | Path
         for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
     ]
+    kinds = [
+        f"{name} is {_kind(state[name])}, not {_kind(tensor)}"
+        for name, tensor in expected.items()
+        if name in state and not _same_kind(state[name], tensor)
+    ]
     problems = [
         _listing("missing", missing, unexpected),
         _listing("unexpected", unexpected, missing),
         _listing("of another shape", shapes, ()),
+        _listing("of another type", kinds, ()),
     ]
     if any(problems):
         raise WeightsError(
@@ -165,6 +176,15 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], path: str | Path
             hint=f"check {keys}, data.classes and data.channels in the recipe",
         )
     module.load_state_dict(dict(state))
+
+
+def _same_kind(given: Tensor, expected: Tensor) -> bool:
+    """Say whether a tensor may be stored in another precision, but not as numbers of another sort."""
+    return given.is_floating_point() == expected.is_floating_point() and not given.is_complex()
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _listing(title: str, names: list[str], known: Iterable[str]) -> str:

@@ -116,8 +116,8 @@ def _check_against_summary(evaluation: StoredEvaluation, images: int) -> None:
     for job, records in evaluation.records.items():
         if len({record.index for record in records}) != images or len(records) != images:
             raise StateError(
-                f"{evaluation.path}: {len(records)} records of '{job}' for {images} images; "
-                "its summary belongs to other records"
+                f"{evaluation.path / 'records.jsonl'} holds {len(records)} records of '{job}' for {images} "
+                "images; the summary beside it belongs to other records"
             )
     for row, told in zip(evaluation.rows, evaluation.summary["results"], strict=True):
         if abs(row["accuracy"] - told["accuracy"]) > _ROUNDING:

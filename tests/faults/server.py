@@ -3,8 +3,8 @@
 A process that has imported torch is forked for every command line: what takes seconds is paid for once, and
 the child runs the program's own entry point. Requests and answers are lines of JSON on stdin and stdout:
 
-    {"argv": […], "cwd": …, "home": …, "stdout": …, "stderr": …, "fault": {…}}
-    {"status": exit code, or minus the signal, "cpu": seconds}
+    {"argv": […], "cwd": …, "home": …, "fault": {…}}
+    {"status": exit code, or minus the signal, "cpu": seconds, "stdout": …, "stderr": …}
 
 Faults: `signal` with `after` (seconds of processor time); `call` (die before the n-th call that changes
 files); `full_call` (from the n-th such call on, the disk is full); `file_limit` with `fatal` (no file may
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -49,26 +50,38 @@ def main() -> None:
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
+        pipes = [_wide_pipe(), _wide_pipe()]
         child = os.fork()
         if child == 0:
-            _become(request)
+            _become(request, [into for _, into in pipes])
         _, status, usage = os.wait4(child, 0)
-        print(
-            json.dumps({"status": os.waitstatus_to_exitcode(status), "cpu": usage.ru_utime + usage.ru_stime}),
-            file=answers,
-            flush=True,
-        )
+        answer: dict[str, Any] = {
+            "status": os.waitstatus_to_exitcode(status),
+            "cpu": usage.ru_utime + usage.ru_stime,
+        }
+        for name, (out_of, into) in zip(("stdout", "stderr"), pipes, strict=True):
+            os.close(into)
+            with open(out_of, errors="replace") as stream:
+                answer[name] = stream.read()
+        print(json.dumps(answer), file=answers, flush=True)
 
 
-def _become(request: dict[str, Any]) -> None:
+def _wide_pipe() -> tuple[int, int]:
+    """Return a pipe that holds whatever a command prints; unlike a file it has no limit of size to meet."""
+    out_of, into = os.pipe()
+    fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, 1 << 20)
+    return out_of, into
+
+
+def _become(request: dict[str, Any], outputs: list[int]) -> None:
     """Run the request's command line in this process, and end it."""
     code = 70
     try:
         os.chdir(request["cwd"])
         os.environ["CARSO_HOME"] = request["home"]
         os.environ["COLUMNS"] = "1000"
-        for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), number)
+        for number, into in enumerate(outputs, start=1):
+            os.dup2(into, number)
         # The test's own stdin would be read by nobody else.
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")

@@ -125,14 +125,11 @@ class Workshop:
 
     def run(self, work: Path, argv: Sequence[str], **fault: Any) -> Run:
         """Run one command line in `work`, with a fault planted."""
-        out, err = self.folder / "stdout", self.folder / "stderr"
         request = {"argv": list(argv), "cwd": str(work), "home": str(self.folder / "home"), "fault": fault}
         assert self._server.stdin is not None
-        self._server.stdin.write(json.dumps(request | {"stdout": str(out), "stderr": str(err)}) + "\n")
+        self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
-        answer = self._answer()
-        texts = [path.read_text(errors="replace") for path in (out, err)]
-        return Run(answer["status"], answer["cpu"], *texts)
+        return Run(**self._answer())
 
     def reference(self, scene: Scene) -> Any:
         """Return a scene's outcome without a fault."""
@@ -157,12 +154,20 @@ class Workshop:
             shutil.copytree(self.folder / "whole" / scene.before, work)
         return work
 
+    @staticmethod
+    def stored_epochs(work: Path) -> int:
+        """Return the whole epochs in a run's newest state, 0 if there is none."""
+        try:
+            return len(load_tensors(work / "run" / "state.safetensors")[1]["metrics"])
+        except StateError:
+            return 0
+
     def finish(self, scene: Scene, work: Path) -> Run:
         """Go on as the messages say: `--resume`, or from the start where nothing was stored yet."""
         argv = scene.argv
         if not scene.resumable:
             return self.run(work, argv)
-        epochs = _stored_epochs(work)
+        epochs = self.stored_epochs(work)
         run = self.run(work, [*argv, "--resume"])
         if run.status == StateError.exit_code and _NOTHING_YET.search(run.stderr):
             run = self.run(work, argv)
@@ -208,13 +213,6 @@ def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _timeless(item) for key, item in value.items() if key not in _TIMES}
     return [_timeless(item) for item in value] if isinstance(value, list) else value
-
-
-def _stored_epochs(work: Path) -> int:
-    try:
-        return len(load_tensors(work / "run" / "state.safetensors")[1]["metrics"])
-    except StateError:
-        return 0
 
 
 def _make_images(folder: Path) -> None:

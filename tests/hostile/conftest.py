@@ -1,0 +1,51 @@
+"""What hostile input is given to: the command line in this process, within bounds of time and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+
+from carso_cli.cli.app import run
+
+SECONDS = 5.0
+"""Processor time that no single input may take."""
+KILOBYTES = 400_000
+"""Memory that no single input may add to the process's peak."""
+
+
+@pytest.fixture(scope="session")
+def bounded() -> Callable[[], AbstractContextManager[None]]:
+    """Hold a piece of work to `SECONDS` and `KILOBYTES`."""
+
+    @contextmanager
+    def hold() -> Iterator[None]:
+        started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        yield
+        assert time.process_time() - started < SECONDS
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < KILOBYTES
+
+    return hold
+
+
+@pytest.fixture(scope="session")
+def carso(bounded: Callable[[], AbstractContextManager[None]]) -> Callable[[Sequence[str]], tuple[int, str]]:
+    """Run a command line; return its exit code and what it said, which is never about a bug."""
+
+    def call(arguments: Sequence[str]) -> tuple[int, str]:
+        errors = io.StringIO()
+        with bounded(), contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+            code = run(list(arguments))
+        said = errors.getvalue()
+        assert "bug in carso" not in said, said
+        assert "Traceback" not in said, said
+        if code:
+            assert "error:" in said or "interrupted" in said or not arguments, (code, said)
+        return code, said
+
+    return call
