@@ -7,8 +7,6 @@ at most 1 MB and expand, aliases included, to 10,000 values nested 20 deep.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,18 +24,6 @@ from carso_cli.recipe.sealed import check_seal
 from carso_cli.recipe.shipped import find_recipe
 
 DEFAULT_RECIPE = "digits"
-TRAINING_SECTIONS = (
-    "data",
-    "threat",
-    "classifier",
-    "representation",
-    "purifier",
-    "training",
-    "seed",
-    "precision",
-)
-"""What determines a trained purifier; `data.root` says only where the images lie and is never hashed."""
-
 MAX_BYTES = 1_000_000
 MAX_VALUES = 10_000
 MAX_DEPTH = 20
@@ -273,28 +259,3 @@ def dump_recipe(recipe: Recipe) -> str:
     """Return a recipe as YAML with every default written out; it loads back equal."""
     # Escaped, since PyYAML writes some unescaped line separators that it reads back as spaces.
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=False, width=100)
-
-
-def recipe_hash(recipe: Recipe, sections: Sequence[str] | None = None) -> str:
-    """Return the sha256 of a recipe's values as hexadecimal text.
-
-    Args:
-        recipe: The recipe; how it was written (order, `8/255` or its decimal) makes no difference.
-        sections: Top-level keys to hash, such as `TRAINING_SECTIONS`; all when left out.
-
-    Raises:
-        ValueError: If a section is unknown.
-    """
-    values = recipe.model_dump(mode="json")
-    values["data"].pop("root")
-    # Left out where it says nothing, so that runs from before there was such a key keep their hash.
-    if values["classifier"]["architecture"] is None:
-        values["classifier"].pop("architecture")
-    chosen = tuple(values) if sections is None else tuple(sections)
-    unknown = [name for name in chosen if name not in values]
-    if unknown:
-        raise ValueError(f"a recipe has no section {unknown[0]!r}; it has {', '.join(values)}")
-    canonical = json.dumps(
-        {name: values[name] for name in chosen}, sort_keys=True, separators=(",", ":"), allow_nan=False
-    )
-    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -16,7 +16,8 @@ from typing import Any, Unpack
 from carso_cli.build import build_classifier, choose_device
 from carso_cli.distributed import join
 from carso_cli.errors import InterruptedRun, StateError, UsageError
-from carso_cli.recipe.load import TRAINING_SECTIONS, load_recipe, recipe_hash
+from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
+from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.runs.files import ensure_folder

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from carso_cli.errors import UsageError, nearest
-from carso_cli.recipe.load import TRAINING_SECTIONS, dump_recipe, load_recipe_text, recipe_hash
+from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
+from carso_cli.recipe.load import dump_recipe, load_recipe_text
 from carso_cli.recipe.schema import Recipe
 
 PAIRS = (("clean", "clean"), ("at", "clean"), ("clean", "at"), ("at", "at"))

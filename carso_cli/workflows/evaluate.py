@@ -21,7 +21,7 @@ from typing import Any, Unpack
 from carso_cli import __version__
 from carso_cli.distributed import World, join
 from carso_cli.errors import InterruptedRun, StateError, UsageError
-from carso_cli.recipe.load import recipe_hash
+from carso_cli.recipe.identity import recipe_hash
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.runs.environment import describe_environment

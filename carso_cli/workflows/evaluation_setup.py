@@ -20,7 +20,7 @@ from carso_cli.build import choose_device, load_images
 from carso_cli.data.batches import ordered_batches
 from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed import join
-from carso_cli.recipe.load import TRAINING_SECTIONS, recipe_hash
+from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.runs.folder import RunFolder

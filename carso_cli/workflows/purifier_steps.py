@@ -18,7 +18,7 @@ from carso_cli.data.image_set import ImageSet
 from carso_cli.errors import NumericsError
 from carso_cli.purifier.elbo import negative_elbo
 from carso_cli.randomness import derive_seed, generator, seeded
-from carso_cli.recipe.load import TRAINING_SECTIONS, recipe_hash
+from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.representation import extract_representation

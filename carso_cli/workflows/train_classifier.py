@@ -24,7 +24,7 @@ from carso_cli.data.batches import epoch_batches
 from carso_cli.data.image_set import ImageSet, split_holdout
 from carso_cli.errors import DataError, InterruptedRun
 from carso_cli.randomness import generator
-from carso_cli.recipe.load import recipe_hash
+from carso_cli.recipe.identity import recipe_hash
 from carso_cli.recipe.schema import Kind, Recipe
 from carso_cli.reporter import Reporter, SilentReporter
 from carso_cli.runs.checkpoints import save_tensors

@@ -13,7 +13,8 @@ from carso_cli.attacks.names import ATTACKS
 from carso_cli.build import build_classifier, build_purifier, classifier_fingerprint
 from carso_cli.cli.app import run
 from carso_cli.cli.evaluation_tables import evaluation_tables
-from carso_cli.recipe.load import TRAINING_SECTIONS, dump_recipe, load_recipe, recipe_hash
+from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
+from carso_cli.recipe.load import dump_recipe, load_recipe
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.paper import paper_figures, paper_row

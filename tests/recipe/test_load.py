@@ -11,15 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from carso_cli.errors import RecipeError
-from carso_cli.recipe.load import (
-    MAX_BYTES,
-    TRAINING_SECTIONS,
-    dump_recipe,
-    load_recipe,
-    load_recipe_text,
-    read_recipe_file,
-    recipe_hash,
-)
+from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
+from carso_cli.recipe.load import MAX_BYTES, dump_recipe, load_recipe, load_recipe_text, read_recipe_file
 from carso_cli.recipe.schema import Recipe
 from carso_cli.recipe.shipped import list_recipes
 
