@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from carso_cli.purifier.elbo import negative_elbo
 from carso_cli.purifier.lookahead import Lookahead
 from carso_cli.purifier.vae import Purifier
-from carso_cli.recipe.schema import Training
+from carso_cli.recipe.purifier_training import Training
 
 
 class Straightforward:
