@@ -1,23 +1,35 @@
 """carso: the CARSO adversarial defence, and an evaluation that attacks it honestly.
 
-`load_defence` is the way in from Python; importing this package loads no torch.
+`load_defence` is the way in from Python to a trained run; `load_recipe`, `train_purifier`, `Defence` and
+`evaluate` are that to one's own classifier. Importing this package loads no torch.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from carso_cli.build import load_defence as load_defence
+    from carso_cli.defence import Defence as Defence
+    from carso_cli.recipe.load import load_recipe as load_recipe
+    from carso_cli.workflows.evaluate import evaluate as evaluate
+    from carso_cli.workflows.train_purifier import train_purifier as train_purifier
 
-__all__ = ["__version__", "load_defence"]
+__all__ = ["Defence", "__version__", "evaluate", "load_defence", "load_recipe", "train_purifier"]
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Defence": "carso_cli.defence",
+    "evaluate": "carso_cli.workflows.evaluate",
+    "load_defence": "carso_cli.build",
+    "load_recipe": "carso_cli.recipe.load",
+    "train_purifier": "carso_cli.workflows.train_purifier",
+}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  (module attributes have any type)
     # Resolved on first use so that `carso --help` stays free of torch.
-    if name == "load_defence":
-        from carso_cli.build import load_defence
-
-        return load_defence
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

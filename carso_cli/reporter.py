@@ -51,3 +51,7 @@ class SilentReporter:
     def progress(self, description: str, total: int, unit: str = "images") -> Iterator[Progress]:
         """Yield a task that shows nothing."""
         yield _SilentProgress()
+
+
+SILENT: Reporter = SilentReporter()
+"""What Python users get who name no reporter."""

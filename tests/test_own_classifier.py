@@ -17,9 +17,11 @@ from carso_cli.classifiers import load
 from carso_cli.cli.app import run as carso
 from carso_cli.defence import Defence
 from carso_cli.errors import UsageError, WeightsError
+from carso_cli.purifier.elbo import negative_elbo
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import SilentReporter
+from carso_cli.representation import extract_representation
 from carso_cli.workflows.train_purifier import train_purifier
 
 SHORT = (
@@ -35,7 +37,7 @@ SHORT = (
     "purifier.latent_features=4",
     "representation.layers=[stage.0, stage.2]",
 )
-SIZES = [(1, 28), (3, 32), (1, 64), (3, 96)]
+SIZES = [(channels, size) for channels in (1, 3) for size in (28, 32, 64, 96)]
 
 
 class Own(nn.Module):
@@ -60,7 +62,7 @@ def recipe_for(channels: int, size: int, *more: str) -> Recipe:
         f"data.image_size={size}",
         f"data.mean={[0.3] * channels}",
         f"data.std={[0.3] * channels}",
-        f"purifier.layer_convolutions={3 if size <= 32 else 4}",
+        "purifier.layer_convolutions=null",
     )
     return load_recipe("digits", (*SHORT, *values, *more))
 
@@ -70,8 +72,13 @@ def test_a_defence_around_it(channels: int, size: int) -> None:
     recipe = recipe_for(channels, size)
     classifier = Own(channels).eval()
     purifier = build_purifier(recipe, classifier)
-    defence = Defence(classifier=classifier, purifier=purifier, layers=recipe.representation.layers)
     images = torch.rand(2, channels, size, size)
+    representation = extract_representation(classifier, images, recipe.representation.layers)
+    reconstructions, mean, log_variance = purifier.train()(images, representation, torch.randn(2, 4))
+    assert reconstructions.shape == images.shape
+    negative_elbo(reconstructions, images, mean, log_variance, 1.0).total.backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is not None for parameter in purifier.parameters())
+    defence = Defence(classifier=classifier, purifier=purifier, layers=recipe.representation.layers)
     assert defence(images).shape == (2, 10)
     assert defence.purify(images, n_samples=3).shape == (2, 3, channels, size, size)
     with pytest.raises(UsageError, match=r"stage\.9"):

@@ -23,7 +23,7 @@ from carso_cli.distributed import World, join
 from carso_cli.errors import InterruptedRun, StateError, UsageError
 from carso_cli.recipe.identity import recipe_hash
 from carso_cli.recipe.schema import Recipe
-from carso_cli.reporter import Reporter
+from carso_cli.reporter import SILENT, Reporter
 from carso_cli.runs.environment import describe_environment
 from carso_cli.runs.files import ensure_folder, read_json, read_json_lines, write_json
 from carso_cli.runs.folder import RunFolder
@@ -42,7 +42,7 @@ def evaluate(
     recipe: Recipe,
     *,
     run: Path,
-    reporter: Reporter,
+    reporter: Reporter = SILENT,
     resume: bool = False,
     force: bool = False,
     **options: Unpack[EvaluationOptions],

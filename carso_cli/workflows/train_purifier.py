@@ -29,7 +29,7 @@ from carso_cli.purifier.schedules import kl_weight, learning_rate
 from carso_cli.purifier.vae import Purifier
 from carso_cli.randomness import generator
 from carso_cli.recipe.schema import Recipe
-from carso_cli.reporter import Reporter
+from carso_cli.reporter import SILENT, Reporter
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runs.environment import describe_environment, peak_memory
 from carso_cli.runs.files import append_json_line
@@ -45,8 +45,8 @@ _UNRECTIFIED_STEPS = 5
 def train_purifier(
     recipe: Recipe,
     *,
-    run: Path,
-    reporter: Reporter,
+    run: str | Path | None = None,
+    reporter: Reporter = SILENT,
     resume: bool = False,
     device: str = "auto",
     limit: int | None = None,
@@ -56,7 +56,7 @@ def train_purifier(
 
     Args:
         recipe: The resolved recipe.
-        run: Run folder; see `carso_cli.runs.folder`.
+        run: Run folder; the recipe's own when None.
         reporter: Where progress goes.
         resume: Go on from the folder's saved state.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
@@ -73,7 +73,7 @@ def train_purifier(
         NumericsError: If the loss stops being finite, naming the term.
         InterruptedRun: On Ctrl-C; the state of the last whole epoch is saved.
     """
-    folder = RunFolder(run)
+    folder = RunFolder(Path(run or recipe.run_folder))
     folder.check(resume=resume)
     setup = _set_up(recipe, choose_device(device), limit, reporter, classifier)
     _check_warmup(setup)
@@ -87,7 +87,7 @@ def train_purifier(
         _train_epochs(folder, setup, state)
         state.save(folder)
         _save_purifier(folder, setup, state)
-    return {**state.last_metrics, "run": str(run), "seconds_total": state.seconds}
+    return {**state.last_metrics, "run": str(folder.path), "seconds_total": state.seconds}
 
 
 def _train_epochs(folder: RunFolder, setup: TrainingSetup, state: TrainingState) -> None:

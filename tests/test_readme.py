@@ -1,0 +1,143 @@
+"""What the README shows of Python and YAML is run as it stands there."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+import types
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from carso_cli.classifiers import load
+from carso_cli.cli.app import run as carso
+from carso_cli.compat import prepare, quiet
+from carso_cli.recipe.load import read_recipe_file
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+SHORT = {
+    "training": {
+        "epochs": 1,
+        "learning_rate": {"warmup_epochs": 1, "plateau_epochs": 0, "annealing_epochs": 0},
+        "beta_increase": {"first_epoch": 0, "last_epoch": 0},
+        "batch_size": 20,
+        "attack_mix": {"pgd_steps": 1},
+    },
+    "purifier": {"condition_features": 12, "latent_features": 4},
+    "evaluation": {"n_samples": 2, "scoring_draws": 2, "pgd_steps": 2},
+    "data": {"train_limit": 40},
+}
+Capture = pytest.CaptureFixture[str]
+
+
+def blocks(section: str, language: str) -> list[str]:
+    """Return the code blocks of one language in a section."""
+    text = README.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+CLASSIFIERS = [yaml.safe_load(block)["classifier"] for block in blocks("Your own classifier", "yaml")[:2]]
+
+
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    for key, change in changes.items():
+        values[key] = merged(values[key], change) if isinstance(change, dict) else change
+    return values
+
+
+def write_recipe(classifier: dict[str, Any], layers: list[str]) -> None:
+    """Write `mine.yaml`: that of digits, short, with a classifier as the README writes it."""
+    values = merged(yaml.safe_load(read_recipe_file("digits")), SHORT)
+    values |= {"name": "mine", "classifier": classifier, "representation": {"layers": layers}}
+    Path("mine.yaml").write_text(yaml.safe_dump(values))
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.first, self.second = nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 6, 3, stride=2)
+            self.head = nn.Linear(6, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.second(self.first(images).relu()).relu().mean(dim=(2, 3)))
+        return logits
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def proposed(capsys: Capture) -> list[str]:
+    """Return the layers of the block that `carso extract mine.yaml --list` ends with."""
+    capsys.readouterr()
+    assert carso(["extract", "mine.yaml", "--list"]) == 0
+    shown = capsys.readouterr().out
+    layers: list[str] = yaml.safe_load(shown[shown.index("representation:") :])["representation"]["layers"]
+    return layers
+
+
+def use(capsys: Capture, classifier: dict[str, Any]) -> list[str]:
+    """Go from a classifier section to an evaluated defence by the commands; return the layers chosen."""
+    write_recipe(classifier, ["to be chosen"])
+    layers = proposed(capsys)
+    # Not all, for the sake of time.
+    write_recipe(classifier, layers[::6])
+    assert carso(["train-purifier", "mine.yaml", "--device", "cpu"]) == 0
+    assert carso(["evaluate", "mine.yaml", "--attack", "none", "--limit", "10", "--device", "cpu"]) == 0
+    assert "defence" in capsys.readouterr().out
+    return layers
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_an_architecture_with_a_weights_file(library: str, capsys: Capture) -> None:
+    prepare()
+    with quiet():
+        import timm
+        from torchvision import models
+    section = CLASSIFIERS[0] | {"family": library}
+    assert CLASSIFIERS[0]["family"] == "torchvision"
+    make = models.get_model if library == "torchvision" else timm.create_model
+    save_file(make(section["architecture"], num_classes=10).state_dict(), "mine.safetensors")
+    layers = use(capsys, section)
+    shown = yaml.safe_load(blocks("Your own classifier", "yaml")[2])["representation"]["layers"]
+    assert layers[: len(shown)] == shown
+
+
+def test_an_entry_point(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    package = types.ModuleType("my_package")
+    package.__dict__["build"] = Model
+    monkeypatch.setitem(sys.modules, "my_package", package)
+    (group, named), *_ = tomllib.loads(blocks("Your own classifier", "toml")[0])["project"][
+        "entry-points"
+    ].items()
+    points = [EntryPoint(name, value, group) for name, value in named.items()]
+    monkeypatch.setattr(load, "entry_points", lambda group: [p for p in points if p.group == group])
+    assert use(capsys, CLASSIFIERS[1]) == ["first", "second"]
+
+
+def test_a_module_in_python() -> None:
+    digits = yaml.safe_load(read_recipe_file("digits"))["classifier"]
+    write_recipe(digits, ["first", "second"])
+    names: dict[str, Any] = {"my_model": Model()}
+    exec(blocks("Your own classifier", "python")[0], names)
+    assert {row["target"] for row in names["result"]["results"]} == {"classifier", "defence"}
+    assert names["defence"](torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_a_run_is_a_module() -> None:
+    write_recipe(yaml.safe_load(read_recipe_file("digits"))["classifier"], ["layer.0.block.0.conv_0"])
+    assert carso(["train-purifier", "mine.yaml", "--run", "runs/digits", "--device", "cpu"]) == 0
+    names: dict[str, Any] = {"images": torch.rand(3, 3, 32, 32), "z": torch.zeros(3, 5, 4)}
+    exec(blocks("Recipes", "python")[0], names)
+    assert names["log_p"].shape == names["logits"].shape == (3, 10)
+    assert names["samples"].shape == (3, 8, 3, 32, 32)
