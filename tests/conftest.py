@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +14,8 @@ from types import ModuleType
 import pytest
 import torch
 from hypothesis import settings
+
+from carso_cli.reporter import Progress
 
 # `--hypothesis-profile long --hypothesis-seed N` tries twenty times as many cases, and others each time.
 settings.register_profile("suite", max_examples=100, deadline=None, derandomize=True)
@@ -110,3 +113,32 @@ def toys() -> ModuleType:
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return module
+
+
+@dataclass
+class Recorder:
+    """Remembers what it was told."""
+
+    said: list[str] = field(default_factory=list)
+    warned: list[str] = field(default_factory=list)
+    tasks: list[tuple[str, int, str]] = field(default_factory=list)
+    steps: int = 0
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warned.append(message)
+
+    @contextmanager
+    def progress(self, description: str, total: int, unit: str = "images") -> Iterator[Progress]:
+        self.tasks.append((description, total, unit))
+        yield self
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        self.steps += steps
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()

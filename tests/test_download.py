@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +11,7 @@ import pytest
 
 from carso_cli.download import fetch, file_digest, recorded_problem
 from carso_cli.errors import MissingError
-from carso_cli.reporter import Progress
+from carso_cli.reporter import SILENT, Reporter
 
 CONTENT = bytes(range(256)) * 10_000
 MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
@@ -29,25 +26,10 @@ class Site(Protocol):
     asked: list[str | None]
 
 
-@dataclass
-class Recorder:
-    said: list[str] = field(default_factory=list)
-    tasks: list[tuple[str, int, str]] = field(default_factory=list)
-    steps: int = 0
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
-    def warn(self, message: str) -> None:
-        self.said.append(message)
-
-    @contextmanager
-    def progress(self, description: str, total: int, unit: str = "images") -> Iterator[Progress]:
-        self.tasks.append((description, total, unit))
-        yield self
-
-    def advance(self, steps: int = 1, **figures: float) -> None:
-        self.steps += steps
+class Recorder(Reporter, Protocol):
+    said: list[str]
+    tasks: list[tuple[str, int, str]]
+    steps: int
 
 
 @pytest.fixture
@@ -56,18 +38,18 @@ def target(tmp_path: Path, site: Site) -> Path:
     return tmp_path / "data" / "a.zip"
 
 
-def get(site: Site, target: Path, checksum: str = MD5, page: str = "") -> Recorder:
-    recorder = Recorder()
-    fetch(site.url, target, name="tiny", reporter=recorder, checksum=checksum, page=page)
-    return recorder
+def get(site: Site, target: Path, checksum: str = MD5, page: str = "", reporter: Reporter = SILENT) -> None:
+    fetch(site.url, target, name="tiny", reporter=reporter, checksum=checksum, page=page)
 
 
 def part_of(target: Path) -> Path:
     return target.with_name("a.zip.part")
 
 
-def test_a_download_is_checked_reported_and_put_in_place(site: Site, target: Path) -> None:
-    recorder = get(site, target)
+def test_a_download_is_checked_reported_and_put_in_place(
+    site: Site, target: Path, recorder: Recorder
+) -> None:
+    get(site, target, reporter=recorder)
     assert target.read_bytes() == CONTENT
     assert [path.name for path in target.parent.iterdir()] == ["a.zip"]
     assert recorder.tasks == [("downloading tiny", 3, "MiB")]
@@ -76,14 +58,14 @@ def test_a_download_is_checked_reported_and_put_in_place(site: Site, target: Pat
     assert site.asked == [None]
 
 
-def test_a_cut_connection_is_gone_on_from(site: Site, target: Path) -> None:
+def test_a_cut_connection_is_gone_on_from(site: Site, target: Path, recorder: Recorder) -> None:
     site.cut_after = 1_500_000
     with pytest.raises(MissingError, match=f"ended after 1500000 of {len(CONTENT)} bytes; 1.4 MiB are kept"):
         get(site, target)
     assert not target.exists()
     assert part_of(target).read_bytes() == CONTENT[:1_500_000]
     site.cut_after = None
-    recorder = get(site, target)
+    get(site, target, reporter=recorder)
     assert target.read_bytes() == CONTENT
     assert site.asked == [None, "bytes=1500000-"]
     # One of three MiB was there, and two blocks came.

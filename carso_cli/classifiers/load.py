@@ -93,12 +93,14 @@ def find_weights(file: str, family: str, recipe: str, kind: str) -> Path:
     for path in places:
         if path.is_file():
             return path
-    published = PUBLISHED_FILES.get(file)
+    if file in PUBLISHED_FILES:
+        hint = _fetching(PUBLISHED_FILES[file], recipe, weights_home() / file)
+    elif family == "wide-resnet":
+        hint = f"train them with: carso train-classifier {recipe} --kind {kind}"
+    else:
+        hint = f"put the file into {weights_home()}, or name its path in classifier.{kind}.file"
     raise WeightsError(
-        f"the classifier's weights '{file}' are missing; looked for {_listed(places)}",
-        hint=f"train them with: carso train-classifier {recipe} --kind {kind}"
-        if published is None
-        else _fetching(published, recipe, weights_home() / file),
+        f"the classifier's weights '{file}' are missing; looked for {_listed(places)}", hint=hint
     )
 
 

@@ -170,10 +170,10 @@ def _recipes(reference: str | None, overrides: Sequence[str], broken: list[str])
     from carso_cli.recipe.shipped import list_recipes
 
     names = [str(shipped.path) for shipped in list_recipes()] if reference is None else [reference]
-    return [_stock(load_recipe(name, overrides), broken) for name in names]
+    return [_stock(load_recipe(name, overrides), broken, reference) for name in names]
 
 
-def _stock(recipe: Recipe, broken: list[str]) -> dict[str, Any]:
+def _stock(recipe: Recipe, broken: list[str], reference: str | None) -> dict[str, Any]:
     result: dict[str, Any] = {"name": recipe.name, "description": recipe.description}
     if broken:
         # The first: what depends on it fails after it.
@@ -189,7 +189,7 @@ def _stock(recipe: Recipe, broken: list[str]) -> dict[str, Any]:
     items, error = _attempt(taken)
     lacking = [item for item in items or () if item["required"] and item["state"] != "present"]
     ready = not error and not lacking
-    step = "" if error else _next(recipe.name, lacking)
+    step = "" if error else _next(reference or recipe.name, lacking)
     return {**result, "ready": ready, "items": items or [], "error": error, "next": step}
 
 

@@ -77,15 +77,16 @@ def _weights_file(recipe: Recipe, kind: str, file: str, required: bool) -> Item:
         return _published(recipe, kind, file, required, places, places[1], PUBLISHED_FILES[file])
     found = next((path for path in places if path.is_file()), None)
     problem = once(_weights_problem, found) if found is not None else ""
+    trainable = recipe.classifier.family == "wide-resnet"
     return Item(
         kind,
         file,
         state_of(found, problem),
         required,
-        str(found or places[0]),
+        str(found or places[0 if trainable else 1]),
         tuple(str(path) for path in places),
         problem,
-        command=f"carso train-classifier {recipe.name} --kind {kind}",
+        command=f"carso train-classifier {recipe.name} --kind {kind}" if trainable else "",
     )
 
 

@@ -16,6 +16,7 @@ from carso_cli.classifiers.interface import check_classifier
 from carso_cli.classifiers.load import load_classifier
 from carso_cli.compat import prepare, quiet
 from carso_cli.errors import RecipeError, WeightsError
+from carso_cli.home import weights_home
 from carso_cli.representation import extract_representation
 
 prepare()
@@ -104,8 +105,12 @@ def test_torchvisions_own_cache_is_looked_in(tmp_path: Path) -> None:
     form = blueprint("torchvision", "squeezenet1_1", classes=1000)
     images = torch.rand(2, 3, 40, 40)
     torch.testing.assert_close(load(form, cached.name)(images), network(standardise(images)))
-    with pytest.raises(WeightsError, match=r"looked for other\.pth and .* and .*/checkpoints/other\.pth"):
+    with pytest.raises(
+        WeightsError, match=r"looked for other\.pth and .* and .*/checkpoints/other\.pth"
+    ) as caught:
         load(form, "other.pth")
+    # Nothing of carso's trains it.
+    assert caught.value.hint == f"put the file into {weights_home()}, or name its path in classifier.at.file"
 
 
 @pytest.mark.parametrize(

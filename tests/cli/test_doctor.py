@@ -13,9 +13,11 @@ from typing import Any, Protocol
 
 import pytest
 import torch
+import yaml
 
 from carso_cli.classifiers.registry import ClassifierRecord, Published
 from carso_cli.cli.app import run as carso
+from carso_cli.recipe.load import read_recipe_file
 from carso_cli.recipe.shipped import list_recipes
 from carso_cli.workflows import doctor as workflow
 from carso_cli.workflows import inventory_data
@@ -93,6 +95,22 @@ def test_a_damaged_file_comes_first(capsys: Capture) -> None:
     archive.write_bytes(b"half")
     assert carso(["doctor", "cifar10"]) == 3
     assert capsys.readouterr().out.splitlines()[-1] == f"next:  remove {archive}: it is damaged"
+
+
+def test_a_recipe_of_ones_own(capsys: Capture) -> None:
+    changes = {"family": "torchvision", "architecture": "resnet18", "at": {"source": "file", "file": "w.pt"}}
+    recipe = yaml.safe_load(read_recipe_file("digits")) | {"name": "own", "classifier": changes}
+    Path("mine.yaml").write_text(yaml.safe_dump(recipe))
+    assert carso(["doctor", "mine.yaml"]) == 3
+    assert capsys.readouterr().out.splitlines()[-1] == "next:  put w.pt into home/weights"
+    Path("home/weights").mkdir(parents=True)
+    torch.save({"weight": torch.ones(1)}, "home/weights/w.pt")
+    assert carso(["doctor", "mine.yaml"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "next:  carso train-purifier mine.yaml"
+    changes["architecture"] = "resnet19"
+    Path("mine.yaml").write_text(yaml.safe_dump(recipe))
+    assert carso(["doctor", "mine.yaml"]) == 3
+    assert "torchvision has no 'resnet19'; did you mean 'resnet18'" in capsys.readouterr().out
 
 
 # --- --fetch ---

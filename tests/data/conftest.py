@@ -1,49 +1,16 @@
-"""A reporter that remembers, and small image folders and zip files to load."""
+"""Small image folders and zip files to load."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from carso_cli.reporter import Progress
-
 WriteImage = Callable[..., Path]
-
-
-@dataclass
-class Recorder:
-    """Remembers what it was told."""
-
-    said: list[str] = field(default_factory=list)
-    warned: list[str] = field(default_factory=list)
-    tasks: list[tuple[str, int, str]] = field(default_factory=list)
-    steps: int = 0
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
-    def warn(self, message: str) -> None:
-        self.warned.append(message)
-
-    @contextmanager
-    def progress(self, description: str, total: int, unit: str = "images") -> Iterator[Progress]:
-        self.tasks.append((description, total, unit))
-        yield self
-
-    def advance(self, steps: int = 1, **figures: float) -> None:
-        self.steps += steps
-
-
-@pytest.fixture
-def recorder() -> Recorder:
-    return Recorder()
 
 
 @pytest.fixture

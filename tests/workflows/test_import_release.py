@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -204,6 +205,19 @@ def test_evaluate_takes_it_like_any_other(trained: Path, released: Path, tmp_pat
         (row["target"], row["accuracy"]) for row in theirs
     ]
     assert "defence" in {row["target"] for row in ours}
+
+
+def test_so_do_attack_predict_and_report(trained: Path, released: Path, tmp_path: Path) -> None:
+    run = tmp_path / "back"
+    import_release(released, recipe_of(trained), run=run, reporter=QUIET)
+    budget = ["--n-samples", "2", "--device", "cpu"]
+    measured = ["--run", str(run), "--attack", "fgsm", "--limit", "10"]
+    assert carso(["attack", *measured, "--out", str(tmp_path / "adversarial"), *budget]) == 0
+    Image.new("L", (32, 32), 90).save(tmp_path / "grey.png")
+    assert carso(["predict", str(tmp_path / "grey.png"), "--run", str(run), *budget]) == 0
+    assert carso(["evaluate", *measured, "--set", "evaluation.scoring_draws=2", *budget]) == 0
+    assert carso(["report", str(run), "--html", str(tmp_path / "page.html"), "--device", "cpu"]) == 0
+    assert "fgsm" in (tmp_path / "page.html").read_text()
 
 
 def test_it_cannot_be_trained_on(trained: Path, released: Path, tmp_path: Path) -> None:
