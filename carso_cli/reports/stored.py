@@ -101,6 +101,10 @@ def read_run(path: Path, recipe: Mapping[str, Any], reporter: Reporter) -> Store
     """
     folder = RunFolder(path)
     environment, metrics = {}, []
+    if folder.trained_here:
+        for file in (folder.environment, folder.metrics):
+            if not file.is_file():
+                reporter.warn(f"left out: {file} is missing")
     try:
         environment = read_json(folder.environment) if folder.environment.is_file() else {}
         metrics = read_json_lines(folder.metrics, repair=False)

@@ -112,7 +112,7 @@ class RunFolder:
             StateError: If `resume` is asked for and the folder holds nothing to resume, or a purifier
                 without the state of its training, such as an imported one.
         """
-        started = self.recipe.is_file() or self._has_state
+        started = self.recipe.is_file() or self.trained_here
         if started and not resume:
             raise UsageError(
                 f"{self.path} already holds a run",
@@ -123,7 +123,7 @@ class RunFolder:
                 f"{self.path} holds no run to resume ({self.recipe.name} is missing)",
                 hint="leave out --resume to start one",
             )
-        if resume and self.purifier.is_file() and not self._has_state:
+        if resume and self.purifier.is_file() and not self.trained_here:
             raise StateError(
                 f"{self.path} holds a purifier without the state of its training ({self.state.name} is "
                 "missing): imported purifiers have no encoder and cannot be trained on",
@@ -131,7 +131,8 @@ class RunFolder:
             )
 
     @property
-    def _has_state(self) -> bool:
+    def trained_here(self) -> bool:
+        """Whether training has saved a state: not so of a run that was imported, or only evaluated."""
         return self.state.is_file() or previous_state(self.state).is_file()
 
     def require_purifier(self, command: str) -> Path:
@@ -142,7 +143,7 @@ class RunFolder:
         """
         if self.purifier.is_file():
             return self.purifier
-        if self._has_state:
+        if self.trained_here:
             raise StateError(
                 f"{self.path}: training is not complete",
                 hint=f"finish it with: {command} --resume",

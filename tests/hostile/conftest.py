@@ -44,8 +44,6 @@ def carso(bounded: Callable[[], AbstractContextManager[None]]) -> Callable[[Sequ
         said = errors.getvalue()
         assert "bug in carso" not in said, said
         assert "Traceback" not in said, said
-        if code:
-            assert "error:" in said or "interrupted" in said or not arguments, (code, said)
         return code, said
 
     return call

@@ -1,0 +1,242 @@
+"""Code planted wherever a file is read: it never runs, and the file is named."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from carso_cli.build import build_classifier, build_purifier, classifier_fingerprint
+from carso_cli.classifiers.registry import RECORDS
+from carso_cli.data import decoded_cache
+from carso_cli.errors import CarsoError
+from carso_cli.home import data_home, weights_home
+from carso_cli.recipe.load import dump_recipe, load_recipe
+from carso_cli.recipe.schema import Recipe
+from carso_cli.reporter import SilentReporter
+from carso_cli.runs.checkpoints import save_tensors
+from carso_cli.runs.files import write_json
+
+Call = Callable[[list[str]], tuple[int, str]]
+
+
+class Planted:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Path:
+    return tmp_path / "planted-code-ran"
+
+
+KINDS = ("pickle", "torch zip", "torch legacy", "numpy")
+
+
+def plant(kind: str, mark: Path) -> bytes:
+    """Return a file that runs code where it is unpickled without care."""
+    stream = io.BytesIO()
+    content = {"state_dict": {"weight": Planted(mark)}}
+    if kind == "pickle":
+        pickle.dump(content, stream)
+    elif kind == "numpy":
+        np.save(stream, np.array([Planted(mark)], dtype=object), allow_pickle=True)
+    else:
+        torch.save(content, stream, _use_new_zipfile_serialization=kind == "torch zip")
+    return stream.getvalue()
+
+
+@pytest.fixture(params=KINDS)
+def planted(request: pytest.FixtureRequest, mark: Path) -> bytes:
+    return plant(request.param, mark)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_plant_is_alive(kind: str, mark: Path) -> None:
+    # Without this, every other test here could pass for a plant that is dead.
+    stream = io.BytesIO(plant(kind, mark))
+    if kind == "pickle":
+        pickle.load(stream)
+    elif kind == "numpy":
+        np.load(stream, allow_pickle=True)
+    else:
+        torch.load(stream, weights_only=False)
+    assert mark.exists()
+
+
+PLACES = (
+    "runs/x/purifier.safetensors",
+    "runs/x/state.safetensors",
+    "runs/x/previous-state.safetensors",
+    "runs/x/recipe.yaml",
+    "runs/x/environment.json",
+    "runs/x/metrics.jsonl",
+    "runs/x/evaluation/pgd-1/settings.json",
+    "runs/x/evaluation/pgd-1/records.jsonl",
+    "runs/x/evaluation/pgd-1/summary.json",
+    "runs/x/attacks/pgd-defence.safetensors",
+    "runs/x/ablations/first-second.json",
+)
+
+
+@pytest.mark.parametrize(("number", "place"), list(enumerate(PLACES)), ids=PLACES)
+def test_in_every_file_of_a_run(
+    carso: Call, mark: Path, number: int, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _make_run(tmp_path / "runs" / "x")
+    path = tmp_path / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(plant(KINDS[number % len(KINDS)], mark))
+    for argv in (
+        ["report", "runs/x", "--html", "page.html"],
+        ["evaluate", "--run", "runs/x", "--attack", "none", "--limit", "2"],
+        ["train-purifier", "digits", "--run", "runs/x", "--resume"],
+        ["predict", "runs/x", "--run", "runs/x"],
+    ):
+        code, said = carso(argv)
+        assert code in (0, 2, 3, 5), said
+        assert not mark.exists()
+    if place.endswith(("purifier.safetensors", "recipe.yaml")):
+        assert code
+        assert Path(place).name in said
+
+
+def _make_run(run: Path) -> None:
+    recipe = load_recipe("digits")
+    classifier = build_classifier(recipe, "at")
+    run.mkdir(parents=True)
+    metadata = {
+        "layers": list(recipe.representation.layers),
+        "classifier": classifier_fingerprint(classifier),
+    }
+    save_tensors(run / "purifier.safetensors", build_purifier(recipe, classifier).state_dict(), metadata)
+    (run / "recipe.yaml").write_text(dump_recipe(recipe))
+    write_json(run / "environment.json", {"classes": [str(label) for label in range(10)]})
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors", "weights"])
+def test_in_weights_that_a_recipe_names(
+    carso: Call, planted: bytes, mark: Path, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(planted)
+    chosen = f"classifier.at={{source: file, file: {tmp_path / name}}}"
+    code, said = carso(["train-purifier", "digits", "--set", chosen, "--run", str(tmp_path / "run")])
+    assert code == 3
+    assert name in said
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("home", ["weights", "cache of robustbench"])
+def test_in_robustbench_s_cache(
+    carso: Call, planted: bytes, mark: Path, home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = weights_home() if home == "weights" else tmp_path / "models"
+    for dataset in ("cifar10", "cifar100"):
+        place = folder / dataset / "Linf"
+        place.mkdir(parents=True)
+        for name in _robustbench_names():
+            (place / f"{name}.pt").write_bytes(planted)
+    for recipe in ("cifar10", "cifar100-rebuffi2021"):
+        code, said = carso(["evaluate", recipe, "--target", "classifier", "--attack", "none", "--run", "run"])
+        assert code == 3, said
+        assert ".pt" in said
+        assert "holds more than tensors" in said or "not a readable PyTorch file" in said
+        carso(["doctor", recipe])
+        assert not mark.exists()
+
+
+def _robustbench_names() -> list[str]:
+    return sorted({record.name for record in RECORDS if record.source == "robustbench"})
+
+
+def test_in_cifar_s_batches(carso: Call, planted: bytes, mark: Path, tmp_path: Path) -> None:
+    # CIFAR is published as pickles; carso reads the binary version, which holds none.
+    for folder in ("cifar-10-batches-py", "cifar-10-batches-bin"):
+        (data_home() / folder).mkdir(parents=True)
+        for number in range(1, 6):
+            for name in (f"data_batch_{number}", f"data_batch_{number}.bin", "test_batch", "test_batch.bin"):
+                (data_home() / folder / name).write_bytes(planted)
+        (data_home() / folder / "batches.meta").write_bytes(planted)
+    code, said = carso(["train-classifier", "cifar10-small", "--run", str(tmp_path / "run")])
+    assert code == 3, said
+    assert not mark.exists()
+
+
+def test_in_the_cache_of_decoded_images(planted: bytes, mark: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "images.npz"
+    with zipfile.ZipFile(archive, "w") as members:
+        for name in ("key.npy", "images.npy", "checksum.npy"):
+            members.writestr(name, planted)
+    for path in (archive, tmp_path / "bare.npz"):
+        shutil.copy(archive, path) if path != archive else None
+        assert decoded_cache._read(path, "key", (1, 1, 28, 28), SilentReporter()) is None
+    archive.write_bytes(planted)
+    assert decoded_cache._read(archive, "key", (1, 1, 28, 28), SilentReporter()) is None
+    assert not mark.exists()
+
+
+def _texts(value: Any, path: tuple[str, ...] = ()) -> list[str]:
+    if isinstance(value, dict):
+        return [place for key, item in value.items() for place in _texts(item, (*path, key))]
+    return [".".join(path)]
+
+
+@pytest.mark.parametrize("key", _texts(load_recipe("digits").model_dump(mode="json")))
+def test_no_key_of_a_recipe_names_code_to_import(
+    key: str, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "planted_module.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("planted_module:main", "planted_module.main"):
+        with suppress(CarsoError):
+            recipe = load_recipe("digits", [f"{key}={name}"])
+            # The part of a run that code could hide behind.
+            build_classifier(recipe, recipe.representation.kind)
+        assert "planted_module" not in sys.modules
+    assert not mark.exists()
+
+
+def test_an_entry_point_is_looked_up_among_installed_packages_only(
+    carso: Call, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "planted_module.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    chosen = [
+        f"classifier.at={{source: entry-point, name: {name}}}" for name in ("planted_module:x", "os:system")
+    ]
+    for setting in chosen:
+        change = ["--set", "classifier.family=external", "--set", setting]
+        code, said = carso(["train-purifier", "digits", "--run", str(tmp_path / "run"), *change])
+        assert code == 2
+        assert "no installed package offers" in said
+    assert not mark.exists()
+
+
+def test_recipes_are_plain_values(carso: Call, mark: Path, tmp_path: Path) -> None:
+    recipe: Recipe = load_recipe("digits")
+    for tag in ("!!python/object/apply:builtins.open", "!!python/object/new:builtins.open"):
+        path = tmp_path / "mine.yaml"
+        path.write_text(dump_recipe(recipe).replace("seed: 0", f"seed: {tag} [{mark}, w]"))
+        code, said = carso(["recipes", "validate", str(path)])
+        assert code == 2
+        assert "seed" in said
+    assert not mark.exists()
