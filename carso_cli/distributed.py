@@ -81,6 +81,10 @@ class World:
         """Return the sum of a CPU tensor over all processes; the same bits on each."""
         return _all_reduced(values) if self.size > 1 else values
 
+    def any(self, condition: bool) -> bool:
+        """Say whether a condition holds on some process."""
+        return (self.size > 1 and bool(self.sum(torch.tensor(float(condition))) > 0)) or condition
+
     def on_main(self, work: Callable[[], Result]) -> Result:
         """Do something on the main process alone, and return its result, or raise its error, on all.
 
@@ -150,24 +154,22 @@ class World:
         """Wait until every process has called this."""
         self.sum(torch.zeros(1))
 
-    def synchronised(self, module: nn.Module) -> nn.Module:
-        """Return the module with batch statistics taken over all processes' images; parameters stay."""
-        if self.size == 1:
-            return module
-        if self.device.type == "cuda":
-            converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-            return converted
-        share_batch_norm(module, total)
-        return module
+    def synchronise(self, module: nn.Module) -> None:
+        """Take the batch statistics inside a module over all processes' images; its parameters stay."""
+        if self.size > 1 and self.device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        elif self.size > 1:
+            share_batch_norm(module, total)
 
     def replicated(self, module: nn.Module) -> nn.Module:
         """Return what to call in training: its gradients are summed over all processes."""
         if self.size == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
-        replica = DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+        replica = DistributedDataParallel(module, device_ids=devices)
         # The loss is a sum over images, so gradients add up; without a hook they would be averaged.
-        replica.register_comm_hook(None, _summed_gradients)
+        # DDP inspects the types of a named hook, and knows its own only.
+        replica.register_comm_hook(None, lambda _state, bucket: _summed_gradients(bucket))
         return replica
 
 
@@ -193,10 +195,7 @@ def _all_reduced(values: Tensor) -> Tensor:
     return summed
 
 
-def _summed_gradients(
-    _state: object,
-    bucket: Any,  # noqa: ANN401  (torch's own type)
-) -> torch.futures.Future[Tensor]:
+def _summed_gradients(bucket: Any) -> torch.futures.Future[Tensor]:  # noqa: ANN401  (torch's own type)
     own = bucket.buffer()
     if own.is_cuda:
         summed: torch.futures.Future[Tensor] = (

@@ -23,6 +23,7 @@ GROUND = {
     "download",
     "errors",
     "home",
+    "interruption",
     "launch",
     "randomness",
     "reporter",

@@ -1,4 +1,4 @@
-"""The only home of advertorch: one gradient step, and projected gradient descent."""
+"""The only home of advertorch: one gradient step, random starts, and projected gradient descent."""
 
 from __future__ import annotations
 
@@ -37,6 +37,28 @@ def gradient_step(model: Model, threat: ThreatModel, images: Tensor, labels: Ten
     return threat.project(attack.perturb(images, labels), images)
 
 
+def random_change(threat: ThreatModel, images: Tensor, seed: int) -> Tensor:
+    """Draw a change within the ball for each image, as advertorch's PGD draws it.
+
+    Args:
+        threat: Norm, radii and range.
+        images: (B, channels, H, W) in [0, 1].
+        seed: Seed of the draw, which depends on it, on B and on an image's place among the B.
+
+    Returns:
+        (B, channels, H, W), to be added to the images.
+    """
+    prepare()
+    from advertorch.attacks.utils import rand_init_delta
+
+    change = torch.zeros_like(images)
+    with seeded(seed, "pgd-start"):
+        order = np.inf if threat.norm == "linf" else 2
+        change = rand_init_delta(change, images, order, _radii(threat, images), 0.0, 1.0)
+    inside: Tensor = (images + change).clamp(0.0, 1.0)
+    return inside - images
+
+
 def projected_descent(
     model: Model,
     threat: ThreatModel,
@@ -45,8 +67,7 @@ def projected_descent(
     *,
     steps: int,
     step_size: float | Tensor,
-    random_start: bool,
-    seed: int,
+    start: Tensor,
 ) -> Tensor:
     """Take projected gradient steps on cross-entropy; return the last point.
 
@@ -57,28 +78,32 @@ def projected_descent(
         labels: (B,) int64.
         steps: Number of steps, from 1.
         step_size: In pixel units under linf, in Euclidean length under l2; one for all, or (B,).
-        random_start: Start from a random point of the ball rather than from the image.
-        seed: Seed of that point.
+        start: (B, channels, H, W), the change that each image starts with.
 
     Returns:
         (B, channels, H, W).
     """
     prepare()
-    from advertorch.attacks import PGDAttack
+    from advertorch.attacks.iterative_projected_gradient import perturb_iterative
 
-    # advertorch divides the radius by the distance under l2: zero over zero would be NaN.
-    radii = threat.radii(images) if threat.norm == "linf" else threat.radii(images).clamp(min=1e-12)
-    attack = PGDAttack(
+    perturbed = perturb_iterative(
+        images,
+        labels,
         _of_unit_gradient(model, threat),
-        loss_fn=_summed_cross_entropy,
-        eps=radii,
         nb_iter=steps,
+        eps=_radii(threat, images),
         eps_iter=torch.as_tensor(step_size, dtype=images.dtype, device=images.device).expand(len(images)),
-        rand_init=random_start,
+        loss_fn=_summed_cross_entropy,
+        delta_init=start.detach().clone(),
         ord=np.inf if threat.norm == "linf" else 2,
     )
-    with seeded(seed, "pgd-start"):
-        return threat.project(attack.perturb(images, labels), images)
+    return threat.project(perturbed.detach(), images)
+
+
+def _radii(threat: ThreatModel, images: Tensor) -> Tensor:
+    # advertorch divides the radius by the distance under l2: zero over zero would be NaN.
+    radii = threat.radii(images)
+    return radii if threat.norm == "linf" else radii.clamp(min=1e-12)
 
 
 def _of_unit_gradient(model: Model, threat: ThreatModel) -> Model:

@@ -17,9 +17,10 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from carso_cli.attacks.advertorch_steps import projected_descent
+from carso_cli.attacks.advertorch_steps import projected_descent, random_change
 from carso_cli.attacks.attack import BestPoint, require_finite
 from carso_cli.attacks.diagnostics import GradientRecorder
 from carso_cli.attacks.library_model import LibraryModel
@@ -54,6 +55,16 @@ class PGD:
 
     def __call__(self, target: AttackTarget | Model, images: Tensor, labels: Tensor) -> Tensor:
         """Perturb images; see `carso_cli.attacks.attack.Attack`."""
+        return self.run_from(self.start(images), target, images, labels)
+
+    def start(self, images: Tensor) -> Tensor:
+        """Return the change that each of (B, channels, H, W) images starts with."""
+        if not self.random_start:
+            return torch.zeros_like(images)
+        return random_change(self.threat, images, self.seed)
+
+    def run_from(self, start: Tensor, target: AttackTarget | Model, images: Tensor, labels: Tensor) -> Tensor:
+        """Perturb images from a given start: the change of each, (B, channels, H, W)."""
         best = BestPoint(images) if self.keep_best else None
         model = LibraryModel(as_target(target), labels, self.recorder, best)
         perturbed = projected_descent(
@@ -63,8 +74,7 @@ class PGD:
             labels,
             steps=self.steps,
             step_size=self.step_size,
-            random_start=self.random_start,
-            seed=self.seed,
+            start=start,
         )
         if best is not None:
             # The library never asks about its last point.

@@ -104,8 +104,16 @@ class RunFolder:
         """Folder of ablations' tables, `NAME.json`."""
         return self.inside("ablations")
 
-    def check(self, *, resume: bool) -> None:
+    def check(self, *, resume: bool, restarted: bool = False) -> bool:
         """Check that training may start, or go on, in the folder; nothing is created.
+
+        Args:
+            resume: Whether it is to go on.
+            restarted: Whether its processes were started anew after one of them died; then it goes on if
+                they had come to begin it.
+
+        Returns:
+            Whether it goes on.
 
         Raises:
             UsageError: If the folder already holds a run and `resume` is not asked for.
@@ -113,6 +121,7 @@ class RunFolder:
                 without the state of its training, such as an imported one.
         """
         started = self.recipe.is_file() or self.trained_here
+        resume = started if restarted else resume
         if started and not resume:
             raise UsageError(
                 f"{self.path} already holds a run",
@@ -129,6 +138,7 @@ class RunFolder:
                 "missing): imported purifiers have no encoder and cannot be trained on",
                 hint="use it as it is, or train one anew in another folder with --run DIR",
             )
+        return resume
 
     @property
     def trained_here(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from carso_cli.distributed import World
 from carso_cli.reporter import Reporter
 from carso_cli.runs.folder import RunFolder
 from carso_cli.workflows.training_progress import TrainingProgress, under
@@ -25,12 +26,20 @@ class ClassifierState(TrainingProgress):
     Args:
         classifier: The module being trained.
         optimiser: SGD with momentum over its parameters.
+        world: The processes that share the training.
         identity: What the state belongs to; resuming refuses any other.
     """
 
-    def __init__(self, classifier: nn.Module, optimiser: torch.optim.SGD, identity: dict[str, Any]) -> None:
-        super().__init__(identity)
+    def __init__(
+        self,
+        classifier: nn.Module,
+        optimiser: torch.optim.SGD,
+        world: World,
+        identity: dict[str, Any],
+    ) -> None:
+        super().__init__(identity, world)
         self.classifier = classifier
+        self.replica = world.replicated(classifier)
         self.optimiser = optimiser
 
     def save(self, folder: RunFolder) -> None:

@@ -19,6 +19,7 @@ from carso_cli.build import channels_last, untrained_classifier
 from carso_cli.data.augmentation import augment
 from carso_cli.data.batches import ordered_batches
 from carso_cli.data.image_set import ImageSet
+from carso_cli.distributed import World, join
 from carso_cli.errors import NumericsError, UsageError
 from carso_cli.randomness import derive_seed, generator, seeded
 from carso_cli.recipe.schema import Kind, Recipe
@@ -40,6 +41,11 @@ class ClassifierSetup:
     held_out: ImageSet
     device: torch.device
     reporter: Reporter
+
+    @property
+    def world(self) -> World:
+        """The processes that share the training."""
+        return join(self.device)
 
 
 def threat_model(recipe: Recipe) -> ThreatModel:
@@ -85,38 +91,44 @@ def train_step(
     Args:
         setup: What does not change.
         state: Classifier, in training mode, and optimiser.
-        positions: Places of the batch's images in the training set, int64 (B,).
+        positions: Places of the batch's images in the training set, int64 (B,); each process takes its share.
         place: Epoch and batch; every random choice of the step depends on them alone.
 
     Returns:
-        Summed (loss, correct answers), float64 (2,), on the CPU.
+        Summed (loss, correct answers) of the whole batch, float64 (2,), on the CPU.
 
     Raises:
         NumericsError: If the loss is not finite.
     """
     section, seed = setup.recipe.classifier.training, setup.recipe.seed
+    own = setup.world.own(len(positions))
     images = setup.train.pixels(positions)
     if section.augment:
         images = augment(images, flip=section.flip, generator=generator(seed, "augmentation", *place))
     images = images.to(setup.device)
-    labels = setup.train.labels[positions].to(setup.device)
+    labels = setup.train.labels[positions].to(setup.device)[own]
     if setup.kind == "at":
         attack = _training_attack(setup, derive_seed(seed, "training attack", *place))
+        start, images = attack.start(images)[own], images[own]
         # In training mode, as published: the attack sees the batch statistics that the step will see.
-        images = attack(state.classifier, images, labels)
-    logits = state.classifier(images)
-    loss = F.cross_entropy(logits, labels, label_smoothing=section.label_smoothing)
-    value = loss.item()
+        images = attack.run_from(start, state.classifier, images, labels)
+    else:
+        images = images[own]
+    logits = state.replica(images)
+    # Gradients are summed over processes, so each has its images' part of the mean over the whole batch.
+    loss = F.cross_entropy(logits, labels, label_smoothing=section.label_smoothing, reduction="sum")
+    correct = (logits.argmax(dim=1) == labels).sum()
+    sums = setup.world.sum(torch.stack((loss.detach(), correct)).double().cpu())
+    value = sums[0].item() / len(positions)
     if not math.isfinite(value):
         raise NumericsError(
             f"the loss became {value} in epoch {place[0] + 1}, batch {place[1] + 1}; training stops",
             hint="lower classifier.training.peak_learning_rate; the state of the last whole epoch is saved",
         )
     state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    torch.autograd.backward(loss / len(positions))
     state.optimiser.step()
-    correct = int((logits.argmax(dim=1) == labels).sum())
-    return torch.tensor([value * len(labels), correct], dtype=torch.float64)
+    return sums
 
 
 def _training_attack(setup: ClassifierSetup, seed: int) -> PGD:
@@ -138,12 +150,14 @@ def held_out_accuracies(setup: ClassifierSetup, classifier: nn.Module) -> dict[s
         return {"clean_accuracy": None, "pgd_accuracy": None}
     step = 2.5 * setup.recipe.threat.eps / HELD_OUT_PGD_STEPS
     classifier.eval()
-    correct = [0, 0]
-    for number, part in enumerate(ordered_batches(count, setup.recipe.evaluation.batch_size)):
+    correct = torch.zeros(2, dtype=torch.float64)
+    parts = list(enumerate(ordered_batches(count, setup.recipe.evaluation.batch_size)))
+    for number, part in parts[setup.world.own(len(parts))]:
         images = setup.held_out.pixels(part).to(setup.device)
         labels = setup.held_out.labels[part].to(setup.device)
         seed = derive_seed(setup.recipe.seed, "held-out attack", number)
         attack = PGD(setup.threat, steps=HELD_OUT_PGD_STEPS, step_size=step, seed=seed)
         for place, seen in enumerate((images, attack(classifier, images, labels))):
-            correct[place] += int((classifier(seen).argmax(dim=1) == labels).sum())
-    return {"clean_accuracy": correct[0] / count, "pgd_accuracy": correct[1] / count}
+            correct[place] += (classifier(seen).argmax(dim=1) == labels).sum().cpu()
+    clean, attacked = (setup.world.sum(correct) / count).tolist()
+    return {"clean_accuracy": clean, "pgd_accuracy": attacked}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from carso_cli.attacks.balanced import BalancedBatch
 from carso_cli.build import build_purifier, channels_last, classifier_fingerprint
 from carso_cli.data.image_set import ImageSet
+from carso_cli.distributed import World, join
 from carso_cli.errors import NumericsError
 from carso_cli.purifier.elbo import negative_elbo
 from carso_cli.randomness import derive_seed, generator, seeded
@@ -37,6 +38,11 @@ class TrainingSetup:
     device: torch.device
     reporter: Reporter
 
+    @property
+    def world(self) -> World:
+        """The processes that share the training."""
+        return join(self.device)
+
 
 def balanced_batch(recipe: Recipe, classifier: nn.Module) -> BalancedBatch:
     """Return what perturbs the recipe's training batches against a frozen classifier."""
@@ -57,6 +63,7 @@ def initial_state(setup: TrainingSetup) -> TrainingState:
     with seeded(recipe.seed, "purifier weights"):
         purifier = build_purifier(recipe, setup.classifier).to(setup.device)
     channels_last(purifier)
+    setup.world.synchronise(purifier)
     section = recipe.training.optimiser
     optimiser = torch.optim.RAdam(
         purifier.parameters(),
@@ -68,6 +75,7 @@ def initial_state(setup: TrainingSetup) -> TrainingState:
     return TrainingState(
         purifier,
         optimiser,
+        setup.world,
         lookahead_steps=section.lookahead_steps,
         lookahead_decay=section.lookahead_decay,
         identity={
@@ -82,21 +90,25 @@ def initial_state(setup: TrainingSetup) -> TrainingState:
 def train_step(
     setup: TrainingSetup, state: TrainingState, positions: Tensor, place: tuple[int, int], beta: float
 ) -> Tensor:
-    """Take one optimiser step on one balanced batch; return its summed (loss, BCE, KL) in float64."""
-    seed = setup.recipe.seed
+    """Take one optimiser step on one balanced batch; return its summed (loss, BCE, KL) in float64.
+
+    Each process takes its share of the batch; what is random is drawn for the whole of it, whatever their
+    number. Losses and gradients are summed over all processes.
+    """
+    seed, own = setup.recipe.seed, setup.world.own(len(positions))
     clean = setup.train.pixels(positions).to(setup.device)
     labels = setup.train.labels[positions].to(setup.device)
-    inputs = setup.perturb(clean, labels, derive_seed(seed, "perturbation", *place))
+    inputs = setup.perturb(clean, labels, derive_seed(seed, "perturbation", *place), own)
     with torch.no_grad():
         representation = extract_representation(setup.classifier, inputs, setup.recipe.representation.layers)
     noise = torch.randn(
-        len(inputs), state.purifier.latent_features, generator=generator(seed, "posterior", *place)
-    ).to(setup.device)
-    reconstruction, mean, log_variance = state.purifier(inputs, representation, noise)
-    if not bool(reconstruction.detach().isfinite().all()):
+        len(clean), state.purifier.latent_features, generator=generator(seed, "posterior", *place)
+    )[own].to(setup.device)
+    reconstruction, mean, log_variance = state.replica(inputs, representation, noise)
+    if setup.world.any(not bool(reconstruction.detach().isfinite().all())):
         raise _not_finite("the reconstruction", place, math.nan)
-    terms = negative_elbo(reconstruction, clean, mean, log_variance, beta)
-    sums = torch.stack([term.detach().double().cpu() for term in terms])
+    terms = negative_elbo(reconstruction, clean[own], mean, log_variance, beta)
+    sums = setup.world.sum(torch.stack([term.detach().double().cpu() for term in terms]))
     for name, value in zip(("loss", "BCE", "KL"), reversed(sums.tolist()), strict=True):
         if not math.isfinite(value):
             raise _not_finite(f"the {name} term", place, value)

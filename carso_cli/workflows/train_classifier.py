@@ -22,14 +22,15 @@ from carso_cli.build import choose_device, load_images, training_images
 from carso_cli.classifiers.one_cycle import one_cycle_rate
 from carso_cli.data.batches import epoch_batches
 from carso_cli.data.image_set import ImageSet, split_holdout
+from carso_cli.distributed import join
 from carso_cli.errors import DataError, InterruptedRun
+from carso_cli.interruption import StopRequest, stop_requests
 from carso_cli.randomness import generator
 from carso_cli.recipe.identity import recipe_hash
 from carso_cli.recipe.schema import Kind, Recipe
 from carso_cli.reporter import Reporter, SilentReporter
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runs.environment import describe_environment
-from carso_cli.runs.files import append_json_line
 from carso_cli.runs.folder import RunFolder
 from carso_cli.workflows.classifier_state import ClassifierState
 from carso_cli.workflows.classifier_steps import (
@@ -42,6 +43,7 @@ from carso_cli.workflows.classifier_steps import (
 )
 from carso_cli.workflows.run_description import describe_run
 from carso_cli.workflows.timing import seconds_of
+from carso_cli.workflows.training_progress import StopTraining
 
 WEIGHTS_FILE = "classifier.safetensors"
 
@@ -78,35 +80,42 @@ def train_classifier(
         DataError: If fewer than two images are left to train on.
         StateError: If the saved state belongs to another configuration, or is damaged.
         NumericsError: If the loss stops being finite, naming epoch and batch.
-        InterruptedRun: On Ctrl-C; the state of the last whole epoch is saved.
+        InterruptedRun: On Ctrl-C or SIGTERM; the state after the last step is saved.
     """
-    folder = RunFolder(run)
-    target = choose_device(device)
-    classifier = initial_classifier(recipe).to(target)
-    folder.check(resume=resume)
-    setup = _set_up(recipe, kind, target, limit, reporter)
-    state = ClassifierState(classifier, make_optimiser(recipe, classifier), _identity(setup))
-    with folder.claimed(resume=resume, reporter=reporter):
+    folder, world = RunFolder(run), join(choose_device(device))
+    reporter = world.reporter(reporter)
+    classifier = initial_classifier(recipe).to(world.device)
+    resume = world.on_main(lambda: folder.check(resume=resume, restarted=world.restarted))
+    setup = _set_up(recipe, kind, world.device, limit, reporter)
+    world.synchronise(classifier)
+    state = ClassifierState(classifier, make_optimiser(recipe, classifier), world, _identity(setup))
+    with world.main_holds(lambda: folder.claimed(resume=resume, reporter=reporter)):
         if resume:
             state.load(folder, reporter)
-        describe_run(folder, recipe, describe_environment(target), reporter)
+        environment = describe_environment(world.device)
+        world.on_main(lambda: describe_run(folder, recipe, environment, reporter))
         _train_epochs(folder, setup, state)
         weights = run / WEIGHTS_FILE
-        save_tensors(weights, state.classifier.state_dict(), _describe(setup, state))
+        header = _describe(setup, state)
+        world.on_main(lambda: save_tensors(weights, state.classifier.state_dict(), header))
     return {**state.last_metrics, "run": str(run), "weights": str(weights), "seconds_total": state.seconds}
 
 
 def _train_epochs(folder: RunFolder, setup: ClassifierSetup, state: ClassifierState) -> None:
     epochs = setup.recipe.classifier.training.epochs
     try:
-        for epoch in range(state.epochs_done, epochs):
-            metrics = _train_epoch(setup, state, epoch)
-            state.finish_epoch(metrics)
-            append_json_line(folder.metrics, metrics)
-            state.save(folder)
-    except KeyboardInterrupt:
+        with stop_requests() as stop:
+            for epoch in range(state.epochs_done, epochs):
+                try:
+                    metrics = _train_epoch(setup, state, epoch, stop)
+                except StopTraining:
+                    state.save(folder)
+                    raise
+                state.finish_epoch(folder, metrics)
+                state.save(folder)
+    except (StopTraining, KeyboardInterrupt):
         raise InterruptedRun(
-            f"stopped; {state.saved_epochs} of {epochs} epochs are saved in {folder.path}",
+            f"stopped; {state.describe_saved(epochs)} in {folder.path}",
             hint=f"go on with: carso train-classifier {setup.recipe.name} --kind {setup.kind} "
             f"--run {folder.path} --resume",
         ) from None
@@ -125,10 +134,12 @@ def estimate_cost(
         UsageError: As `train_classifier`.
     """
     target = choose_device(device)
+    world = join(target)
     classifier = initial_classifier(recipe).to(target)
+    world.synchronise(classifier)
     images = _blank_images(recipe)
     setup = ClassifierSetup(recipe, kind, threat_model(recipe), images, images, target, SilentReporter())
-    state = ClassifierState(classifier, make_optimiser(recipe, classifier), {})
+    state = ClassifierState(classifier, make_optimiser(recipe, classifier), world, {})
     positions = torch.arange(len(images))
     each = seconds_of(lambda: train_step(setup, state, positions, (0, 0)), target) / len(images)
     cost: dict[str, Any] = {
@@ -145,34 +156,43 @@ def estimate_cost(
 def _set_up(
     recipe: Recipe, kind: Kind, device: torch.device, limit: int | None, reporter: Reporter
 ) -> ClassifierSetup:
-    images = load_images(recipe, "train", limit=limit, reporter=reporter)
+    with join(device).first_on_machine():
+        images = load_images(recipe, "train", limit=limit, reporter=reporter)
     train, held_out = split_holdout(images, recipe.data.holdout, recipe.seed)
     if len(train) < 2:
         raise DataError(f"{len(train)} training images are too few: batch normalisation needs at least 2")
     return ClassifierSetup(recipe, kind, threat_model(recipe), train, held_out, device, reporter)
 
 
-def _train_epoch(setup: ClassifierSetup, state: ClassifierState, epoch: int) -> dict[str, Any]:
-    """Train one epoch and return its metrics; loss and accuracy are means over all of its images."""
+def _train_epoch(
+    setup: ClassifierSetup, state: ClassifierState, epoch: int, stop: StopRequest
+) -> dict[str, Any]:
+    """Train what is left of an epoch; return its metrics, loss and accuracy as means over all its images."""
     section = setup.recipe.classifier.training
     batches = epoch_batches(len(setup.train), section.batch_size, setup.recipe.seed, epoch)
-    sums = torch.zeros(2, dtype=torch.float64)
-    seen, rate, started = 0, 0.0, time.perf_counter()
+    rates = [
+        one_cycle_rate(
+            epoch * len(batches) + number,
+            section.epochs * len(batches),
+            peak=section.peak_learning_rate,
+            warmup_share=section.warmup_share,
+        )
+        for number in range(len(batches))
+    ]
+    sums = torch.tensor(state.open.sums or (0.0,) * 2, dtype=torch.float64)
+    seen, started = sum(map(len, batches[: state.open.batches])), time.perf_counter() - state.open.seconds
     state.classifier.train()
     title = f"epoch {epoch + 1}/{section.epochs}"
-    with setup.reporter.progress(title, sum(len(batch) for batch in batches)) as progress:
-        for number, positions in enumerate(batches):
-            rate = one_cycle_rate(
-                epoch * len(batches) + number,
-                section.epochs * len(batches),
-                peak=section.peak_learning_rate,
-                warmup_share=section.warmup_share,
-            )
+    with setup.reporter.progress(title, sum(map(len, batches))) as progress:
+        if seen:
+            progress.advance(seen)
+        for number in range(state.open.batches, len(batches)):
             for group in state.optimiser.param_groups:
-                group["lr"] = rate
-            sums += train_step(setup, state, positions, (epoch, number))
-            seen += len(positions)
-            progress.advance(len(positions), loss=sums[0].item() / seen)
+                group["lr"] = rates[number]
+            sums += train_step(setup, state, batches[number], (epoch, number))
+            seen += len(batches[number])
+            progress.advance(len(batches[number]), loss=sums[0].item() / seen)
+            state.finish_batch(number + 1, sums, time.perf_counter() - started, stop)
     seconds = time.perf_counter() - started
     loss, accuracy = (sums / seen).tolist()
     return {
@@ -180,7 +200,7 @@ def _train_epoch(setup: ClassifierSetup, state: ClassifierState, epoch: int) -> 
         "loss": loss,
         "train_accuracy": accuracy,
         **held_out_accuracies(setup, state.classifier),
-        "learning_rate": rate,
+        "learning_rate": rates[-1],
         "images": seen,
         "seconds": seconds,
         "images_per_second": seen / seconds,

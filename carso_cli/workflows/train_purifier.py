@@ -2,7 +2,8 @@
 
 `train_purifier` reads top to bottom: set up, epochs (train, follow the defence's clean accuracy on
 held-out images, save), final weights. Every random number is a function of (seed, purpose, epoch, batch),
-so a run killed at any moment and resumed ends in the same weights.
+so a run killed at any moment and resumed ends in the same weights. The processes that torchrun starts share
+every batch; the main one writes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from carso_cli.build import (
 from carso_cli.data.batches import epoch_batches, ordered_batches
 from carso_cli.data.image_set import split_holdout
 from carso_cli.defence import Defence
+from carso_cli.distributed import join
 from carso_cli.errors import InterruptedRun
+from carso_cli.interruption import StopRequest, stop_requests
 from carso_cli.purifier.schedules import kl_weight, learning_rate
 from carso_cli.purifier.vae import Purifier
 from carso_cli.randomness import generator
@@ -32,10 +35,10 @@ from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import SILENT, Reporter
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runs.environment import describe_environment, peak_memory
-from carso_cli.runs.files import append_json_line
 from carso_cli.runs.folder import RunFolder
 from carso_cli.workflows.purifier_steps import TrainingSetup, balanced_batch, initial_state, train_step
 from carso_cli.workflows.run_description import describe_run
+from carso_cli.workflows.training_progress import StopTraining
 from carso_cli.workflows.training_state import TrainingState
 
 _UNRECTIFIED_STEPS = 5
@@ -71,37 +74,42 @@ def train_purifier(
         RecipeError: If the given classifier does not take the recipe's images or know its classes.
         StateError: If the saved state belongs to another recipe or classifier, or is damaged.
         NumericsError: If the loss stops being finite, naming the term.
-        InterruptedRun: On Ctrl-C; the state of the last whole epoch is saved.
+        InterruptedRun: On Ctrl-C or SIGTERM; the state after the last step is saved.
     """
-    folder = RunFolder(Path(run or recipe.run_folder))
-    folder.check(resume=resume)
-    setup = _set_up(recipe, choose_device(device), limit, reporter, classifier)
+    folder, world = RunFolder(Path(run or recipe.run_folder)), join(choose_device(device))
+    reporter = world.reporter(reporter)
+    resume = world.on_main(lambda: folder.check(resume=resume, restarted=world.restarted))
+    setup = _set_up(recipe, world.device, limit, reporter, classifier)
     _check_warmup(setup)
     state = initial_state(setup)
     # Not before weights and images are there: a command that cannot start leaves nothing behind.
-    with folder.claimed(resume=resume, reporter=reporter):
+    with world.main_holds(lambda: folder.claimed(resume=resume, reporter=reporter)):
         if resume:
             state.load(folder, reporter)
         environment = {**describe_environment(setup.device), "classes": list(setup.train.classes)}
-        describe_run(folder, recipe, environment, reporter)
+        world.on_main(lambda: describe_run(folder, recipe, environment, reporter))
         _train_epochs(folder, setup, state)
         state.save(folder)
-        _save_purifier(folder, setup, state)
+        world.on_main(lambda: _save_purifier(folder, setup, state))
     return {**state.last_metrics, "run": str(folder.path), "seconds_total": state.seconds}
 
 
 def _train_epochs(folder: RunFolder, setup: TrainingSetup, state: TrainingState) -> None:
     training = setup.recipe.training
     try:
-        for epoch in range(state.epochs_done, training.epochs):
-            metrics = _train_epoch(setup, state, epoch) | _follow(setup, state)
-            state.finish_epoch(metrics)
-            append_json_line(folder.metrics, metrics)
-            if state.epochs_done % training.save_every_epochs == 0:
-                state.save(folder)
-    except KeyboardInterrupt:
+        with stop_requests() as stop:
+            for epoch in range(state.epochs_done, training.epochs):
+                try:
+                    metrics = _train_epoch(setup, state, epoch, stop) | _follow(setup, state)
+                except StopTraining:
+                    state.save(folder)
+                    raise
+                state.finish_epoch(folder, metrics)
+                if state.epochs_done % training.save_every_epochs == 0:
+                    state.save(folder)
+    except (StopTraining, KeyboardInterrupt):
         raise InterruptedRun(
-            f"stopped; {state.saved_epochs} of {training.epochs} epochs are saved in {folder.path}",
+            f"stopped; {state.describe_saved(training.epochs)} in {folder.path}",
             hint=f"go on with: carso train-purifier {setup.recipe.name} --run {folder.path} --resume",
         ) from None
 
@@ -115,7 +123,8 @@ def _set_up(
         else own_classifier(classifier, recipe)
     )
     frozen = frozen.to(device)
-    images = load_images(recipe, "train", limit=limit, reporter=reporter)
+    with join(device).first_on_machine():
+        images = load_images(recipe, "train", limit=limit, reporter=reporter)
     train, held_out = split_holdout(images, recipe.data.holdout, recipe.seed)
     perturb = balanced_batch(recipe, frozen)
     return TrainingSetup(recipe, frozen, train, held_out, perturb, device, reporter)
@@ -134,8 +143,8 @@ def _check_warmup(setup: TrainingSetup) -> None:
         )
 
 
-def _train_epoch(setup: TrainingSetup, state: TrainingState, epoch: int) -> dict[str, Any]:
-    """Train one epoch and return its metrics; losses are means per image over all of its images."""
+def _train_epoch(setup: TrainingSetup, state: TrainingState, epoch: int, stop: StopRequest) -> dict[str, Any]:
+    """Train what is left of an epoch; return its metrics, losses as means over all of its images."""
     training = setup.recipe.training
     rate = learning_rate(epoch, **training.learning_rate.model_dump())
     beta = kl_weight(epoch, **training.beta_increase.model_dump())
@@ -143,14 +152,17 @@ def _train_epoch(setup: TrainingSetup, state: TrainingState, epoch: int) -> dict
         group["lr"] = rate
     state.purifier.train()
     batches = epoch_batches(len(setup.train), training.batch_size, setup.recipe.seed, epoch)
-    sums = torch.zeros(3, dtype=torch.float64)
-    seen, started = 0, time.perf_counter()
+    sums = torch.tensor(state.open.sums or (0.0,) * 3, dtype=torch.float64)
+    seen, started = sum(map(len, batches[: state.open.batches])), time.perf_counter() - state.open.seconds
     title = f"epoch {epoch + 1}/{training.epochs}"
-    with setup.reporter.progress(title, sum(len(batch) for batch in batches)) as progress:
-        for number, positions in enumerate(batches):
-            sums += train_step(setup, state, positions, (epoch, number), beta)
-            seen += len(positions)
-            progress.advance(len(positions), loss=sums[0].item() / seen)
+    with setup.reporter.progress(title, sum(map(len, batches))) as progress:
+        if seen:
+            progress.advance(seen)
+        for number in range(state.open.batches, len(batches)):
+            sums += train_step(setup, state, batches[number], (epoch, number), beta)
+            seen += len(batches[number])
+            progress.advance(len(batches[number]), loss=sums[0].item() / seen)
+            state.finish_batch(number + 1, sums, time.perf_counter() - started, stop)
     seconds = time.perf_counter() - started
     loss, bce, kl = (sums / seen).tolist()
     return {
@@ -179,16 +191,17 @@ def _follow(setup: TrainingSetup, state: TrainingState) -> dict[str, Any]:
         n_samples=evaluation.n_samples,
         aggregation=evaluation.aggregation,
     )
-    correct = 0
+    correct = torch.zeros(1, dtype=torch.float64)
+    parts = list(enumerate(ordered_batches(len(setup.held_out), evaluation.batch_size)))
     with torch.no_grad():
-        for number, part in enumerate(ordered_batches(len(setup.held_out), evaluation.batch_size)):
+        for number, part in parts[setup.world.own(len(parts))]:
             images = setup.held_out.pixels(part).to(setup.device)
             origin = generator(setup.recipe.seed, "held out", number)
             latents = defence.draw_latents(len(images), generator=origin)
             predicted = defence(images, latents=latents, view="exact").argmax(dim=1).cpu()
-            correct += int((predicted == setup.held_out.labels[part]).sum())
+            correct += (predicted == setup.held_out.labels[part]).sum()
     return {
-        "defence_clean_accuracy": correct / len(setup.held_out),
+        "defence_clean_accuracy": setup.world.sum(correct).item() / len(setup.held_out),
         "held_out_images": len(setup.held_out),
     }
 

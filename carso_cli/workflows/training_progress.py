@@ -3,32 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
+from carso_cli.distributed import World
 from carso_cli.errors import StateError
+from carso_cli.interruption import StopRequest
 from carso_cli.reporter import Reporter
 from carso_cli.runs.checkpoints import load_state, save_state
-from carso_cli.runs.files import read_json_lines, write_json_lines
+from carso_cli.runs.files import append_json_line, read_json_lines, write_json_lines
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.records import short
 
 
+class StopTraining(Exception):  # noqa: N818  (no error: somebody asked for it)
+    """Training stops between two steps, where its state can be saved."""
+
+
+@dataclass(frozen=True)
+class OpenEpoch:
+    """An epoch that is not whole yet.
+
+    Args:
+        batches: Batches done.
+        sums: What their figures add up to.
+        seconds: Time that they took.
+    """
+
+    batches: int = 0
+    sums: tuple[float, ...] = ()
+    seconds: float = 0.0
+
+
 class TrainingProgress:
-    """Whole epochs done, and the identity of the run.
+    """Whole epochs done, the batches of the next, and the identity of the run.
 
     Args:
         identity: What the stored state belongs to; resuming refuses any other.
+        world: The processes that share the training; the main one reads and writes.
         save_every: Epochs between two saved states.
     """
 
-    def __init__(self, identity: Mapping[str, Any], save_every: int = 1) -> None:
+    def __init__(self, identity: Mapping[str, Any], world: World, save_every: int = 1) -> None:
         self.identity = dict(identity)
+        self.world = world
         self.save_every = save_every
         self.metrics: list[dict[str, Any]] = []
         """Of every whole epoch, in order."""
-        self.saved_epochs = 0
+        self.open = OpenEpoch()
+        self.saved = (0, 0)
+        """Whole epochs and further batches in the newest state."""
 
     @property
     def epochs_done(self) -> int:
@@ -45,9 +71,27 @@ class TrainingProgress:
         """Metrics of the last whole epoch."""
         return self.metrics[-1]
 
-    def finish_epoch(self, metrics: dict[str, Any]) -> None:
-        """Count one whole epoch."""
+    def finish_epoch(self, folder: RunFolder, metrics: dict[str, Any]) -> None:
+        """Count and log one whole epoch."""
+        self.world.on_main(lambda: append_json_line(folder.metrics, metrics))
         self.metrics.append(metrics)
+        self.open = OpenEpoch()
+
+    def finish_batch(self, batches: int, sums: Tensor, seconds: float, stop: StopRequest) -> None:
+        """Count the batches of the open epoch.
+
+        Args:
+            batches: Batches done.
+            sums: What their figures add up to, (figures,) in float64.
+            seconds: Time that they took.
+            stop: Whether somebody asked this process to stop.
+
+        Raises:
+            StopTraining: If some process was asked to stop; what is counted can be saved.
+        """
+        self.open = OpenEpoch(batches, tuple(sums.tolist()), seconds)
+        if self.world.any(bool(stop)):
+            raise StopTraining
 
     def write(self, folder: RunFolder, tensors: Mapping[str, Tensor], **details: Any) -> None:  # noqa: ANN401
         """Store a state; the one before it is kept.
@@ -60,8 +104,14 @@ class TrainingProgress:
         Raises:
             CarsoError: If it cannot be written.
         """
-        save_state(folder.state, tensors, {"identity": self.identity, "metrics": self.metrics, **details})
-        self.saved_epochs = self.epochs_done
+        header = {"identity": self.identity, "metrics": self.metrics, "open": asdict(self.open), **details}
+        self.world.on_main(lambda: save_state(folder.state, tensors, header))
+        self.saved = (self.epochs_done, self.open.batches)
+
+    def describe_saved(self, epochs: int) -> str:
+        """Say how much of a training of so many epochs the newest state holds."""
+        batches = f" and {self.saved[1]} batches of the next" if self.saved[1] else ""
+        return f"{self.saved[0]} of {epochs} epochs{batches} are saved"
 
     def read(self, folder: RunFolder, reporter: Reporter) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Bring back the newest whole state, and make the log of metrics agree with it.
@@ -73,17 +123,24 @@ class TrainingProgress:
         Raises:
             StateError: If the state belongs to another configuration, is damaged, or is lost.
         """
+        found = self.world.on_main(lambda: self._read(folder, reporter))
+        if found is not None:
+            self.metrics = list(found[1]["metrics"])
+            self.open = OpenEpoch(**{**found[1]["open"], "sums": tuple(found[1]["open"]["sums"])})
+            self.saved = (self.epochs_done, self.open.batches)
+            batches = f" and {self.open.batches} batches" if self.open.batches else ""
+            reporter.say(f"going on after {self.epochs_done} whole epochs{batches}")
+        return found
+
+    def _read(self, folder: RunFolder, reporter: Reporter) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         found = load_state(folder.state, reporter)
         if found is None:
             self._check_nothing_is_lost(folder)
             reporter.say(f"{folder.path} holds no state yet: starting from the first epoch")
         else:
             self._check_identity(folder, found[1]["identity"])
-            self.metrics = list(found[1]["metrics"])
-            self.saved_epochs = self.epochs_done
-            reporter.say(f"going on after {self.epochs_done} whole epochs")
         # The state is the truth: epochs logged after it will be run again, a damaged log is made whole.
-        write_json_lines(folder.metrics, self.metrics)
+        write_json_lines(folder.metrics, [] if found is None else found[1]["metrics"])
         return found
 
     def _check_identity(self, folder: RunFolder, stored: Mapping[str, Any]) -> None:

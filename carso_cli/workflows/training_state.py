@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from carso_cli.distributed import World
 from carso_cli.purifier.lookahead import Lookahead
 from carso_cli.purifier.vae import Purifier
 from carso_cli.reporter import Reporter
@@ -27,6 +28,7 @@ class TrainingState(TrainingProgress):
     Args:
         purifier: The module being trained; its parameters are the fast weights.
         optimiser: RAdam over the purifier's parameters.
+        world: The processes that share the training.
         lookahead_steps: Inner steps between two synchronisations (Table 16).
         lookahead_decay: Averaging decay (Table 16).
         identity: What the state belongs to; resuming refuses any other.
@@ -37,14 +39,16 @@ class TrainingState(TrainingProgress):
         self,
         purifier: Purifier,
         optimiser: torch.optim.Optimizer,
+        world: World,
         *,
         lookahead_steps: int,
         lookahead_decay: float,
         identity: dict[str, Any],
         save_every: int,
     ) -> None:
-        super().__init__(identity, save_every)
+        super().__init__(identity, world, save_every)
         self.purifier = purifier
+        self.replica = world.replicated(purifier)
         self.optimiser = optimiser
         self.parameters = dict(purifier.named_parameters())
         self.lookahead = Lookahead(

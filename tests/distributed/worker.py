@@ -13,11 +13,40 @@ from typing import Any
 
 import torch
 
+from carso_cli.build import build_classifier, load_images
+from carso_cli.checksums import fingerprint
 from carso_cli.data.batches import epoch_batches
+from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed import World, join, leave
 from carso_cli.errors import DataError
+from carso_cli.recipe.load import load_recipe
+from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import SilentReporter
+from carso_cli.runs.checkpoints import save_tensors
+from carso_cli.workflows import classifier_steps, purifier_steps
 from carso_cli.workflows.attack import attack
+from carso_cli.workflows.classifier_state import ClassifierState
+from carso_cli.workflows.train_classifier import train_classifier
+from carso_cli.workflows.train_purifier import train_purifier
+
+# 60 images to train on: batches of 29, 29 and 2, the last of which leaves a third process without any.
+SETTINGS = (
+    "training.epochs=3",
+    "training.learning_rate.warmup_epochs=2",
+    "training.learning_rate.plateau_epochs=1",
+    "training.learning_rate.annealing_epochs=0",
+    "training.beta_increase.first_epoch=0",
+    "training.beta_increase.last_epoch=2",
+    "training.batch_size=29",
+    "training.attack_mix.pgd_steps=2",
+    "purifier.condition_features=16",
+    "purifier.latent_features=4",
+    "data.holdout=0.25",
+    "data.train_limit=80",
+    "classifier.training.epochs=2",
+    "classifier.training.batch_size=29",
+    "evaluation.batch_size=8",
+)
 
 
 class Listening(SilentReporter):
@@ -54,6 +83,90 @@ def primitives(world: World, out: Path) -> dict[str, Any]:
     }
 
 
+def batch_norm(world: World) -> float:
+    """The largest difference from one process's batch normalisation in float64, of values and gradients."""
+    worst, source = 0.0, torch.Generator().manual_seed(0)
+    for images, size in ((7, (5, 5)), (2, ()), (2, (1, 1))):
+        values = torch.randn(images, 3, *size, dtype=torch.float64, generator=source)
+        slope, own = torch.randn(values.shape, generator=source), world.own(images)
+        kind = torch.nn.BatchNorm2d if size else torch.nn.BatchNorm1d
+        whole, shared = (torch.nn.Sequential(kind(3)).double() for _ in range(2))
+        world.synchronise(shared)
+        weights: list[Any] = [whole[0], shared[0]]
+        leaves: list[Any] = [values.clone().requires_grad_(), values[own].clone().requires_grad_()]
+        outputs = whole(leaves[0]), shared(leaves[1])
+        (outputs[0].sin() * slope).sum().backward()
+        (outputs[1].sin() * slope[own]).sum().backward()
+        pairs = [
+            (outputs[0][own], outputs[1]),
+            (leaves[0].grad[own], leaves[1].grad),
+            (weights[0].weight.grad, world.sum(weights[1].weight.grad)),
+            (weights[0].bias.grad, world.sum(weights[1].bias.grad)),
+            *zip(whole.buffers(), shared.buffers(), strict=True),
+        ]
+        assert len(pairs) == 7
+        gaps = [(one - other).detach().abs().max() for one, other in pairs if one.numel()]
+        worst = max(worst, *(float(gap) for gap in gaps))
+    return worst
+
+
+class Exact(ImageSet):
+    """Images in float64: in float32 a rounding error decides on which side of its kink an activation lies,
+    and one process's own gradient is only good to about one part in a thousand."""
+
+    def pixels(self, positions: Any) -> torch.Tensor:
+        return super().pixels(positions).double()
+
+
+def first_step(kind: str, fraction: float) -> Any:
+    """The gradients, the sums and a checksum of the weights of the first training step."""
+    recipe = load_recipe("digits", [*SETTINGS, f"training.attack_mix.adversarial_fraction={fraction}"])
+    found = load_images(recipe, "train")
+    train = Exact(found.images, found.labels, found.indices, found.classes)
+    common = train, train, torch.device("cpu"), SilentReporter()
+    torch.set_default_dtype(torch.float64)
+    try:
+        if kind == "purifier":
+            return _purifier_step(recipe, *common)
+        return _classifier_step(recipe, "at" if fraction else "clean", *common)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _purifier_step(recipe: Recipe, train: Any, held_out: Any, device: torch.device, reporter: Any) -> Any:
+    classifier = build_classifier(recipe, "at").double()
+    perturb = purifier_steps.balanced_batch(recipe, classifier)
+    setup = purifier_steps.TrainingSetup(recipe, classifier, train, held_out, perturb, device, reporter)
+    state = purifier_steps.initial_state(setup)
+    state.purifier.train().double()
+    sums = purifier_steps.train_step(setup, state, torch.arange(29), (0, 0), 1.0)
+    return _gradients(state.purifier), sums.tolist(), fingerprint(state.purifier.state_dict())
+
+
+def _classifier_step(
+    recipe: Recipe, trained_as: Any, train: Any, held_out: Any, device: torch.device, reporter: Any
+) -> Any:
+    threat = classifier_steps.threat_model(recipe)
+    setup = classifier_steps.ClassifierSetup(recipe, trained_as, threat, train, held_out, device, reporter)
+    classifier = classifier_steps.initial_classifier(recipe).train().double()
+    setup.world.synchronise(classifier)
+    optimiser = classifier_steps.make_optimiser(recipe, classifier)
+    state = ClassifierState(classifier, optimiser, setup.world, {})
+    sums = classifier_steps.train_step(setup, state, torch.arange(29), (0, 0))
+    return _gradients(classifier), sums.tolist(), fingerprint(classifier.state_dict())
+
+
+def _gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    found = {name: parameter.grad for name, parameter in module.named_parameters()}
+    return {name: gradient for name, gradient in found.items() if gradient is not None}
+
+
+def train(out: Path, reporter: SilentReporter) -> None:
+    recipe = load_recipe("digits", SETTINGS)
+    train_purifier(recipe, run=out / "purifier", reporter=reporter, device="cpu")
+    train_classifier(recipe, "at", run=out / "classifier", reporter=reporter, device="cpu")
+
+
 def main() -> None:
     out = Path(sys.argv[1])
     sys.path.insert(0, str(Path(__file__).parents[1] / "workflows"))
@@ -61,6 +174,15 @@ def main() -> None:
     world = join(torch.device("cpu"))
     reporter = Listening()
     answers = primitives(world, out)
+    answers["batch norm"] = batch_norm(world)
+    answers["sums"], answers["weights"] = {}, []
+    for kind in ("purifier", "classifier"):
+        for fraction in (0.0, 0.5):
+            gradients, answers["sums"][f"{kind} {fraction}"], weights = first_step(kind, fraction)
+            answers["weights"].append(weights)
+            if world.is_main:
+                save_tensors(out / f"gradients-{kind}-{fraction}", gradients, {})
+    train(out, reporter)
     answers["summary"] = toys.run_toy(out / "evaluation", reporter)
     defence = toys.LinearDefence(noise=0.5)
     images = toys.images_with_margins(defence, [0.3, 0.6, 0.9, 1.1, 1.3, 1.6, 0.5, 1.2, 2.0])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,53 @@ def test_a_killed_run_resumes_to_the_same_weights(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     logs = [read_json_lines(run / "metrics.jsonl") for run in (trained[0], tmp_path / "stopped")]
     assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_the_step_and_loses_nothing(
+    recipe: Recipe,
+    trained: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    places: list[tuple[int, int]] = []
+    original = purifier_steps.train_step
+
+    def stop_in_the_second_epoch(*arguments: Any) -> torch.Tensor:
+        places.append(arguments[3])
+        if len(places) == 12:
+            # Twice at once, as under torchrun, whose terminal and whose agent both send it.
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    monkeypatch.setattr(workflow, "train_step", stop_in_the_second_epoch)
+    before = signal.getsignal(number)
+    with pytest.raises(InterruptedRun, match="1 of 3 epochs and 4 batches of the next are saved"):
+        train(recipe, tmp_path / "run")
+    assert signal.getsignal(number) is before
+    train(recipe, tmp_path / "run", resume=True)
+    assert places == [(epoch, batch) for epoch in range(3) for batch in range(8)]
+    whole, _ = load_tensors(trained[0] / "purifier.safetensors")
+    resumed, _ = load_tensors(tmp_path / "run" / "purifier.safetensors")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    logs = [read_json_lines(run / "metrics.jsonl") for run in (trained[0], tmp_path / "run")]
+    assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
+
+
+def test_an_impatient_second_signal_stops_at_once(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("carso_cli.interruption._SAME_EVENT", 0.0)
+
+    def never_ending(*arguments: Any) -> torch.Tensor:
+        while True:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(workflow, "train_step", never_ending)
+    with pytest.raises(InterruptedRun, match="0 of 3 epochs are saved"):
+        train(recipe, tmp_path / "run")
 
 
 def test_a_warm_up_too_short_for_radam_is_warned_of(recipe: Recipe, tmp_path: Path) -> None:
