@@ -12,14 +12,15 @@ memory is bounded whatever K is, and one backward pass goes through the determin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from carso_cli.attacks.losses import Loss
+from carso_cli.attacks.passes import Passes
 from carso_cli.attacks.target import ExpectedLoss, LossGradient, Pullback, correctness, pull_back, saturation
 from carso_cli.errors import UsageError
 
@@ -66,7 +67,8 @@ class DefenceTarget:
         defence: The defence; frozen, in evaluation mode.
         view: What is attacked: `exact`, `log-probability`, `released`, or a surrogate function from
             (B, N, C) sample logits to (B, C) logits.
-        samples_per_pass: Most reconstructions decoded and classified in one pass; at least N.
+        samples_per_pass: Most reconstructions decoded and classified in one pass; at least N. Where memory
+            does not hold them, passes shrink.
         generator: Source of the latents, owned by this target: an attack repeats bit for bit from a
             generator of the same seed, and no two steps share latents.
         n_samples: N, reconstructions per image; the defence's own when None.
@@ -83,6 +85,7 @@ class DefenceTarget:
     generator: torch.Generator
     n_samples: int | None = None
     latents: Tensor | None = None
+    _passes: Passes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.samples_per_pass < self.samples:
@@ -90,6 +93,7 @@ class DefenceTarget:
                 f"samples_per_pass {self.samples_per_pass} is below the {self.samples} samples of one draw",
                 hint=f"set evaluation.samples_per_pass to at least {self.samples}",
             )
+        object.__setattr__(self, "_passes", Passes(self.samples_per_pass // self.samples))
 
     @property
     def stochastic(self) -> bool:
@@ -116,7 +120,9 @@ class DefenceTarget:
         """Return the (B, C) logits of one draw of N samples per image."""
         condition = self.defence.condition(images)
         latents = self._draw(len(images))
-        return torch.cat([self._logits(condition[part], latents[part]) for part in self._passes(len(images))])
+        return torch.cat(
+            self._passes.over(len(images), lambda part: self._logits(condition[part], latents[part]))
+        )
 
     def pullback(self, images: Tensor) -> tuple[Tensor, Pullback]:
         """Return the logits of one draw and the map of gradients back to the images.
@@ -129,14 +135,15 @@ class DefenceTarget:
         def tail(part: slice) -> tuple[Tensor, Pullback]:
             return pull_back(lambda chunk: self._logits(chunk, latents[part]), condition[part])
 
-        parts = list(self._passes(len(images)))
-        if len(parts) == 1:
-            logits, through_tail = tail(parts[0])
-            return logits, lambda cotangent: through_prefix(through_tail(cotangent))
+        if len(images) <= self._passes.largest:
+            whole = self._passes.over(len(images), tail)
+            if len(whole) == 1:
+                ((logits, through_tail),) = whole
+                return logits, lambda cotangent: through_prefix(through_tail(cotangent))
         with torch.no_grad():
-            logits = torch.cat([self._logits(condition[part], latents[part]) for part in parts])
-        return logits, lambda cotangent: through_prefix(
-            torch.cat([tail(part)[1](cotangent[part]) for part in parts])
+            parts = self._passes.over(len(images), lambda part: self._logits(condition[part], latents[part]))
+        return torch.cat(parts), lambda cotangent: through_prefix(
+            torch.cat(self._passes.over(len(images), lambda part: tail(part)[1](cotangent[part])))
         )
 
     def expected_loss(self, images: Tensor, labels: Tensor, loss: Loss, draws: int) -> ExpectedLoss:
@@ -158,8 +165,8 @@ class DefenceTarget:
         """Average over the draws; `gradient` is taken at the (B, F) conditions, zeros if not wanted."""
         batch = len(condition)
         latents = self._draw(draws * batch)
-        columns: list[tuple[Tensor, ...]] = []
-        for part in self._passes(draws * batch):
+
+        def one_pass(part: slice) -> tuple[Tensor, ...]:
             # Unit u of the K * B is draw u // B of image u % B.
             images = torch.arange(part.start, part.stop, device=condition.device) % batch
             chunk = condition[images].requires_grad_(with_gradient)
@@ -169,7 +176,9 @@ class DefenceTarget:
             slope = torch.autograd.grad(values.sum(), chunk)[0] if with_gradient else torch.zeros_like(chunk)
             found = logits.detach()
             known = labels[images]
-            columns.append((values.detach(), correctness(found, known), saturation(found, known), slope))
+            return values.detach(), correctness(found, known), saturation(found, known), slope
+
+        columns = self._passes.over(draws * batch, one_pass)
         means = [
             torch.cat(column).reshape(draws, batch, *column[0].shape[1:]).mean(dim=0)
             for column in zip(*columns, strict=True)
@@ -180,11 +189,6 @@ class DefenceTarget:
         if self.latents is not None:
             return self.latents.expand(batch, -1, -1)
         return self.defence.draw_latents(batch, self.samples, self.generator)
-
-    def _passes(self, units: int) -> Iterator[slice]:
-        per_pass = self.samples_per_pass // self.samples
-        for start in range(0, units, per_pass):
-            yield slice(start, min(start + per_pass, units))
 
     def _logits(self, condition: Tensor, latents: Tensor) -> Tensor:
         sample_logits = self.defence.sample_logits(condition, latents)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from carso_cli.attacks.defence_target import AttackedDefence
 from carso_cli.attacks.losses import cross_entropy, margin
+from carso_cli.attacks.passes import Passes
 from carso_cli.attacks.target import Model
 from carso_cli.randomness import generator
 
@@ -102,13 +103,14 @@ class DefenceScorer:
         condition = self.defence.condition(examples)
         latents = torch.cat([self._latents(index, draw_set) for index in indices])
         owner = torch.arange(len(latents), device=condition.device) // self.draws
-        decisions, exact = [], []
-        per_pass = max(self.samples_per_pass // self.defence.n_samples, 1)
-        for start in range(0, len(latents), per_pass):
-            part = slice(start, start + per_pass)
+
+        def one_pass(part: slice) -> tuple[Tensor, Tensor]:
             sample_logits = self.defence.sample_logits(condition[owner[part]], latents[part])
-            decisions.append(self.defence.aggregate(sample_logits, "log-probability").argmax(dim=1))
-            exact.append(self.defence.aggregate(sample_logits, "exact"))
+            decisions = self.defence.aggregate(sample_logits, "log-probability").argmax(dim=1)
+            return decisions, self.defence.aggregate(sample_logits, "exact")
+
+        passes = Passes(max(self.samples_per_pass // self.defence.n_samples, 1))
+        decisions, exact = zip(*passes.over(len(latents), one_pass), strict=True)
         shape = (len(examples), self.draws)
         logits = torch.cat(exact)
         return _tally(torch.cat(decisions).reshape(shape), logits.reshape(*shape, -1), labels)

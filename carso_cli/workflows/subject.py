@@ -27,7 +27,7 @@ from carso_cli.workflows.evaluation_plan import Job
 from carso_cli.workflows.scoring import ClassifierScorer, DefenceScorer, Scorer
 
 _SAMPLES_PER_CPU_PASS = 256
-"""Larger passes make the allocator return and refetch memory: 3.2 ms a reconstruction at 4096, 1.9 here."""
+"""Larger passes take more memory and no less time: on a WRN-16-4, within 4% from 64 to 512 on one core."""
 
 
 @dataclass(frozen=True, eq=False)
