@@ -15,7 +15,7 @@ from carso_cli.checksums import fingerprint
 from carso_cli.classifiers.blueprint import Blueprint
 from carso_cli.classifiers.interface import check_classifier
 from carso_cli.classifiers.load import load_classifier
-from carso_cli.classifiers.weights import load_strict
+from carso_cli.classifiers.weights import load_strict, require_finite
 from carso_cli.data.datasets import load_split
 from carso_cli.data.image_set import ImageSet, balanced_subset
 from carso_cli.defence import Defence
@@ -233,9 +233,10 @@ def load_purifier(path: Path, recipe: Recipe, classifier: nn.Module) -> Purifier
 
     Raises:
         StateError: If the file is damaged or was made for other layers or sizes.
-        WeightsError: If the classifier is not the one it was trained for.
+        WeightsError: If the classifier is not the one it was trained for, or a weight is NaN or infinite.
     """
     tensors, metadata = load_tensors(path)
+    require_finite(tensors, path)
     if tuple(metadata["layers"]) != recipe.representation.layers:
         raise StateError(f"{path} was trained on layers {metadata['layers']}, not on those of its recipe")
     checksum = classifier_fingerprint(classifier)

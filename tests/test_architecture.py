@@ -25,6 +25,7 @@ GROUND = {
     "home",
     "interruption",
     "launch",
+    "numerics",
     "randomness",
     "reporter",
 }

@@ -2,6 +2,7 @@
 
 - `read_state_dict` reads names and tensors, `read_tensors` those of a safetensors file as they stand,
   `read_header` what such a file says about itself;
+- `require_finite` refuses NaN and infinities;
 - `load_strict` puts them into a module whose names and shapes must all agree.
 """
 
@@ -44,7 +45,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             NaN or infinite; the message names the file and the tensor.
     """
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pytorch(path)
-    return _finite(_unwrap(content, path), path)
+    return require_finite(_unwrap(content, path), path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -53,10 +54,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: If the file is damaged, or holds values that are NaN or infinite.
     """
-    return _finite(_read_safetensors(path), path)
+    return require_finite(_read_safetensors(path), path)
 
 
-def _finite(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+def require_finite(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return a state dict.
+
+    Raises:
+        WeightsError: If it holds values that are NaN or infinite, naming file and tensor.
+    """
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise WeightsError(f"{path}: tensor '{name}' holds values that are NaN or infinite")

@@ -21,6 +21,7 @@ from carso_cli.data.batches import ordered_batches
 from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed import World, join
 from carso_cli.errors import NumericsError, UsageError
+from carso_cli.numerics import blame_layer, require_finite_gradients
 from carso_cli.randomness import derive_seed, generator, seeded
 from carso_cli.recipe.schema import Kind, Recipe
 from carso_cli.reporter import Reporter
@@ -28,6 +29,7 @@ from carso_cli.workflows.classifier_state import ClassifierState
 
 HELD_OUT_PGD_STEPS = 10
 """Steps of the PGD that follows robustness while training; each of 2.5 eps / 10."""
+_LOWER_RATE = "lower classifier.training.peak_learning_rate; the state of the last whole epoch is saved"
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def train_step(
         Summed (loss, correct answers) of the whole batch, float64 (2,), on the CPU.
 
     Raises:
-        NumericsError: If the loss is not finite.
+        NumericsError: If loss or a gradient is not finite, naming the layer or parameter.
     """
     section, seed = setup.recipe.classifier.training, setup.recipe.seed
     own = setup.world.own(len(positions))
@@ -121,12 +123,14 @@ def train_step(
     sums = setup.world.sum(torch.stack((loss.detach(), correct)).double().cpu())
     value = sums[0].item() / len(positions)
     if not math.isfinite(value):
+        where = blame_layer(state.classifier, lambda: state.classifier(images))
         raise NumericsError(
-            f"the loss became {value} in epoch {place[0] + 1}, batch {place[1] + 1}; training stops",
-            hint="lower classifier.training.peak_learning_rate; the state of the last whole epoch is saved",
+            f"the loss became {value} in epoch {place[0] + 1}, batch {place[1] + 1}{where}; training stops",
+            hint=_LOWER_RATE,
         )
     state.optimiser.zero_grad(set_to_none=True)
     torch.autograd.backward(loss / len(positions))
+    require_finite_gradients(state.classifier, place, _LOWER_RATE)
     state.optimiser.step()
     return sums
 

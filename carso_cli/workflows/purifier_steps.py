@@ -17,6 +17,7 @@ from carso_cli.build import build_purifier, channels_last, classifier_fingerprin
 from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed import World, join
 from carso_cli.errors import NumericsError
+from carso_cli.numerics import blame_layer, require_finite_gradients
 from carso_cli.purifier.elbo import negative_elbo
 from carso_cli.randomness import derive_seed, generator, seeded
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
@@ -24,6 +25,8 @@ from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.representation import extract_representation
 from carso_cli.workflows.training_state import TrainingState
+
+_LOWER_RATE = "lower training.learning_rate.plateau; the state of the last whole epoch is saved"
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ def train_step(
     )[own].to(setup.device)
     reconstruction, mean, log_variance = state.replica(inputs, representation, noise)
     if setup.world.any(not bool(reconstruction.detach().isfinite().all())):
-        raise _not_finite("the reconstruction", place, math.nan)
+        where = blame_layer(state.purifier, lambda: state.purifier(inputs, representation, noise))
+        raise _not_finite("the reconstruction", place, math.nan, where)
     terms = negative_elbo(reconstruction, clean[own], mean, log_variance, beta)
     sums = setup.world.sum(torch.stack([term.detach().double().cpu() for term in terms]))
     for name, value in zip(("loss", "BCE", "KL"), reversed(sums.tolist()), strict=True):
@@ -114,13 +118,14 @@ def train_step(
             raise _not_finite(f"the {name} term", place, value)
     state.optimiser.zero_grad(set_to_none=True)
     torch.autograd.backward(terms.total)
+    require_finite_gradients(state.purifier, place, _LOWER_RATE)
     state.optimiser.step()
     state.lookahead.step()
     return sums
 
 
-def _not_finite(what: str, place: tuple[int, int], value: float) -> NumericsError:
+def _not_finite(what: str, place: tuple[int, int], value: float, where: str = "") -> NumericsError:
     return NumericsError(
-        f"{what} became {value} in epoch {place[0] + 1}, batch {place[1] + 1}; training stops",
-        hint="lower training.learning_rate.plateau; the state of the last whole epoch is saved",
+        f"{what} became {value} in epoch {place[0] + 1}, batch {place[1] + 1}{where}; training stops",
+        hint=_LOWER_RATE,
     )

@@ -20,6 +20,7 @@ from carso_cli.attacks.defence_target import AttackedDefence
 from carso_cli.attacks.losses import cross_entropy, margin
 from carso_cli.attacks.passes import Passes
 from carso_cli.attacks.target import Model
+from carso_cli.numerics import require_finite_logits
 from carso_cli.randomness import generator
 
 SELECTION, CONFIRMATION, REPORT = "selection", "confirmation", "report"
@@ -77,7 +78,9 @@ class ClassifierScorer:
     @torch.no_grad()
     def __call__(self, examples: Tensor, labels: Tensor, indices: Sequence[int], draw_set: str) -> Score:
         """Score examples; see `Scorer`."""
-        logits = self.classifier(examples)[:, None]
+        logits = require_finite_logits(
+            self.classifier(examples), "the classifier", self.classifier, lambda: self.classifier(examples)
+        )[:, None]
         return _tally(logits.argmax(dim=2), logits, labels)
 
 
@@ -105,7 +108,12 @@ class DefenceScorer:
         owner = torch.arange(len(latents), device=condition.device) // self.draws
 
         def one_pass(part: slice) -> tuple[Tensor, Tensor]:
-            sample_logits = self.defence.sample_logits(condition[owner[part]], latents[part])
+            sample_logits = require_finite_logits(
+                self.defence.sample_logits(condition[owner[part]], latents[part]),
+                "the defence's reconstructions",
+                self.defence,
+                lambda: self._again(examples, owner[part], latents[part]),
+            )
             decisions = self.defence.aggregate(sample_logits, "log-probability").argmax(dim=1)
             return decisions, self.defence.aggregate(sample_logits, "exact")
 
@@ -114,6 +122,9 @@ class DefenceScorer:
         shape = (len(examples), self.draws)
         logits = torch.cat(exact)
         return _tally(torch.cat(decisions).reshape(shape), logits.reshape(*shape, -1), labels)
+
+    def _again(self, examples: Tensor, owner: Tensor, latents: Tensor) -> Tensor:
+        return self.defence.sample_logits(self.defence.condition(examples)[owner], latents)
 
     def _latents(self, index: int, draw_set: str) -> Tensor:
         """Draw (R, N, Z) latents for one image."""

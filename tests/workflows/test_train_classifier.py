@@ -196,7 +196,8 @@ def test_damaged_state_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_stops_when_the_loss_is_not_finite(tmp_path: Path) -> None:
     with pytest.raises(
-        NumericsError, match=r"the loss became (nan|inf) in epoch 1, batch \d; training stops"
+        NumericsError,
+        match=r"the loss became (nan|inf) in epoch 1, batch \d, first in layer '[\w.]+'; training stops",
     ):
         train(tmp_path / "run", "classifier.training.peak_learning_rate=1e30", kind="clean")
 
