@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky, 2009), read by torchvision from the official files.
 
-Those files are pickles, so they are opened only after every one of them has matched its
-published checksum; torchvision's integrity check is never bypassed.
+Those files are pickles, so they are opened only after every one of them has matched its published checksum,
+and even then nothing but arrays is taken from them; torchvision's integrity check is never bypassed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from carso_cli.data import array_pickles
 from carso_cli.data.image_set import ImageSet
 from carso_cli.data.whole_file import written_whole
 from carso_cli.download import fetch, file_digest
@@ -83,6 +84,8 @@ def cifar_class(name: str) -> _CifarClass:
     prepare()
     from torchvision import datasets
 
+    # In that module alone, which would run whatever a pickle says.
+    datasets.cifar.pickle = array_pickles
     found: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     checked: _CifarClass = found
     return checked

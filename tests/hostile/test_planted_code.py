@@ -20,6 +20,7 @@ import torch
 from carso_cli.build import build_classifier, build_purifier, classifier_fingerprint
 from carso_cli.classifiers.registry import RECORDS
 from carso_cli.data import decoded_cache
+from carso_cli.data.cifar import cifar_class
 from carso_cli.errors import CarsoError
 from carso_cli.home import data_home, weights_home
 from carso_cli.recipe.load import dump_recipe, load_recipe
@@ -168,15 +169,28 @@ def _robustbench_names() -> list[str]:
 
 
 def test_in_cifar_s_batches(carso: Call, planted: bytes, mark: Path, tmp_path: Path) -> None:
-    # CIFAR is published as pickles; carso reads the binary version, which holds none.
-    for folder in ("cifar-10-batches-py", "cifar-10-batches-bin"):
-        (data_home() / folder).mkdir(parents=True)
-        for number in range(1, 6):
-            for name in (f"data_batch_{number}", f"data_batch_{number}.bin", "test_batch", "test_batch.bin"):
-                (data_home() / folder / name).write_bytes(planted)
-        (data_home() / folder / "batches.meta").write_bytes(planted)
-    code, said = carso(["train-classifier", "cifar10-small", "--run", str(tmp_path / "run")])
+    folder = data_home() / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for name in ("batches.meta", "test_batch", *(f"data_batch_{number}" for number in range(1, 6))):
+        (folder / name).write_bytes(planted)
+    (data_home() / "cifar-10-python.tar.gz").write_bytes(planted)
+    code, said = carso(["train-classifier", "cifar10", "--run", str(tmp_path / "run")])
     assert code == 3, said
+    assert "checksum" in said
+    assert not mark.exists()
+
+
+def test_in_cifar_s_batches_were_their_checksums_forged(
+    mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = cifar_class("cifar10")
+    names = [name for name, _ in (*dataset.train_list, *dataset.test_list)]
+    (tmp_path / dataset.base_folder).mkdir()
+    for name in (*names, "batches.meta"):
+        (tmp_path / dataset.base_folder / name).write_bytes(plant("pickle", mark))
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    with pytest.raises(pickle.UnpicklingError, match="neither an array nor a plain container"):
+        dataset(root=str(tmp_path), train=True, download=False)
     assert not mark.exists()
 
 
