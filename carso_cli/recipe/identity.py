@@ -36,6 +36,8 @@ def recipe_hash(recipe: Recipe, sections: Sequence[str] | None = None) -> str:
     # Left out where it says nothing, so that runs from before there was such a key keep their hash.
     if values["classifier"]["architecture"] is None:
         values["classifier"].pop("architecture")
+    if values["training"]["attack_mix"]["reuse"] == 1:
+        values["training"]["attack_mix"].pop("reuse")
     chosen = tuple(values) if sections is None else tuple(sections)
     unknown = [name for name in chosen if name not in values]
     if unknown:

@@ -15,6 +15,8 @@ class AttackMix(Section):
     adversarial_fraction: Share = 0.5
     pgd_steps: Count = 40
     pgd_step_size: Positive = 0.01
+    reuse: Count = 1
+    """Epochs that share their perturbed images; the paper makes them anew for every batch."""
 
 
 class Optimiser(Section):

@@ -278,8 +278,14 @@ def _of_data(runs: Sequence[StoredRun], rows: Iterable[Mapping[str, Any]]) -> li
 
 
 def remarks(runs: Sequence[StoredRun], rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return what must be said of a table that is empty, or that sets other data beside the paper's."""
+    """Return what must be said of a table: that it is empty, or how its runs depart from the paper."""
     measured = any(row.source == MEASURED for row in rows)
     if not measured:
         return (NOTHING,)
-    return () if any(run.scenario for run in runs) else (OTHER_DATA,)
+    reused = [
+        f"{run.path}: perturbed images were kept for {run.perturbations_reused} epochs of training; the "
+        "paper makes them anew for every batch."
+        for run in runs
+        if run.perturbations_reused > 1
+    ]
+    return (*(() if any(run.scenario for run in runs) else (OTHER_DATA,)), *reused)

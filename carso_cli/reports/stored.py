@@ -57,6 +57,11 @@ class StoredRun:
         return str(paper_figures()["2"][self.scenario]["dataset"]) if self.scenario else self.name
 
     @property
+    def perturbations_reused(self) -> int:
+        """Epochs that shared their perturbed images in training; 1 in the paper."""
+        return int(self.recipe["training"]["attack_mix"].get("reuse", 1))
+
+    @property
     def plain_evaluations(self) -> list[StoredEvaluation]:
         """Evaluations at the recipe's own eps, norm, samples and aggregation.
 

@@ -26,6 +26,7 @@ from carso_cli.randomness import derive_seed, generator, seeded
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import SilentReporter
 from carso_cli.representation import extract_representation
+from carso_cli.workflows.adversarial_pool import AdversarialPool
 from carso_cli.workflows.bench_baseline import Straightforward, StraightforwardTraining
 from carso_cli.workflows.purifier_steps import TrainingSetup, balanced_batch, initial_state, train_step
 from carso_cli.workflows.subject import given_subject
@@ -167,7 +168,8 @@ def _training_step(bench: Bench) -> Case:
     train = ImageSet(images, labels, torch.arange(len(images)), classes)
     perturb = balanced_batch(recipe, bench.classifier)
     nothing = train.select(torch.arange(0))
-    setup = TrainingSetup(recipe, bench.classifier, train, nothing, perturb, device, SilentReporter())
+    pool = AdversarialPool(reuse=1)
+    setup = TrainingSetup(recipe, bench.classifier, train, nothing, perturb, pool, device, SilentReporter())
     state = initial_state(setup)
     state.purifier.train()
     plain = StraightforwardTraining(

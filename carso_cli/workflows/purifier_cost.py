@@ -74,7 +74,7 @@ def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = N
     share = (
         2 * quarter_size(recipe.training.batch_size, mix.adversarial_fraction) / recipe.training.batch_size
     )
-    gradients = share * (1 + mix.pgd_steps)
+    gradients = share * (1 + mix.pgd_steps) / mix.reuse
     per_image = (gradients * seconds_of(input_gradient, target) + seconds_of(training_step, target)) / _IMAGES
     count = training_images(recipe, limit)
     return {

@@ -24,6 +24,7 @@ from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.representation import extract_representation
+from carso_cli.workflows.adversarial_pool import AdversarialPool, Place
 from carso_cli.workflows.training_state import TrainingState
 
 _LOWER_RATE = "lower training.learning_rate.plateau; the state of the last whole epoch is saved"
@@ -38,6 +39,7 @@ class TrainingSetup:
     train: ImageSet
     held_out: ImageSet
     perturb: BalancedBatch
+    pool: AdversarialPool
     device: torch.device
     reporter: Reporter
 
@@ -91,17 +93,39 @@ def initial_state(setup: TrainingSetup) -> TrainingState:
 
 
 def train_step(
-    setup: TrainingSetup, state: TrainingState, positions: Tensor, place: tuple[int, int], beta: float
+    setup: TrainingSetup,
+    state: TrainingState,
+    positions: Tensor,
+    place: Place,
+    beta: float,
+    perturbations: Place | None = None,
 ) -> Tensor:
-    """Take one optimiser step on one balanced batch; return its summed (loss, BCE, KL) in float64.
+    """Take one optimiser step on one balanced batch.
 
     Each process takes its share of the batch; what is random is drawn for the whole of it, whatever their
     number. Losses and gradients are summed over all processes.
+
+    Args:
+        setup: What does not change.
+        state: What does.
+        positions: (B,) positions of the batch's images.
+        place: Epoch and batch.
+        beta: Weight of the KL term.
+        perturbations: Place that the perturbations belong to; `place` when None.
+
+    Returns:
+        Summed loss, BCE and KL, float64.
+
+    Raises:
+        NumericsError: If the reconstruction or a term of the loss is not finite.
     """
     seed, own = setup.recipe.seed, setup.world.own(len(positions))
     clean = setup.train.pixels(positions).to(setup.device)
     labels = setup.train.labels[positions].to(setup.device)
-    inputs = setup.perturb(clean, labels, derive_seed(seed, "perturbation", *place), own)
+    made = perturbations or place
+    inputs = setup.pool.perturbed(
+        made, clean[own], lambda: setup.perturb(clean, labels, derive_seed(seed, "perturbation", *made), own)
+    )
     with torch.no_grad():
         representation = extract_representation(setup.classifier, inputs, setup.recipe.representation.layers)
     noise = torch.randn(
@@ -124,7 +148,7 @@ def train_step(
     return sums
 
 
-def _not_finite(what: str, place: tuple[int, int], value: float, where: str = "") -> NumericsError:
+def _not_finite(what: str, place: Place, value: float, where: str = "") -> NumericsError:
     return NumericsError(
         f"{what} became {value} in epoch {place[0] + 1}, batch {place[1] + 1}{where}; training stops",
         hint=_LOWER_RATE,

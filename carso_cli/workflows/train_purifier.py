@@ -36,6 +36,7 @@ from carso_cli.reporter import SILENT, Reporter
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runs.environment import describe_environment, peak_memory
 from carso_cli.runs.folder import RunFolder
+from carso_cli.workflows.adversarial_pool import AdversarialPool
 from carso_cli.workflows.purifier_steps import TrainingSetup, balanced_batch, initial_state, train_step
 from carso_cli.workflows.run_description import describe_run
 from carso_cli.workflows.training_progress import StopTraining
@@ -127,7 +128,8 @@ def _set_up(
         images = load_images(recipe, "train", limit=limit, reporter=reporter)
     train, held_out = split_holdout(images, recipe.data.holdout, recipe.seed)
     perturb = balanced_batch(recipe, frozen)
-    return TrainingSetup(recipe, frozen, train, held_out, perturb, device, reporter)
+    pool = AdversarialPool(recipe.training.attack_mix.reuse)
+    return TrainingSetup(recipe, frozen, train, held_out, perturb, pool, device, reporter)
 
 
 def _check_warmup(setup: TrainingSetup) -> None:
@@ -151,17 +153,19 @@ def _train_epoch(setup: TrainingSetup, state: TrainingState, epoch: int, stop: S
     for group in state.optimiser.param_groups:
         group["lr"] = rate
     state.purifier.train()
-    batches = epoch_batches(len(setup.train), training.batch_size, setup.recipe.seed, epoch)
+    batches = setup.pool.batches(len(setup.train), training.batch_size, setup.recipe.seed, epoch)
+    sizes = [len(positions) for positions, _ in batches]
     sums = torch.tensor(state.open.sums or (0.0,) * 3, dtype=torch.float64)
-    seen, started = sum(map(len, batches[: state.open.batches])), time.perf_counter() - state.open.seconds
+    seen, started = sum(sizes[: state.open.batches]), time.perf_counter() - state.open.seconds
     title = f"epoch {epoch + 1}/{training.epochs}"
-    with setup.reporter.progress(title, sum(map(len, batches))) as progress:
+    with setup.reporter.progress(title, sum(sizes)) as progress:
         if seen:
             progress.advance(seen)
         for number in range(state.open.batches, len(batches)):
-            sums += train_step(setup, state, batches[number], (epoch, number), beta)
-            seen += len(batches[number])
-            progress.advance(len(batches[number]), loss=sums[0].item() / seen)
+            positions, perturbations = batches[number]
+            sums += train_step(setup, state, positions, (epoch, number), beta, perturbations)
+            seen += sizes[number]
+            progress.advance(sizes[number], loss=sums[0].item() / seen)
             state.finish_batch(number + 1, sums, time.perf_counter() - started, stop)
     seconds = time.perf_counter() - started
     loss, bce, kl = (sums / seen).tolist()

@@ -24,6 +24,7 @@ from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import SilentReporter
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.workflows import classifier_steps, purifier_steps
+from carso_cli.workflows.adversarial_pool import AdversarialPool
 from carso_cli.workflows.attack import attack
 from carso_cli.workflows.classifier_state import ClassifierState
 from carso_cli.workflows.train_classifier import train_classifier
@@ -136,7 +137,8 @@ def first_step(kind: str, fraction: float) -> Any:
 def _purifier_step(recipe: Recipe, train: Any, held_out: Any, device: torch.device, reporter: Any) -> Any:
     classifier = build_classifier(recipe, "at").double()
     perturb = purifier_steps.balanced_batch(recipe, classifier)
-    setup = purifier_steps.TrainingSetup(recipe, classifier, train, held_out, perturb, device, reporter)
+    pool = AdversarialPool(reuse=1)
+    setup = purifier_steps.TrainingSetup(recipe, classifier, train, held_out, perturb, pool, device, reporter)
     state = purifier_steps.initial_state(setup)
     state.purifier.train().double()
     sums = purifier_steps.train_step(setup, state, torch.arange(29), (0, 0), 1.0)

@@ -221,3 +221,11 @@ def test_tables_are_chosen_by_the_papers_numbers(write_run: Any) -> None:
     assert [table.number for table in result.tables] == ["19", "1"]
     with pytest.raises(UsageError, match="there is no table '6' to draw"):
         report([run], reporter=SilentReporter(), tables=["6"])
+
+
+def test_reused_perturbations_are_said_to_depart_from_the_paper(write_run: Any, read: Any) -> None:
+    run = read(write_run("pool", overrides=["training.attack_mix.reuse=4"]))
+    (said,) = [note for note in table_one([run]).notes if "perturbed images" in note]
+    assert "pool: perturbed images were kept for 4 epochs of training; the paper makes them anew" in said
+    plain = read(write_run("plain"))
+    assert not [note for note in table_one([plain]).notes if "perturbed images" in note]

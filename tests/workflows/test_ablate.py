@@ -296,11 +296,11 @@ def test_an_interrupted_training_goes_on(
     original = purifier_steps.train_step
 
     def stop_in_the_second_epoch(
-        setup: Any, state: Any, positions: Any, place: tuple[int, int], beta: float
+        setup: Any, state: Any, positions: Any, place: tuple[int, int], *more: Any
     ) -> Any:
         if place[0] == 1:
             raise KeyboardInterrupt
-        return original(setup, state, positions, place, beta)
+        return original(setup, state, positions, place, *more)
 
     stored = table[1]
     chosen = known.first_and_second(recipe, [("at", "at")])
