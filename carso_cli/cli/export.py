@@ -15,6 +15,7 @@ from carso_cli.cli.options import (
     read_recipe,
 )
 from carso_cli.cli.progress import RichReporter
+from carso_cli.runs.folder import RunFolder
 
 
 def command(
@@ -37,7 +38,7 @@ def command(
 
     result = export_run(
         source,
-        out=out or source / "export",
+        out=out or RunFolder(source).inside("export"),
         reporter=RichReporter(),
         n_samples=n_samples,
         aggregation=aggregation,
