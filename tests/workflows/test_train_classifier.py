@@ -220,7 +220,7 @@ def test_clean_training_learns_without_an_attack(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(classifier_steps, "_training_attack", refuse)
     result = train(tmp_path / "run", "classifier.training.epochs=8", kind="clean", limit=200)
-    assert result["clean_accuracy"] > 0.5
+    assert result["clean_accuracy"] > 0.25  # ten classes: 0.1 is chance
 
 
 @pytest.mark.parametrize(
