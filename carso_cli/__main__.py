@@ -16,11 +16,7 @@ def main() -> None:
     keep_freed_memory()
     # A scheduler that ends a job is met as Ctrl-C is: whatever can be resumed is saved.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        code = run()
-    except KeyboardInterrupt:
-        # One that came while an error was being told.
-        code = 130
+    code = run()
     if launch().size > 1:
         if code:
             # A collective that waits for a dead process would keep the interpreter from ending.
