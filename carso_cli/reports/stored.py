@@ -14,7 +14,7 @@ from carso_cli.errors import StateError
 from carso_cli.reporter import Reporter
 from carso_cli.reports.ablated import StoredAblation, read_ablation
 from carso_cli.reports.evaluations import StoredEvaluation, read_evaluation
-from carso_cli.runs.files import read_json, read_json_lines
+from carso_cli.runs.files import read_json
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.paper import paper_figures, scenario_of
 
@@ -106,13 +106,11 @@ def read_run(path: Path, recipe: Mapping[str, Any], reporter: Reporter) -> Store
     """
     folder = RunFolder(path)
     environment, metrics = {}, []
-    if folder.trained_here:
-        for file in (folder.environment, folder.metrics):
-            if not file.is_file():
-                reporter.warn(f"left out: {file} is missing")
+    if folder.trained_here and not folder.environment.is_file():
+        reporter.warn(f"left out: {folder.environment} is missing")
     try:
         environment = read_json(folder.environment) if folder.environment.is_file() else {}
-        metrics = read_json_lines(folder.metrics, repair=False)
+        metrics = folder.read_metrics(recipe["training"]["epochs"])
     except StateError as error:
         reporter.warn(f"left out: {error.message}")
     evaluations = []

@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from carso_cli.errors import StateError, UsageError
 from carso_cli.reporter import Reporter
-from carso_cli.runs.files import ensure_folder
+from carso_cli.runs.files import ensure_folder, read_json_lines
 from carso_cli.runs.lock import locked
 
 ABLATION_SCHEMA = 1
@@ -144,6 +145,23 @@ class RunFolder:
     def trained_here(self) -> bool:
         """Whether training has saved a state: not so of a run that was imported, or only evaluated."""
         return self.state.is_file() or previous_state(self.state).is_file()
+
+    def read_metrics(self, epochs: int) -> list[dict[str, Any]]:
+        """Return the log of training, one line per epoch; empty where nothing was trained here.
+
+        Args:
+            epochs: How many the recipe asks for: all of them must be there once training is complete.
+
+        Raises:
+            StateError: If the log is damaged, or has lost epochs.
+        """
+        lines = read_json_lines(self.metrics, repair=False)
+        if self.trained_here and self.purifier.is_file() and len(lines) != epochs:
+            raise StateError(
+                f"{self.metrics} holds {len(lines)} of the {epochs} epochs that were trained",
+                hint=f"carso train-purifier {self.recipe} --run {self.path} --resume writes it anew",
+            )
+        return lines
 
     def require_purifier(self, command: str) -> Path:
         """Return the path of the trained purifier.

@@ -19,7 +19,7 @@ from typing import Any
 
 from carso_cli.errors import StateError
 from carso_cli.reporter import Reporter
-from carso_cli.runs.files import read_json, read_json_lines, write_json
+from carso_cli.runs.files import read_json, write_json
 from carso_cli.runs.folder import ABLATION_SCHEMA, RunFolder
 from carso_cli.runs.paper import paper_row
 from carso_cli.workflows.ablations import Ablation, Variant, row_order
@@ -91,7 +91,7 @@ def make_row(variant: Variant, root: Path, evaluation: Path, summary: Mapping[st
         "failed": [] if unattacked else list(summary["failed"]),
         "gradients": {} if unattacked else {name: checks.get(name) for name in GRADIENT_CHECKS},
         "unreliable_gradients": not unattacked and bool(set(GRADIENT_CHECKS) & set(summary["failed"])),
-        "training": _training(path),
+        "training": _training(variant, path),
         "paper": _paper(variant),
         "seconds": 0.0 if unattacked else summary["seconds"],
     }
@@ -105,8 +105,8 @@ def find_figures(summary: Mapping[str, Any], target: str, attack: str) -> dict[s
     return None
 
 
-def _training(path: Path) -> dict[str, Any] | None:
-    lines = read_json_lines(RunFolder(path).metrics)
+def _training(variant: Variant, path: Path) -> dict[str, Any] | None:
+    lines = RunFolder(path).read_metrics(variant.recipe.training.epochs)
     if not lines:
         return None
     return {

@@ -27,6 +27,7 @@ RECIPE = {
     "name": "digits",
     "reproduces": "",
     "threat": {"eps": 0.1, "norm": "linf"},
+    "training": {"epochs": 2},
     "evaluation": {"n_samples": 8, "aggregation": "doubly-exponential"},
 }
 

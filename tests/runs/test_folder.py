@@ -57,3 +57,16 @@ def test_a_claimed_run_is_refused_to_others(tmp_path: Path) -> None:
     ):
         pass
     assert (tmp_path / "run" / ".lock").read_text() == ""
+
+
+def test_a_log_that_has_lost_epochs_is_named(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.read_metrics(2) == []
+    append_json_line(folder.metrics, {"epoch": 0})
+    folder.state.write_bytes(b"")
+    assert folder.read_metrics(2) == [{"epoch": 0}]
+    folder.purifier.write_bytes(b"")
+    with pytest.raises(StateError, match=r"metrics\.jsonl holds 1 of the 2 epochs that were trained"):
+        folder.read_metrics(2)
+    append_json_line(folder.metrics, {"epoch": 1})
+    assert len(folder.read_metrics(2)) == 2
