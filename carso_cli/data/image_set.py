@@ -9,7 +9,7 @@ Axes: M images, H x W pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,6 +60,10 @@ class ImageSet:
     def pixels(self, positions: Tensor | slice) -> Tensor:
         """Return images as float32 (B, channels, H, W) in [0, 1]."""
         return self.images[positions].to(torch.float32).div_(255.0)
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """Return the same with the images on a device, where `pixels` then gives them; all else stays."""
+        return replace(self, images=self.images.to(device))
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of images, labels and positions."""

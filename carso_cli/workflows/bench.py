@@ -94,7 +94,7 @@ class _MatrixProduct:
     """A product of two square matrices, large enough to show what the device reaches."""
 
     def __init__(self, device: torch.device) -> None:
-        size = 1024 if device.type == "cpu" else 8192
+        size = 2048 if device.type == "cpu" else 8192
         self.operations = 2 * size**3
         self._factors = (torch.rand(size, size, device=device), torch.rand(size, size, device=device))
         self()

@@ -129,7 +129,7 @@ def _set_up(
     train, held_out = split_holdout(images, recipe.data.holdout, recipe.seed)
     perturb = balanced_batch(recipe, frozen)
     pool = AdversarialPool(recipe.training.attack_mix.reuse)
-    return TrainingSetup(recipe, frozen, train, held_out, perturb, pool, device, reporter)
+    return TrainingSetup(recipe, frozen, train.to(device), held_out, perturb, pool, device, reporter)
 
 
 def _check_warmup(setup: TrainingSetup) -> None:

@@ -66,6 +66,12 @@ def test_tensors_that_disagree_are_refused(field: str, value: Tensor, message: s
         ImageSet(tensors["images"], tensors["labels"], tensors["indices"], ("a", "b"))
 
 
+def test_images_are_batched_where_they_lie() -> None:
+    elsewhere = image_set([0, 1, 1]).to("meta")
+    assert elsewhere.pixels(torch.tensor([2, 0])).device.type == "meta"
+    assert elsewhere.indices.device.type == elsewhere.labels.device.type == "cpu"
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 10, 29])
 def test_every_balanced_subset_differs_by_at_most_one(count: int) -> None:
     whole = image_set([0] * 10 + [1] * 10 + [2] * 10)

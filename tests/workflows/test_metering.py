@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -70,12 +71,23 @@ def test_works_take_turns() -> None:
 
     def slow() -> None:
         calls.append("b")
-        time.sleep(0.02)
+        sum(range(1_000_000))
 
     times = alternating_seconds((quick, slow), CPU, rounds=4, patience=60.0)
     assert calls == ["a", "b"] * 4
     assert [len(found) for found in times] == [4, 4]
-    assert min(times[1]) >= 0.02
+    assert min(times[1]) > 10 * max(times[0])
+
+
+@pytest.mark.parametrize(("threads", "waits_count"), [(1, False), (2, True)])
+def test_waiting_counts_only_where_several_threads_work(threads: int, waits_count: bool) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        (times,) = alternating_seconds((lambda: time.sleep(0.02),), CPU, rounds=3, patience=60.0)
+    finally:
+        torch.set_num_threads(before)
+    assert (min(times) >= 0.02) is waits_count
 
 
 def test_patience_ends_the_rounds_after_three() -> None:
