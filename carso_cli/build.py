@@ -237,6 +237,8 @@ def load_purifier(path: Path, recipe: Recipe, classifier: nn.Module) -> Purifier
     """
     tensors, metadata = load_tensors(path)
     require_finite(tensors, path)
+    if "layers" not in metadata or "classifier" not in metadata:
+        raise StateError(f"{path} does not say what it was trained for: it is no purifier of carso")
     if tuple(metadata["layers"]) != recipe.representation.layers:
         raise StateError(f"{path} was trained on layers {metadata['layers']}, not on those of its recipe")
     checksum = classifier_fingerprint(classifier)

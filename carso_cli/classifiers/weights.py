@@ -2,7 +2,8 @@
 
 - `read_state_dict` reads names and tensors, `read_tensors` those of a safetensors file as they stand,
   `read_header` what such a file says about itself;
-- `require_finite` refuses NaN and infinities;
+- `require_finite` refuses NaN, infinities, and tensors that are no plain arrays;
+- `require_uncompressed` refuses PyTorch files that would unpack to more than they are;
 - `load_strict` puts them into a module whose names and shapes must all agree.
 """
 
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -61,12 +63,42 @@ def require_finite(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Return a state dict.
 
     Raises:
-        WeightsError: If it holds values that are NaN or infinite, naming file and tensor.
+        WeightsError: If it holds values that are NaN or infinite, or tensors that are no plain arrays,
+            naming file and tensor.
     """
     for name, tensor in state.items():
+        if not _is_plain(tensor):
+            raise WeightsError(
+                f"{path}: tensor '{name}' is no plain array of numbers in memory",
+                hint="save plain tensors: dense, contiguous, of 16 bits or more",
+            )
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise WeightsError(f"{path}: tensor '{name}' holds values that are NaN or infinite")
     return state
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Say whether a tensor can be worked with as it is: no view that claims more than the file holds."""
+    return (
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_nested
+        and not (tensor.is_floating_point() and tensor.element_size() < 2)
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
+
+
+def require_uncompressed(archive: ZipFile, path: Path) -> None:
+    """Check that a PyTorch file holds as much as it unpacks to, as every one that PyTorch wrote does.
+
+    Raises:
+        WeightsError: If a part of it is compressed.
+    """
+    if any(part.compress_type != ZIP_STORED for part in archive.infolist()):
+        raise WeightsError(
+            f"{path} holds compressed parts, which PyTorch does not write; it might unpack to any size",
+            hint="load it where you trust it, and save the state dict again",
+        )
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -111,6 +143,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pytorch(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
     try:
+        if is_zipfile(path):
+            with ZipFile(path) as archive:
+                require_uncompressed(archive, path)
         # Its warnings are about the format of the file, and what matters of that ends in an error.
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -123,6 +158,8 @@ def _read_pytorch(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
             f"{path} holds more than tensors; reading it could run code, and is refused",
             hint="save the state dict alone, best as safetensors",
         ) from error
+    except WeightsError:
+        raise
     # A damaged archive surfaces as almost any kind of error.
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__

@@ -17,6 +17,8 @@ MAX_TOTAL_BYTES = 2**36
 """Largest uncompressed size of a whole archive (64 GiB)."""
 
 _ENCRYPTED = 0x1
+# Python unpacks the other kinds without a bound: a few kilobytes may become gigabytes.
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class ZipStore:
@@ -24,7 +26,8 @@ class ZipStore:
 
     Raises:
         DataError: If it is no zip file, or a member has an absolute path, a `..`, a name in use
-            already, is encrypted, or the whole would unpack to more than `MAX_TOTAL_BYTES`.
+            already, is encrypted or compressed otherwise than by deflate, or the whole would unpack to
+            more than `MAX_TOTAL_BYTES`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,6 +70,11 @@ class ZipStore:
             )
         if member.flag_bits & _ENCRYPTED:
             raise DataError(f"{self._path} holds the encrypted member {member.filename!r}")
+        if member.compress_type not in _BOUNDED:
+            raise DataError(
+                f"{self._path} holds the member {member.filename!r}, compressed otherwise than by deflate",
+                hint="make the zip file again, with the usual compression",
+            )
         return name.rstrip("/")
 
     def files(self) -> list[str]:
@@ -90,7 +98,9 @@ class ZipStore:
                 f" at most {MAX_BYTES} are allowed"
             )
         try:
-            return self._zip.read(member)
+            with self._zip.open(member) as stream:
+                # What is read without a number is unpacked whole, however much more than claimed it is.
+                return stream.read(member.file_size)
         except (
             zipfile.BadZipFile,
             zlib.error,

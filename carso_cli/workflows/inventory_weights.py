@@ -9,7 +9,7 @@ from pathlib import Path
 
 from carso_cli.classifiers.load import ENTRY_POINT_GROUP, robustbench_places, weights_places
 from carso_cli.classifiers.registry import PUBLISHED_FILES, Published, find_record
-from carso_cli.classifiers.weights import read_tensors
+from carso_cli.classifiers.weights import read_tensors, require_uncompressed
 from carso_cli.download import fetch_command, recorded_problem
 from carso_cli.errors import WeightsError
 from carso_cli.recipe.schema import Recipe, Weights
@@ -106,6 +106,7 @@ def _weights_problem(path: Path) -> str:
             start = stream.read(2)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
+                require_uncompressed(archive, path)
                 bad = archive.testzip()
             return f"{bad} in it is damaged" if bad else ""
     except WeightsError as error:

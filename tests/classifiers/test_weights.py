@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,32 @@ def test_names_a_tensor_that_is_not_finite(tmp_path: Path, value: float) -> None
     save_file(TENSORS | {"broken": torch.tensor([0.0, value])}, tmp_path / "a.safetensors")
     with pytest.raises(WeightsError, match=r"a\.safetensors: tensor 'broken' holds values that are NaN"):
         read_state_dict(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(2**40),
+        torch.zeros(1, dtype=torch.int64).expand(2**40),
+        torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1), (2**40,), check_invariants=True),
+        torch.empty(3, device="meta"),
+        torch.ones(3).to(torch.float8_e4m3fn),
+    ],
+    ids=["more than there is", "more integers", "sparse", "without values", "eight bits"],
+)
+def test_names_a_tensor_that_is_no_plain_array(tmp_path: Path, tensor: Tensor) -> None:
+    torch.save({"fine": torch.ones(1), "odd": tensor}, tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match=r"a\.pt: tensor 'odd' is no plain array"):
+        read_state_dict(tmp_path / "a.pt")
+
+
+def test_refuses_a_pytorch_file_that_would_unpack_to_any_size(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(1000)}, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as plain, zipfile.ZipFile(tmp_path / "b.pt", "w") as packed:
+        for part in plain.namelist():
+            packed.writestr(part, plain.read(part), zipfile.ZIP_DEFLATED)
+    with pytest.raises(WeightsError, match=r"b\.pt holds compressed parts"):
+        read_state_dict(tmp_path / "b.pt")
 
 
 def test_reads_our_header_and_ignores_that_of_others(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -64,6 +65,29 @@ def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"the encrypted member 'cat/1\.png'"):
         ZipStore(file)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compression_that_unpacks_without_a_bound_is_refused(tmp_path: Path, compression: int) -> None:
+    file = archive(tmp_path / "a.zip", {"cat/1.png": b"x"}, compression)
+    with pytest.raises(DataError, match=r"the member 'cat/1\.png', compressed otherwise than by deflate"):
+        ZipStore(file)
+
+
+def test_a_member_that_unpacks_to_more_than_it_claims_takes_no_more_memory(tmp_path: Path) -> None:
+    file = archive(tmp_path / "a.zip", {"cat/1.png": bytes(50_000_000)}, zipfile.ZIP_DEFLATED)
+    content = bytearray(file.read_bytes())
+    for signature, place in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        start = content.index(signature) + place
+        content[start : start + 4] = (1000).to_bytes(4, "little")
+    file.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"cat/1\.png is damaged: Bad CRC-32"):
+            ZipStore(file).read("cat/1.png")
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_damage_is_found_by_the_crc(tmp_path: Path) -> None:
