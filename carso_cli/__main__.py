@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ def main() -> None:
     from carso_cli.launch import launch
 
     keep_freed_memory()
+    _open_streams()
     # A scheduler that ends a job is met as Ctrl-C is: whatever can be resumed is saved.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = run()
@@ -27,6 +29,16 @@ def main() -> None:
 
         leave()
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Stand in for streams that were closed, and let stdout take names of files that are no text."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # In this order each takes the lowest free number: its own, which no other file then gets.
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115  (stays open)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ def home() -> Path:
     """Return the folder that holds data and weights (not created here)."""
     chosen = os.environ.get("CARSO_HOME")
     return (
-        Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("carso", appauthor=False))
+        Path(os.path.expanduser(chosen))
+        if chosen
+        else Path(platformdirs.user_cache_dir("carso", appauthor=False))
     )
 
 

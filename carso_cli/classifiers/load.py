@@ -8,6 +8,7 @@ layout in which RobustBench caches them, `<dataset>/Linf/<name>.pt`, there and i
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import entry_points
@@ -106,7 +107,7 @@ def find_weights(file: str, family: str, recipe: str, kind: str) -> Path:
 
 def weights_places(file: str, family: str) -> tuple[Path, ...]:
     """Return where a weights file is looked for: as given, in CARSO_HOME, in torchvision's own cache."""
-    places = (Path(file).expanduser(), weights_home() / file)
+    places = (Path(os.path.expanduser(file)), weights_home() / file)
     return (*places, Path(hub.get_dir()) / "checkpoints" / file) if family == "torchvision" else places
 
 

@@ -106,15 +106,24 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code = leaving.code if isinstance(leaving.code, int) else 1
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except BrokenPipeError:
-        # The reader has gone; the interpreter's own flush at exit must not complain about it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except OSError as error:
+        # A reader that has gone need not be told.
+        code = 1 if isinstance(error, BrokenPipeError) else _report(error)
+        _drop_unwritable()
+        return code
     except Exception as error:
         return _report(error)
     if code == 130 and claim_error() is not None:
         messages().print("interrupted", style="yellow")
     return code if chosen else 2
+
+
+def _drop_unwritable() -> None:
+    """Keep the interpreter's own flush at exit from complaining of a stdout that takes no more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _call(arguments: list[str]) -> int:
@@ -132,7 +141,7 @@ def _report(error: Exception) -> int:
         return code
     debugging = os.environ.get("CARSO_DEBUG") == "1"
     if debugging:
-        messages().print("".join(traceback.format_exception(error)), markup=False, soft_wrap=True)
+        messages().print("".join(traceback.format_exception(error)), soft_wrap=True)
     where = f" in {process}" if process and not isinstance(known, InterruptedRun) else ""
     if known is None:
         show_error(_as_bug(error, debugging), title=f"this is a bug in carso{where}")
@@ -148,6 +157,12 @@ def _as_known(error: Exception) -> CarsoError | None:
         return CarsoError(
             f"out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
             hint="lower evaluation.samples_per_pass, evaluation.batch_size or training.batch_size with --set",
+        )
+    if isinstance(error, OSError) and error.strerror:
+        named = f": {error.filename}" if error.filename else ""
+        return CarsoError(
+            f"the system refuses: {error.strerror}{named}",
+            hint="CARSO_DEBUG=1 in the environment shows what was being done",
         )
     if launch().size > 1 and isinstance(error, RuntimeError):
         from carso_cli.distributed import is_lost_process

@@ -1,29 +1,55 @@
-"""What a user sees: results on stdout, everything else on stderr."""
+"""What a user sees: results on stdout, everything else on stderr.
+
+Whatever names and texts from files say, it is shown, and nothing in it acts on the terminal.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import typer
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.panel import Panel
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from carso_cli.errors import CarsoError
 
+# All control characters but tabulators and ends of lines, Unicode's second set of them included.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class _Console(Console):
+    """Takes no text for markup, and lets control characters through only where Rich itself sets them."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
 
 def output() -> Console:
     """Return a console on stdout, for results."""
-    return Console(highlight=False)
+    return _Console(highlight=False, markup=False)
 
 
 def messages() -> Console:
     """Return a console on stderr, for progress, warnings and errors."""
-    return Console(stderr=True, highlight=False)
+    return _Console(stderr=True, highlight=False, markup=False)
+
+
+def printable(text: str) -> str:
+    """Return a text with a `\ufffd` in place of every control character."""
+    return _CONTROL.sub("\ufffd", text)
+
+
+def print_plain(text: str, *, end: str = "\n") -> None:
+    """Print a text on stdout as it is, neither wrapped nor coloured: something to copy or to redirect."""
+    typer.echo(printable(text) + end, nl=False)
 
 
 def show_error(error: CarsoError, *, title: str = "error") -> None:
@@ -108,7 +134,8 @@ def duration(seconds: float) -> str:
 
 def print_json(result: object) -> None:
     """Print a result as JSON on stdout; numbers that are not finite become null."""
-    typer.echo(json.dumps(_finite(result), indent=2, ensure_ascii=False))
+    text = json.dumps(_finite(result), indent=2, ensure_ascii=False)
+    typer.echo(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def _finite(value: object) -> object:

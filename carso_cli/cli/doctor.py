@@ -157,7 +157,7 @@ def _show_next(found: dict[str, Any]) -> None:
 
 
 def _line(text: str) -> None:
-    output().print(text, markup=False, soft_wrap=True)
+    output().print(text, soft_wrap=True)
 
 
 def _short(text: str) -> str:

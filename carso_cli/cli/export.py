@@ -59,4 +59,4 @@ def _show(result: dict[str, Any]) -> None:
         output().print(f"{name}: {' x '.join(map(str, facts['shape']))}, {facts['values']}", soft_wrap=True)
     output().print(f"inputs, classes and checksums: {folder / 'defence.json'}", soft_wrap=True)
     if "defence.onnx" not in result["files"]:
-        output().print("for ONNX as well: pip install 'carso[onnx]'", markup=False)
+        output().print("for ONNX as well: pip install 'carso[onnx]'")

@@ -131,4 +131,4 @@ def _show_layers(found: list[Any], recipe: Recipe, *, filtered: bool) -> None:
     else:
         output().print("to take what the rule proposes, put into the recipe:\n")
         lines = ["representation:", f"  kind: {recipe.representation.kind}", "  layers:"]
-        output().print("\n".join([*lines, *(f"    - {name}" for name in proposed)]), markup=False)
+        output().print("\n".join([*lines, *(f"    - {name}" for name in proposed)]))

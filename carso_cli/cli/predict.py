@@ -107,6 +107,4 @@ def _show(result: dict[str, Any]) -> None:
     output().print(table(columns, rows, title=title, caption=caption, numeric=("P", "mean p", "agree")))
     if result["grid"] is not None:
         count = sum(len(row["saved"]) for row in result["images"])
-        messages().print(
-            f"{count} reconstructions and {result['grid']} written", markup=False, soft_wrap=True
-        )
+        messages().print(f"{count} reconstructions and {result['grid']} written", soft_wrap=True)

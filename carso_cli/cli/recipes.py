@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from carso_cli.cli.display import output, print_json, show_error, table
+from carso_cli.cli.display import output, print_json, print_plain, show_error, table
 from carso_cli.cli.options import JsonOption, SetOption, read_recipe
 from carso_cli.errors import CarsoError, RecipeError, UsageError
 
@@ -62,7 +63,7 @@ def show(
     from carso_cli.recipe.load import dump_recipe, read_recipe_file
 
     recipe = read_recipe(name, overrides)
-    typer.echo(dump_recipe(recipe) if resolved or overrides else read_recipe_file(name), nl=False)
+    print_plain(dump_recipe(recipe) if resolved or overrides else read_recipe_file(name), end="")
 
 
 @command.command("cp")
@@ -88,7 +89,7 @@ def copy(
         shutil.copyfile(source, target)
     except OSError as error:
         raise CarsoError(f"cannot copy {source} to {target}: {error.strerror or error}") from None
-    typer.echo(str(target))
+    print_plain(str(target))
 
 
 @command.command("validate")
@@ -119,7 +120,7 @@ def validate(
         if found is not None:
             show_error(found)
         elif not json:
-            typer.echo(f"{reference}: valid")
+            print_plain(f"{reference}: valid")
     if any(errors.values()):
         raise typer.Exit(2)
 
@@ -127,7 +128,7 @@ def validate(
 def _expand(reference: str) -> list[str]:
     """Return the recipe files in a folder, or the reference itself; a bare name stays a name."""
     folder = Path(reference)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return [reference]
     found = sorted(path for path in folder.rglob("*") if path.suffix in (".yaml", ".yml"))
     if not found:

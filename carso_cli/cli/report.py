@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from carso_cli import __version__
-from carso_cli.cli.display import messages, output
+from carso_cli.cli.display import messages, output, print_plain
 from carso_cli.cli.options import DeviceOption, one_of, optional
 from carso_cli.cli.progress import RichReporter
 from carso_cli.reports.html import page_html, table_html
@@ -81,9 +81,9 @@ def _print(tables: list[ReportTable], form: str) -> None:
     elif form == "html":
         content = "".join(table_html(one) for one in tables)
         page = page_html("carso report", [("tables", "The paper's tables", content)], version=__version__)
-        typer.echo(page, nl=False)
+        print_plain(page, end="")
     else:
-        typer.echo(_TEXTS[form](tables), nl=False)
+        print_plain(_TEXTS[form](tables), end="")
 
 
 def show_tables(tables: list[ReportTable]) -> None:

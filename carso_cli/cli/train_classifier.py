@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from carso_cli.cli.display import accuracy, duration, figure, output, print_json, table
+from carso_cli.cli.display import accuracy, duration, figure, output, print_json, print_plain, table
 from carso_cli.cli.options import (
     DeviceOption,
     DryRunOption,
@@ -76,7 +76,7 @@ def command(
     ]
     output().print(table(("trained classifier", ""), rows))
     # On a line of its own, which no table folds: it is there to be copied.
-    typer.echo(f"weights: {result['weights']}")
+    print_plain(f"weights: {result['weights']}")
 
 
 def _check_kind(kind: str) -> Kind:
@@ -92,7 +92,7 @@ def _show_cost(recipe: Recipe, folder: Path, cost: dict[str, Any], as_json: bool
     if as_json:
         print_json({"recipe": recipe.model_dump(mode="json"), "run": str(folder), "cost": cost})
         return
-    typer.echo(dump_recipe(recipe))
+    print_plain(dump_recipe(recipe))
     rows = [
         ["run folder", str(folder)],
         ["parameters", f"{cost['parameters']:,}"],

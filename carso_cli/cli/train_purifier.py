@@ -73,7 +73,7 @@ def show_cost(recipe: Recipe, folder: Path, cost: dict[str, Any], *, as_json: bo
     if as_json:
         print_json({"recipe": recipe.model_dump(mode="json"), "run": str(folder), "cost": cost})
         return
-    output().print(dump_recipe(recipe), markup=False, soft_wrap=True)
+    output().print(dump_recipe(recipe), soft_wrap=True)
     rows = [[f"parameters, {part}", f"{count:,}"] for part, count in cost["parameters"].items()]
     images = cost["images"]
     rows += [

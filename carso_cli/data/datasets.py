@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def load_split(
         DataError: If the images are absent, damaged, or not what was stated.
     """
     facts = _check_request(name, split, classes, channels, image_size, source)
-    folder = (root or data_home()).expanduser()
+    folder = Path(os.path.expanduser(root or data_home()))
     if name == "digits":
         return load_digits_split(split, channels=channels, image_size=image_size)
     if name in CIFAR_FOLDERS:
@@ -107,7 +108,7 @@ def find_data(name: str, *, root: Path | None, source: str | None = None) -> Pat
 
     The digits come with scikit-learn and are found at the folder that is searched.
     """
-    folder = (root or data_home()).expanduser()
+    folder = Path(os.path.expanduser(root or data_home()))
     if name == "digits":
         return folder
     if name in CIFAR_FOLDERS:
@@ -139,7 +140,7 @@ def _first_existing(source: str, root: Path) -> Path | None:
 
 
 def _candidates(source: str, root: Path) -> list[Path]:
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     return [path] if path.is_absolute() else [root / path, Path.cwd() / path]
 
 

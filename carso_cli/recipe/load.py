@@ -7,6 +7,7 @@ at most 1 MB and expand, aliases included, to 10,000 values nested 20 deep.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -220,13 +221,14 @@ def locate_recipe(reference: str | None) -> Path:
         RecipeError: If there is neither; the message names the nearest.
     """
     name = DEFAULT_RECIPE if reference is None else reference
-    path = Path(name).expanduser()
+    # These know of names that no file can have, at which those of `Path` raise.
+    path = Path(os.path.expanduser(name))
     if name.endswith((".yaml", ".yml")) or name.startswith((".", "/", "~")):
-        return path if path.exists() or path.is_absolute() or "/" in name else find_recipe(name)
+        return path if os.path.exists(path) or path.is_absolute() or "/" in name else find_recipe(name)
     try:
         return find_recipe(name)
     except RecipeError:
-        if path.is_file():
+        if os.path.isfile(path):
             return path
         raise
 

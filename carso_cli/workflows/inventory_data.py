@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -22,7 +23,7 @@ from carso_cli.workflows.inventory_item import DAMAGED, MISSING, PRESENT, Item, 
 
 def data_items(recipe: Recipe) -> list[Item]:
     """Describe the images that a recipe trains and evaluates on."""
-    root = (Path(recipe.data.root) if recipe.data.root else data_home()).expanduser()
+    root = Path(os.path.expanduser(recipe.data.root or data_home()))
     name = recipe.data.name
     if name == "digits":
         return [Item("data", "digits", PRESENT, True, "scikit-learn", note="come with scikit-learn")]
@@ -93,7 +94,7 @@ def _tinyimagenet(recipe: Recipe, root: Path) -> Item:
 
 
 def _folder_or_zip(name: str, source: str, root: Path) -> Item:
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     looked = (str(path),) if path.is_absolute() else (str(root / path), str(Path.cwd() / path))
     found = find_data(name, root=root, source=source)
     if found is None:

@@ -375,6 +375,36 @@ def test_a_closed_pipe_is_quiet() -> None:
     assert done.stderr == "left 1\n"
 
 
+@pytest.mark.parametrize(
+    ("streams", "code", "said"),
+    [
+        ("> /dev/full", 1, "error: the system refuses: No space left on device\n"),
+        (">&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+    ],
+)
+def test_streams_that_are_full_or_closed(streams: str, code: int, said: str) -> None:
+    command = f"{sys.executable} -m carso_cli recipes show digits {streams}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith(said)
+    assert said or not done.stderr
+
+
+def test_names_that_no_file_can_have_are_refused(capsys: Capture) -> None:
+    for name in (f"{'a' * 5000}.yaml", "~nobody-of-that-name/x.yaml", "a" * 5000):
+        assert app.run(["recipes", "validate", name]) == 2
+        assert name in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_no_bug(register: Callable[[object], None], capsys: Capture) -> None:
+    register(raising(OSError(36, "File name too long", "some-file")))
+    assert app.run(["probe"]) == 1
+    assert "error: the system refuses: File name too long: some-file" in capsys.readouterr().err
+
+
 def test_the_module_is_an_entry_point() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "carso_cli", "recipes", "show", "nothing"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 
 import pytest
 from rich.console import Console
@@ -74,6 +75,30 @@ def test_errors_are_a_panel_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     assert "╭─ error" in shown
     assert "bad [thing]" in shown
     assert "do this" in shown
+
+
+def test_nothing_in_a_text_acts_on_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    evil = "\x1b]0;x\x07a\x9b31m\x08b\tc\n[bold]d\r"
+    for print_one in (
+        display.output().print,
+        display.print_plain,
+        lambda text: display.output().print(display.table((text,), [[text]], title=text, caption=text)),
+    ):
+        print_one(evil)
+        shown = capsys.readouterr().out
+        assert "b" in shown
+        assert "[bold]d" in shown
+        without_styles = re.sub("\x1b\\[[0-9;]*m", "", shown)
+        assert not set(without_styles) & set("\x00\x07\x08\r\x1b\x7f\x9b")
+    display.show_error(CarsoError(evil, hint=evil))
+    assert "\x9b" not in capsys.readouterr().err
+    display.print_json({evil: evil})
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == {evil: evil}
+    assert not set(shown) & set("\x1b\x9b")
 
 
 def test_streams(capsys: pytest.CaptureFixture[str]) -> None:
