@@ -45,7 +45,7 @@ class Purifier(nn.Module):
         mean: Per-channel mean of the training images, for the standardisation of the encoder's input.
         std: Per-channel standard deviation of the same.
         condition_features: `fcrepr` of Table 15.
-        latent_features: Z, `fjoint` of Table 15.
+        latent_features: Z, `fjoint` of Table 15; at 0, beyond the paper, nothing is encoded or random.
         layer_convolutions: Convolutions per layer encoder; by image size when None.
     """
 
@@ -71,21 +71,31 @@ class Purifier(nn.Module):
         self.representation_encoder = RepresentationEncoder(
             layer_shapes, condition_features, layer_convolutions or convolutions_for(image_size)
         )
+        if latent_features:
+            self._add_encoder(channels, image_size, condition_features)
+        self.decoder = Decoder(latent_features, condition_features, channels, image_size)
+
+    def _add_encoder(self, channels: int, image_size: int, condition_features: int) -> None:
+        latent = self.latent_features
         self.input_encoder = _input_encoder(channels)
         halved_twice = math.ceil(image_size / 4)
         self.joint_encoder = nn.Sequential(
-            nn.Linear(12 * halved_twice**2 + condition_features, latent_features, bias=False),
-            nn.BatchNorm1d(latent_features),
+            nn.Linear(12 * halved_twice**2 + condition_features, latent, bias=False),
+            nn.BatchNorm1d(latent),
             nn.LeakyReLU(LEAKY_SLOPE),
         )
-        self.to_mean = nn.Linear(latent_features, latent_features)
-        self.to_log_variance = nn.Linear(latent_features, latent_features)
-        self.decoder = Decoder(latent_features, condition_features, channels, image_size)
+        self.to_mean = nn.Linear(latent, latent)
+        self.to_log_variance = nn.Linear(latent, latent)
 
     def drop_encoder(self) -> None:
         """Remove what only training uses, as in the purifiers that the paper's authors publish."""
-        for part in ENCODER_PARTS:
+        for part in ENCODER_PARTS if self.has_encoder else ():
             delattr(self, part)
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether it holds what only training uses; never so without a latent."""
+        return hasattr(self, ENCODER_PARTS[0])
 
     def condition(self, representation: Mapping[str, Tensor]) -> Tensor:
         """Compress the internal representation: layer name to (B, c, h, w) gives (B, F)."""
@@ -101,7 +111,9 @@ class Purifier(nn.Module):
         Raises:
             UsageError: If the encoder was dropped.
         """
-        if not hasattr(self, ENCODER_PARTS[0]):
+        if self.latent_features == 0:
+            return images.new_zeros(len(images), 0), images.new_zeros(len(images), 0)
+        if not self.has_encoder:
             raise UsageError("this purifier has no encoder: it can purify, and not be trained")
         compressed = self.input_encoder((images - self.mean) / self.std).flatten(1)
         joint = self.joint_encoder(torch.cat((compressed, condition), dim=1))

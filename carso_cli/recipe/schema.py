@@ -151,8 +151,8 @@ class Purifier(Section):
 
     condition_features: Count = 512
     """`fcrepr`: features of the compressed internal representation."""
-    latent_features: Count = 128
-    """`fjoint`: features of the latent, and of the joint encoding."""
+    latent_features: Whole = 128
+    """`fjoint`: features of the latent, and of the joint encoding; 0 leaves out both, beyond the paper."""
     layer_convolutions: Annotated[int, Field(ge=1, le=5, strict=True)] | None = None
     """Convolutions per layer encoder: 3 (Table 8) up to 32 pixels, 4 (Table 9) above, when left out."""
 

@@ -31,12 +31,12 @@ def parameter_counts(recipe: Recipe) -> dict[str, int]:
     encoder = purifier.representation_encoder
     return {
         "classifier": _count(classifier),
-        "input encoder": _count(purifier.input_encoder),
-        "layer encoders": _count(encoder.layer_encoders),
-        "representation FC": _count(encoder.compressor),
-        "joint FC": _count(purifier.joint_encoder),
-        "mean and log-variance": _count(purifier.to_mean) + _count(purifier.to_log_variance),
-        "decoder": _count(purifier.decoder),
+        "input encoder": _count(purifier, "input_encoder."),
+        "layer encoders": _count(encoder, "layer_encoders."),
+        "representation FC": _count(encoder, "compressor."),
+        "joint FC": _count(purifier, "joint_encoder."),
+        "mean and log-variance": _count(purifier, "to_mean.", "to_log_variance."),
+        "decoder": _count(purifier, "decoder."),
     }
 
 
@@ -85,5 +85,7 @@ def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = N
     }
 
 
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _count(module: nn.Module, *prefixes: str) -> int:
+    """Return how many parameters a module has, under some names only if any are given."""
+    found = module.named_parameters()
+    return sum(parameter.numel() for name, parameter in found if name.startswith(prefixes or ""))
