@@ -21,6 +21,7 @@ from carso_cli.data.image_set import ImageSet, balanced_subset
 from carso_cli.defence import Defence
 from carso_cli.distributed import device_of_process
 from carso_cli.errors import RecipeError, StateError, UsageError, WeightsError
+from carso_cli.precision import set_products
 from carso_cli.purifier.vae import Purifier
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
@@ -56,6 +57,17 @@ def training_images(recipe: Recipe, limit: int | None) -> int | None:
     """Return how many images a training reads, held-out ones included; None where that is not known yet."""
     known = (limit, recipe.data.train_limit, TRAINING_IMAGES.get(recipe.data.name))
     return min(filter(None, known), default=None)
+
+
+def device_for(recipe: Recipe, name: str) -> torch.device:
+    """Return the device of a name, set to the recipe's precision.
+
+    Raises:
+        UsageError: See `choose_device`; if the device does not have the precision.
+    """
+    device = choose_device(name)
+    set_products(recipe.precision, device)
+    return device
 
 
 def build_classifier(recipe: Recipe, kind: str, device: torch.device | str = "cpu") -> nn.Module:
@@ -206,7 +218,7 @@ def load_defence(
     folder = RunFolder(Path(run))
     path = folder.require_purifier(f"carso train-purifier RECIPE --run {run}")
     recipe = load_recipe(str(folder.recipe))
-    target = choose_device(device)
+    target = device_for(recipe, device)
     own = (
         build_classifier(recipe, recipe.representation.kind)
         if classifier is None
@@ -222,6 +234,7 @@ def load_defence(
         n_samples=n_samples or recipe.evaluation.n_samples,
         aggregation=aggregation or recipe.evaluation.aggregation,
         second_classifier=second,
+        precision=recipe.precision,
     )
     return defence.to(target)
 

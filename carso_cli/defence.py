@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from carso_cli.aggregation import aggregate
 from carso_cli.errors import UsageError
+from carso_cli.precision import full, reduced
 from carso_cli.purifier.vae import Purifier
 from carso_cli.representation import check_layers, extract_representation
 
@@ -29,6 +30,7 @@ class Defence(nn.Module):
         n_samples: N, reconstructions per image.
         aggregation: Rule of `carso_cli.aggregation`.
         second_classifier: Classifier of the reconstructions; the same one when None (Appendix D).
+        precision: `fp32`, `tf32` or `bf16`: that of the models; aggregation is in float32.
 
     Raises:
         UsageError: If a layer is unknown to the classifier.
@@ -43,6 +45,7 @@ class Defence(nn.Module):
         n_samples: int = 8,
         aggregation: str = "doubly-exponential",
         second_classifier: nn.Module | None = None,
+        precision: str = "fp32",
     ) -> None:
         super().__init__()
         check_layers(classifier, layers)
@@ -52,6 +55,7 @@ class Defence(nn.Module):
         self.layers = tuple(layers)
         self.n_samples = n_samples
         self.aggregation = aggregation
+        self.precision = precision
         self.latent_features = purifier.latent_features
         self.requires_grad_(False)
         super().train(False)
@@ -64,7 +68,8 @@ class Defence(nn.Module):
 
     def condition(self, images: Tensor) -> Tensor:
         """Compute the deterministic part: (B, channels, H, W) images to (B, F) conditions."""
-        return self.purifier.condition(extract_representation(self.classifier, images, self.layers))
+        with reduced(self.precision, images.device):
+            return self.purifier.condition(extract_representation(self.classifier, images, self.layers))
 
     def draw_latents(
         self, batch: int, n_samples: int | None = None, generator: torch.Generator | None = None
@@ -81,14 +86,19 @@ class Defence(nn.Module):
     def decode(self, condition: Tensor, latents: Tensor) -> Tensor:
         """Decode (B, F) conditions with (B, N, Z) latents into images (B, N, channels, H, W) in [0, 1]."""
         repeated = condition.unsqueeze(1).expand(-1, latents.shape[1], -1)
-        images = self.purifier.decode(latents.flatten(0, 1), repeated.flatten(0, 1))
+        with reduced(self.precision, condition.device):
+            images = self.purifier.decode(latents.flatten(0, 1), repeated.flatten(0, 1))
         return images.reshape(*latents.shape[:2], *images.shape[1:])
 
     def sample_logits(self, condition: Tensor, latents: Tensor) -> Tensor:
         """Reconstruct and classify: (B, F) conditions and (B, N, Z) latents to (B, N, C) logits."""
-        images = self.decode(condition, latents)
-        logits: Tensor = self.second_classifier(images.flatten(0, 1))
-        return logits.reshape(*latents.shape[:2], -1)
+        return self.classify_samples(self.decode(condition, latents))
+
+    def classify_samples(self, samples: Tensor) -> Tensor:
+        """Classify reconstructions: (B, N, channels, H, W) to (B, N, C) logits."""
+        with reduced(self.precision, samples.device):
+            logits = full(self.second_classifier(samples.flatten(0, 1)))
+        return logits.reshape(*samples.shape[:2], -1)
 
     def aggregate(self, sample_logits: Tensor, view: str = "log-probability") -> Tensor:
         """Aggregate (B, N, C) logits into (B, C) by this defence's rule."""

@@ -26,6 +26,7 @@ GROUND = {
     "interruption",
     "launch",
     "numerics",
+    "precision",
     "randomness",
     "reporter",
 }

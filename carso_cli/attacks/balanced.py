@@ -7,10 +7,11 @@ eps/2, PGD at eps/2, FGSM at eps and PGD at eps. What does not divide by four st
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from carso_cli.attacks.fgsm import FGSM
 from carso_cli.attacks.pgd import PGD
+from carso_cli.attacks.target import Model
 from carso_cli.attacks.threat import ThreatModel
 
 _ALL = slice(None)
@@ -35,7 +36,7 @@ class BalancedBatch:
 
     def __init__(
         self,
-        classifier: nn.Module,
+        classifier: Model,
         *,
         norm: str,
         eps: float,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from carso_cli.precision import full
 from carso_cli.purifier.conditioning import LEAKY_SLOPE
 
 _WIDTHS = (256, 256, 128, 64, 32)
@@ -64,5 +65,6 @@ class Decoder(nn.Module):
     def forward(self, latents: Tensor, condition: Tensor) -> Tensor:
         """Map (M, Z) and (M, F) to reconstructions (M, channels, H, W) in [0, 1]."""
         features = self.blocks(self.stem(torch.cat((latents, condition), dim=1)))
-        reconstruction: Tensor = self.last(features).sigmoid()
+        # In bfloat16 a sigmoid comes out as 0 or 1 where the loss takes its logarithm.
+        reconstruction = full(self.last(features)).sigmoid()
         return reconstruction

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from carso_cli.errors import UsageError
+from carso_cli.precision import full
 from carso_cli.purifier.conditioning import LEAKY_SLOPE, RepresentationEncoder, convolutions_for
 from carso_cli.purifier.decoder import Decoder
 
@@ -99,8 +100,7 @@ class Purifier(nn.Module):
 
     def condition(self, representation: Mapping[str, Tensor]) -> Tensor:
         """Compress the internal representation: layer name to (B, c, h, w) gives (B, F)."""
-        condition: Tensor = self.representation_encoder(representation)
-        return condition
+        return full(self.representation_encoder(representation))
 
     def encode(self, images: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images in [0, 1], (B, channels, H, W), jointly with their condition (Tables 6 and 11).
@@ -117,7 +117,7 @@ class Purifier(nn.Module):
             raise UsageError("this purifier has no encoder: it can purify, and not be trained")
         compressed = self.input_encoder((images - self.mean) / self.std).flatten(1)
         joint = self.joint_encoder(torch.cat((compressed, condition), dim=1))
-        return self.to_mean(joint), self.to_log_variance(joint)
+        return full(self.to_mean(joint)), full(self.to_log_variance(joint))
 
     def decode(self, latents: Tensor, condition: Tensor) -> Tensor:
         """Decode (M, Z) latents with (M, F) conditions into images (M, channels, H, W) in [0, 1]."""

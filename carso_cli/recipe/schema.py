@@ -21,6 +21,7 @@ DataName = Literal["digits", "cifar10", "cifar100", "tinyimagenet200", "image-fo
 Aggregation = Literal["doubly-exponential", "logit-mean", "probability-mean", "majority-vote"]
 View = Literal["exact", "log-probability", "released"]
 Kind = Literal["at", "clean"]
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 class Data(Section):
@@ -211,7 +212,8 @@ class Recipe(Section):
     reproduces: str = ""
     """The row or table of the paper that this recipe reproduces, if any."""
     seed: Whole = 0
-    precision: Literal["fp32"] = "fp32"
+    precision: Precision = "fp32"
+    """Of products and convolutions: TF32 on NVIDIA GPUs, or bfloat16; aggregation and losses are float32."""
     data: Data
     threat: ThreatModel = ThreatModel()
     classifier: Classifier

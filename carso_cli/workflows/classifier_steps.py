@@ -22,6 +22,7 @@ from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed import World, join
 from carso_cli.errors import NumericsError, UsageError
 from carso_cli.numerics import blame_layer, require_finite_gradients
+from carso_cli.precision import full, in_precision, reduced
 from carso_cli.randomness import derive_seed, generator, seeded
 from carso_cli.recipe.schema import Kind, Recipe
 from carso_cli.reporter import Reporter
@@ -113,10 +114,12 @@ def train_step(
         attack = _training_attack(setup, derive_seed(seed, "training attack", *place))
         start, images = attack.start(images)[own], images[own]
         # In training mode, as published: the attack sees the batch statistics that the step will see.
-        images = attack.run_from(start, state.classifier, images, labels)
+        model = in_precision(state.classifier, setup.recipe.precision)
+        images = attack.run_from(start, model, images, labels)
     else:
         images = images[own]
-    logits = state.replica(images)
+    with reduced(setup.recipe.precision, setup.device):
+        logits = full(state.replica(images))
     # Gradients are summed over processes, so each has its images' part of the mean over the whole batch.
     loss = F.cross_entropy(logits, labels, label_smoothing=section.label_smoothing, reduction="sum")
     correct = (logits.argmax(dim=1) == labels).sum()
@@ -154,6 +157,7 @@ def held_out_accuracies(setup: ClassifierSetup, classifier: nn.Module) -> dict[s
         return {"clean_accuracy": None, "pgd_accuracy": None}
     step = 2.5 * setup.recipe.threat.eps / HELD_OUT_PGD_STEPS
     classifier.eval()
+    model = in_precision(classifier, setup.recipe.precision)
     correct = torch.zeros(2, dtype=torch.float64)
     parts = list(enumerate(ordered_batches(count, setup.recipe.evaluation.batch_size)))
     for number, part in parts[setup.world.own(len(parts))]:
@@ -161,7 +165,7 @@ def held_out_accuracies(setup: ClassifierSetup, classifier: nn.Module) -> dict[s
         labels = setup.held_out.labels[part].to(setup.device)
         seed = derive_seed(setup.recipe.seed, "held-out attack", number)
         attack = PGD(setup.threat, steps=HELD_OUT_PGD_STEPS, step_size=step, seed=seed)
-        for place, seen in enumerate((images, attack(classifier, images, labels))):
-            correct[place] += (classifier(seen).argmax(dim=1) == labels).sum().cpu()
+        for place, seen in enumerate((images, attack(model, images, labels))):
+            correct[place] += (model(seen).argmax(dim=1) == labels).sum().cpu()
     clean, attacked = (setup.world.sum(correct) / count).tolist()
     return {"clean_accuracy": clean, "pgd_accuracy": attacked}

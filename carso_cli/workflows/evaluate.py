@@ -171,6 +171,7 @@ def _settings(evaluation: Evaluation) -> dict[str, Any]:
         "recipe": recipe.name,
         "recipe_hash": recipe_hash(recipe),
         "reproduces": recipe.reproduces,
+        "precision": recipe.precision,
         "jobs": [job.key for job in evaluation.plan.jobs],
         "carso": __version__,
         "environment": describe_environment(evaluation.setting.subject.device),

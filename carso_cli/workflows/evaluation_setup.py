@@ -16,7 +16,7 @@ import torch
 from carso_cli.attacks.defence_target import AttackedDefence
 from carso_cli.attacks.target import Model
 from carso_cli.attacks.threat import ThreatModel
-from carso_cli.build import choose_device, load_images
+from carso_cli.build import device_for, load_images
 from carso_cli.data.batches import ordered_batches
 from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed import join
@@ -96,7 +96,7 @@ def prepare_evaluation(
     recipe: Recipe, *, run: Path, reporter: Reporter, **options: Unpack[EvaluationOptions]
 ) -> Evaluation:
     """Load models and images and resolve every setting, without attacking; see `evaluate`."""
-    device = choose_device(options.get("device", "auto"))
+    device = device_for(recipe, options.get("device", "auto"))
     world = join(device)
     own_models = options.get("defence") is not None or options.get("classifier") is not None
     target = options.get("target")

@@ -84,6 +84,8 @@ def export_run(
         CarsoError: If the folder cannot be written.
     """
     defence = load_defence(run, device="cpu", n_samples=n_samples, aggregation=aggregation)
+    # Whoever runs the program chooses its precision.
+    defence.precision = "fp32"
     recipe = load_recipe(str(RunFolder(run).recipe.resolve()))
     ensure_folder(out)
     inputs = _examples(defence, recipe)

@@ -26,6 +26,7 @@ from carso_cli.data.decoding import SUFFIXES
 from carso_cli.data.image_files import read_images
 from carso_cli.defence import Defence
 from carso_cli.errors import DataError, StateError
+from carso_cli.precision import in_precision
 from carso_cli.randomness import generator
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
@@ -232,14 +233,13 @@ def classify(defence: Defence, images: Tensor, seed: int) -> Answer:
     inputs = images.to(defence.purifier.mean.device)
     latents = torch.cat([draw_latents(defence, image, seed) for image in images])
     reconstructions = defence.decode(defence.condition(inputs), latents)
-    flat = defence.second_classifier(reconstructions.flatten(0, 1))
-    sample_logits = flat.reshape(*latents.shape[:2], -1)
+    sample_logits = defence.classify_samples(reconstructions)
     return Answer(
         # The exact view decides as log P does and has no ties where that saturates.
         defence.aggregate(sample_logits, "exact").argmax(dim=1).cpu(),
         defence.aggregate(sample_logits, "log-probability").exp().cpu(),
         sample_logits.softmax(dim=2).cpu(),
-        defence.classifier(inputs).softmax(dim=1).cpu(),
+        in_precision(defence.classifier, defence.precision)(inputs).softmax(dim=1).cpu(),
         reconstructions.cpu(),
     )
 

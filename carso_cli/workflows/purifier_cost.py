@@ -11,10 +11,11 @@ from carso_cli.attacks.balanced import quarter_size
 from carso_cli.build import (
     build_purifier,
     channels_last,
-    choose_device,
+    device_for,
     training_images,
     untrained_classifier,
 )
+from carso_cli.precision import in_precision, reduced
 from carso_cli.purifier.elbo import negative_elbo
 from carso_cli.recipe.schema import Recipe
 from carso_cli.representation import extract_representation
@@ -52,7 +53,7 @@ def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = N
         `parameters` part by part, `images` (None when the data set's size is not known in advance),
         `seconds_per_image` of one epoch, `seconds` of the whole training (None likewise).
     """
-    target = choose_device(device)
+    target = device_for(recipe, device)
     classifier = channels_last(untrained_classifier(recipe).to(target).eval().requires_grad_(False))
     purifier = build_purifier(recipe, classifier).to(target)
     size = recipe.data.image_size
@@ -60,13 +61,14 @@ def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = N
 
     def input_gradient() -> None:
         leaf = images.clone().requires_grad_()
-        torch.autograd.grad(classifier(leaf).sum(), leaf)
+        torch.autograd.grad(in_precision(classifier, recipe.precision)(leaf).sum(), leaf)
 
     def training_step() -> None:
-        with torch.no_grad():
-            representation = extract_representation(classifier, images, recipe.representation.layers)
         noise = torch.randn(_IMAGES, purifier.latent_features, device=target)
-        reconstruction, mean, log_variance = purifier(images, representation, noise)
+        with reduced(recipe.precision, target):
+            with torch.no_grad():
+                representation = extract_representation(classifier, images, recipe.representation.layers)
+            reconstruction, mean, log_variance = purifier(images, representation, noise)
         loss = negative_elbo(reconstruction, images, mean, log_variance, 1.0)
         torch.autograd.grad(loss.total, list(purifier.parameters()))
 

@@ -18,6 +18,7 @@ from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed import World, join
 from carso_cli.errors import NumericsError
 from carso_cli.numerics import blame_layer, require_finite_gradients
+from carso_cli.precision import in_precision, reduced
 from carso_cli.purifier.elbo import negative_elbo
 from carso_cli.randomness import derive_seed, generator, seeded
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
@@ -53,7 +54,7 @@ def balanced_batch(recipe: Recipe, classifier: nn.Module) -> BalancedBatch:
     """Return what perturbs the recipe's training batches against a frozen classifier."""
     mix = recipe.training.attack_mix
     return BalancedBatch(
-        classifier,
+        in_precision(classifier, recipe.precision),
         norm=recipe.threat.norm,
         eps=recipe.threat.eps,
         adversarial_fraction=mix.adversarial_fraction,
@@ -126,12 +127,14 @@ def train_step(
     inputs = setup.pool.perturbed(
         made, clean[own], lambda: setup.perturb(clean, labels, derive_seed(seed, "perturbation", *made), own)
     )
-    with torch.no_grad():
-        representation = extract_representation(setup.classifier, inputs, setup.recipe.representation.layers)
     noise = torch.randn(
         len(clean), state.purifier.latent_features, generator=generator(seed, "posterior", *place)
     )[own].to(setup.device)
-    reconstruction, mean, log_variance = state.replica(inputs, representation, noise)
+    with reduced(setup.recipe.precision, setup.device):
+        with torch.no_grad():
+            layers = setup.recipe.representation.layers
+            representation = extract_representation(setup.classifier, inputs, layers)
+        reconstruction, mean, log_variance = state.replica(inputs, representation, noise)
     if setup.world.any(not bool(reconstruction.detach().isfinite().all())):
         where = blame_layer(state.purifier, lambda: state.purifier(inputs, representation, noise))
         raise _not_finite("the reconstruction", place, math.nan, where)

@@ -19,6 +19,7 @@ from carso_cli.build import build_classifier, load_purifier
 from carso_cli.checksums import fingerprint
 from carso_cli.defence import Defence
 from carso_cli.errors import StateError, UsageError
+from carso_cli.precision import in_precision
 from carso_cli.randomness import generator
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
@@ -77,7 +78,7 @@ class Subject:
 
 
 def run_recipe(recipe: Recipe, folder: RunFolder) -> Recipe:
-    """Return the recipe of a trained run with the threat, evaluation and data folder of another.
+    """Return the recipe of a trained run with the threat, evaluation, precision and data folder of another.
 
     A purifier belongs to the recipe it was trained with; how it is attacked may be chosen afresh.
 
@@ -98,9 +99,8 @@ def run_recipe(recipe: Recipe, folder: RunFolder) -> Recipe:
             hint=f"leave out RECIPE to use the run's own: carso evaluate --run {folder.path}",
         )
     data = trained.data.model_copy(update={"root": recipe.data.root or trained.data.root})
-    return trained.model_copy(
-        update={"data": data, "threat": recipe.threat, "evaluation": recipe.evaluation, "seed": trained.seed}
-    )
+    chosen = {"precision": recipe.precision, "threat": recipe.threat, "evaluation": recipe.evaluation}
+    return trained.model_copy(update={"data": data, **chosen})
 
 
 def load_subject(
@@ -162,7 +162,7 @@ def given_subject(
     if defence is None and classifier is None:
         raise UsageError("nothing to evaluate: give a defence or a classifier")
     if defence is not None:
-        defence = adjusted(defence, n_samples=n_samples, aggregation=aggregation)
+        defence = adjusted(defence, n_samples=n_samples, aggregation=aggregation, precision=recipe.precision)
     for model in (defence, classifier):
         if isinstance(model, nn.Module):
             model.to(device).eval()
@@ -175,19 +175,23 @@ def given_subject(
     if device.type == "cpu":
         samples = 1 if defence is None else defence.n_samples
         per_pass = min(per_pass, max(_SAMPLES_PER_CPU_PASS, samples))
-    return Subject(bare, defence, checksums, device, per_pass)
+    return Subject(in_precision(bare, recipe.precision), defence, checksums, device, per_pass)
 
 
 def adjusted(
-    defence: AttackedDefence, *, n_samples: int | None = None, aggregation: str | None = None
+    defence: AttackedDefence,
+    *,
+    n_samples: int | None = None,
+    aggregation: str | None = None,
+    precision: str | None = None,
 ) -> AttackedDefence:
-    """Return the same models with another N or aggregation rule; what is None stays as it is."""
-    if n_samples is None and aggregation is None:
-        return defence
+    """Return the same models with another N, aggregation rule or precision; what is None stays as it is."""
     changed = copy.copy(defence)
     changed.n_samples = n_samples or defence.n_samples
     if aggregation is not None:
         cast(Any, changed).aggregation = aggregation
+    if precision is not None:
+        cast(Any, changed).precision = precision
     return changed
 
 

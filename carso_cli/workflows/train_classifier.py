@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from carso_cli import __version__
-from carso_cli.build import choose_device, load_images, training_images
+from carso_cli.build import device_for, load_images, training_images
 from carso_cli.classifiers.one_cycle import one_cycle_rate
 from carso_cli.data.batches import epoch_batches
 from carso_cli.data.image_set import ImageSet, split_holdout
@@ -82,7 +82,7 @@ def train_classifier(
         NumericsError: If the loss stops being finite, naming epoch and batch.
         InterruptedRun: On Ctrl-C or SIGTERM; the state after the last step is saved.
     """
-    folder, world = RunFolder(run), join(choose_device(device))
+    folder, world = RunFolder(run), join(device_for(recipe, device))
     reporter = world.reporter(reporter)
     classifier = initial_classifier(recipe).to(world.device)
     resume = world.on_main(lambda: folder.check(resume=resume, restarted=world.restarted))
@@ -133,7 +133,7 @@ def estimate_cost(
     Raises:
         UsageError: As `train_classifier`.
     """
-    target = choose_device(device)
+    target = device_for(recipe, device)
     world = join(target)
     classifier = initial_classifier(recipe).to(target)
     world.synchronise(classifier)

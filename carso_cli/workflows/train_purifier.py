@@ -18,7 +18,7 @@ from torch import nn
 from carso_cli import __version__
 from carso_cli.build import (
     build_classifier,
-    choose_device,
+    device_for,
     load_images,
     own_classifier,
 )
@@ -77,7 +77,7 @@ def train_purifier(
         NumericsError: If the loss stops being finite, naming the term.
         InterruptedRun: On Ctrl-C or SIGTERM; the state after the last step is saved.
     """
-    folder, world = RunFolder(Path(run or recipe.run_folder)), join(choose_device(device))
+    folder, world = RunFolder(Path(run or recipe.run_folder)), join(device_for(recipe, device))
     reporter = world.reporter(reporter)
     resume = world.on_main(lambda: folder.check(resume=resume, restarted=world.restarted))
     setup = _set_up(recipe, world.device, limit, reporter, classifier)
@@ -194,6 +194,7 @@ def _follow(setup: TrainingSetup, state: TrainingState) -> dict[str, Any]:
         setup.recipe.representation.layers,
         n_samples=evaluation.n_samples,
         aggregation=evaluation.aggregation,
+        precision=setup.recipe.precision,
     )
     correct = torch.zeros(1, dtype=torch.float64)
     parts = list(enumerate(ordered_batches(len(setup.held_out), evaluation.batch_size)))

@@ -1,0 +1,68 @@
+"""The precision of convolutions and products: `fp32`, `tf32` or `bf16`.
+
+Classifier and purifier run in it; what they answer is float32 again, and so are aggregation and losses.
+
+- `set_products` chooses between float32 and TF32, for the whole process;
+- `reduced` is the context in which a model runs, `in_precision` wraps a model to run in it always.
+
+TF32 keeps 10 bits of a product's factors and runs on NVIDIA GPUs only. bfloat16 keeps 7; weights stay in
+float32 and are converted as they are used (torch's autocast).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from carso_cli.errors import UsageError
+
+Model = Callable[[Tensor], Tensor]
+
+
+def set_products(precision: str, device: torch.device) -> None:
+    """Let float32 convolutions and products on GPUs use TF32, or forbid it.
+
+    Raises:
+        UsageError: If TF32 is asked for on another device, where it means nothing.
+    """
+    if device.type == "cuda":
+        # torch allows it in convolutions unless told otherwise.
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    elif precision == "tf32":
+        raise UsageError(
+            f"precision tf32 is a mode of NVIDIA GPUs, and the device is {device.type}",
+            hint="--set precision=fp32, or bf16, which runs on CPUs too",
+        )
+
+
+def reduced(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which a model runs: bfloat16 where it is asked for, nothing otherwise."""
+    if precision != "bf16":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def full(values: Tensor) -> Tensor:
+    """Return values in float32, or in the wider type that they have."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def in_precision(model: Model, precision: str) -> Model:
+    """Return a model that runs in a precision and answers in float32.
+
+    Args:
+        model: (B, channels, H, W) images to (B, C) logits.
+        precision: `fp32`, `tf32` or `bf16`.
+    """
+    if precision != "bf16":
+        return model
+
+    def run(images: Tensor) -> Tensor:
+        with reduced(precision, images.device):
+            return full(model(images))
+
+    return run
