@@ -1,6 +1,7 @@
 """The precision of convolutions and products: `fp32`, `tf32` or `bf16`.
 
 Classifier and purifier run in it; what they answer is float32 again, and so are aggregation and losses.
+What a transfer attack makes of a classifier outside the defence runs in float32 products.
 
 - `set_products` chooses between float32 and TF32, for the whole process;
 - `reduced` is the context in which a model runs, `in_precision` wraps a model to run in it always.

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from carso_cli.build import choose_device
+from carso_cli.build import device_for
 from carso_cli.errors import DataError, UsageError, nearest
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
@@ -67,7 +67,7 @@ def bench(
                 "; ".join(filter(None, (f"there is no case '{name}'", nearest(name, CASES)))),
                 hint=f"cases: {', '.join(CASES)}",
             )
-    target = choose_device(device)
+    target = device_for(recipe, device)
     models = set_up(recipe, target, batch_size)
     product = _MatrixProduct(target)
     found, products = [], []

@@ -1,7 +1,8 @@
 """The cases that `carso bench` times: our work, and the same done straightforwardly.
 
 Weights are random and of the recipe's shapes, images are noise: time depends on neither. Ours and the
-straightforward version get the same weights, images, latents and starts, and return what must agree.
+straightforward version get the same weights, images, latents and starts, and return what must agree: in
+float32, for the straightforward version knows no bfloat16.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 from carso_cli.attacks.balanced import quarter_size
 from carso_cli.attacks.defence_target import DefenceTarget
 from carso_cli.attacks.losses import cross_entropy
-from carso_cli.attacks.target import ClassifierTarget
+from carso_cli.attacks.target import ClassifierTarget, Model
 from carso_cli.attacks.threat import ThreatModel
 from carso_cli.build import build_classifier, build_purifier, channels_last, untrained_classifier
 from carso_cli.data.image_set import ImageSet
 from carso_cli.defence import Defence
+from carso_cli.precision import in_precision, reduced
 from carso_cli.purifier.vae import Purifier
 from carso_cli.randomness import derive_seed, generator, seeded
 from carso_cli.recipe.schema import Recipe
@@ -95,7 +97,12 @@ class Bench:
         """Return the defence."""
         n_samples = self.recipe.evaluation.n_samples
         layers = self.recipe.representation.layers
-        return Defence(self.classifier, self.purifier, layers, n_samples=n_samples)
+        precision = self.recipe.precision
+        return Defence(self.classifier, self.purifier, layers, n_samples=n_samples, precision=precision)
+
+    def model(self) -> Model:
+        """Return the classifier in the recipe's precision."""
+        return in_precision(self.classifier, self.recipe.precision)
 
 
 def set_up(recipe: Recipe, device: torch.device, batch_size: int | None = None) -> Bench:
@@ -115,14 +122,12 @@ def set_up(recipe: Recipe, device: torch.device, batch_size: int | None = None) 
 def _classifier_forward(bench: Bench) -> Case:
     images, _ = bench.inputs()
     plain = bench.straightforward()
-    return Case(
-        len(images), lambda: ClassifierTarget(bench.classifier)(images), lambda: plain.classify(images)
-    )
+    return Case(len(images), lambda: ClassifierTarget(bench.model())(images), lambda: plain.classify(images))
 
 
 def _classifier_gradient(bench: Bench) -> Case:
     images, labels = bench.inputs()
-    target, plain = ClassifierTarget(bench.classifier), bench.straightforward()
+    target, plain = ClassifierTarget(bench.model()), bench.straightforward()
     return Case(
         len(images),
         lambda: target.loss_and_gradient(images, labels, cross_entropy, 1).gradient,
@@ -195,7 +200,12 @@ def _training_step(bench: Bench) -> Case:
 def _extraction(bench: Bench) -> Case:
     images, _ = bench.inputs()
     plain, layers = bench.straightforward(), bench.recipe.representation.layers
-    ours = torch.no_grad()(lambda: extract_representation(bench.classifier, images, layers))
+
+    @torch.no_grad()
+    def ours() -> dict[str, Tensor]:
+        with reduced(bench.recipe.precision, bench.device):
+            return extract_representation(bench.classifier, images, layers)
+
     return Case(len(images), ours, lambda: plain.extract(images))
 
 

@@ -110,11 +110,11 @@ def train_step(
         images = augment(images, flip=section.flip, generator=generator(seed, "augmentation", *place))
     images = images.to(setup.device)
     labels = setup.train.labels[positions].to(setup.device)[own]
+    model = in_precision(state.classifier, setup.recipe.precision)
     if setup.kind == "at":
         attack = _training_attack(setup, derive_seed(seed, "training attack", *place))
         start, images = attack.start(images)[own], images[own]
         # In training mode, as published: the attack sees the batch statistics that the step will see.
-        model = in_precision(state.classifier, setup.recipe.precision)
         images = attack.run_from(start, model, images, labels)
     else:
         images = images[own]
@@ -126,7 +126,7 @@ def train_step(
     sums = setup.world.sum(torch.stack((loss.detach(), correct)).double().cpu())
     value = sums[0].item() / len(positions)
     if not math.isfinite(value):
-        where = blame_layer(state.classifier, lambda: state.classifier(images))
+        where = blame_layer(state.classifier, lambda: model(images))
         raise NumericsError(
             f"the loss became {value} in epoch {place[0] + 1}, batch {place[1] + 1}{where}; training stops",
             hint=_LOWER_RATE,

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from carso_cli.build import (
     build_classifier,
-    choose_device,
     classifier_fingerprint,
+    device_for,
     load_images,
     own_classifier,
     untrained_classifier,
@@ -24,6 +24,7 @@ from carso_cli.classifiers.layer_choice import default_layers
 from carso_cli.data.batches import ordered_batches
 from carso_cli.data.image_files import read_images
 from carso_cli.errors import UsageError, nearest
+from carso_cli.precision import full, reduced
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.representation import extract_representation, layer_names, module_shapes
@@ -115,7 +116,7 @@ def extract(
     Returns:
         `out`, `images` and `layers`: name, shape, mean and standard deviation of each.
     """
-    target = choose_device(device)
+    target = device_for(recipe, device)
     classifier = build_classifier(recipe, kind or recipe.representation.kind, target)
     layers = match_layers(pattern, layer_names(classifier)) if pattern else list(recipe.representation.layers)
     extra: dict[str, Tensor] = {}
@@ -126,7 +127,7 @@ def extract(
         images = load_images(recipe, split, limit=limit, reporter=reporter)
         pixels = images.pixels(slice(0, len(images)))
         extra = {"labels": images.labels, "indices": images.indices}
-    outputs = _forward(classifier, pixels, layers, recipe.evaluation.batch_size, target, reporter)
+    outputs = _forward(classifier, pixels, layers, recipe, target, reporter)
     metadata = {
         "recipe": recipe.name,
         "layers": layers,
@@ -150,15 +151,17 @@ def _forward(
     classifier: nn.Module,
     pixels: Tensor,
     layers: Sequence[str],
-    batch_size: int,
+    recipe: Recipe,
     device: torch.device,
     reporter: Reporter,
 ) -> OrderedDict[str, Tensor]:
     parts: OrderedDict[str, list[Tensor]] = OrderedDict((layer, []) for layer in layers)
     with torch.no_grad(), reporter.progress("extracting", len(pixels)) as progress:
-        for part in ordered_batches(len(pixels), batch_size):
+        for part in ordered_batches(len(pixels), recipe.evaluation.batch_size):
             batch = pixels[part].to(device)
-            for layer, output in extract_representation(classifier, batch, layers).items():
-                parts[layer].append(output.cpu())
+            with reduced(recipe.precision, device):
+                outputs = extract_representation(classifier, batch, layers)
+            for layer, output in outputs.items():
+                parts[layer].append(full(output).cpu())
             progress.advance(len(batch))
     return OrderedDict((layer, torch.cat(chunks)) for layer, chunks in parts.items())

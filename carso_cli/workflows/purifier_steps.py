@@ -136,7 +136,8 @@ def train_step(
             representation = extract_representation(setup.classifier, inputs, layers)
         reconstruction, mean, log_variance = state.replica(inputs, representation, noise)
     if setup.world.any(not bool(reconstruction.detach().isfinite().all())):
-        where = blame_layer(state.purifier, lambda: state.purifier(inputs, representation, noise))
+        with reduced(setup.recipe.precision, setup.device):
+            where = blame_layer(state.purifier, lambda: state.purifier(inputs, representation, noise))
         raise _not_finite("the reconstruction", place, math.nan, where)
     terms = negative_elbo(reconstruction, clean[own], mean, log_variance, beta)
     sums = setup.world.sum(torch.stack([term.detach().double().cpu() for term in terms]))

@@ -152,7 +152,10 @@ LAYERS = "use a list of at least one, each item text, not empty"
         ("threat.norm=L2", "'L2' is not allowed; use one of 'linf', 'l2'; did you mean 'l2'?"),
         ("data.channels=2", "2 is not allowed; use one of 1, 3"),
         ("data.channels=true", "true is not allowed (not a number); use one of 1, 3"),
-        ("precision=fp16", "use one of 'fp32', 'tf32', 'bf16'; did you mean 'bf16' or 'fp32'?"),
+        (
+            "precision=fp16",
+            "'fp16' is not allowed; use one of 'fp32', 'tf32', 'bf16'; did you mean 'bf16' or 'fp32'?",
+        ),
         (
             "evaluation.aggregation=logit-meen",
             "'logit-meen' is not allowed; use one of 'doubly-exponential', 'logit-mean', 'probability-mean', "
