@@ -121,7 +121,7 @@ class RunFolder:
             StateError: If `resume` is asked for and the folder holds nothing to resume, or a purifier
                 without the state of its training, such as an imported one.
         """
-        started = self.recipe.is_file() or self.trained_here
+        started = self.recipe.is_file() or self.trained_here or self.purifier.is_file()
         resume = started if restarted else resume
         if started and not resume:
             raise UsageError(

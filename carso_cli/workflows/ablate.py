@@ -99,11 +99,16 @@ def check_run(recipe: Recipe, path: Path, *, resume: bool) -> str:
 
     Raises:
         StateError: If it was trained with other settings, naming the sections.
-        UsageError: If its training is unfinished and `resume` is not given.
+        UsageError: If its training is unfinished, or its recipe lost, and `resume` is not given.
     """
     folder = RunFolder(path)
     if not folder.recipe.is_file():
-        return "missing"
+        if not folder.trained_here:
+            return "missing"
+        if not resume:
+            raise UsageError(f"{folder.recipe} is missing beside the state of a training", hint=_RESUME)
+        # Resuming holds the state against the recipe asked for, and writes the file anew.
+        return "unfinished"
     stored = load_recipe(str(folder.recipe.resolve()))
     other = [name for name in TRAINING_SECTIONS if recipe_hash(stored, [name]) != recipe_hash(recipe, [name])]
     if other:

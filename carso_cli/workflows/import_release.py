@@ -48,7 +48,7 @@ def import_release(folder: Path, recipe: Recipe, *, run: Path, reporter: Reporte
             are missing, or if a tensor is missing, unexpected or of another shape; all are listed.
     """
     target = RunFolder(run)
-    if target.recipe.is_file():
+    if target.recipe.is_file() or target.trained_here:
         raise UsageError(f"{run} already holds a run", hint="choose another folder with --run DIR")
     files = find_release(folder)
     reporter.say(f"reading {', '.join(path.name for path in files.values())}")

@@ -47,6 +47,14 @@ def test_a_state_without_its_recipe_is_no_empty_folder(tmp_path: Path) -> None:
     RunFolder(tmp_path).check(resume=True)
 
 
+def test_a_purifier_without_its_recipe_is_not_trained_over(tmp_path: Path) -> None:
+    (tmp_path / "purifier.safetensors").write_bytes(b"")
+    with pytest.raises(UsageError, match="already holds a run"):
+        RunFolder(tmp_path).check(resume=False)
+    with pytest.raises(StateError, match="a purifier without the state of its training"):
+        RunFolder(tmp_path).check(resume=True)
+
+
 def test_a_claimed_run_is_refused_to_others(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     quiet = SilentReporter()

@@ -311,8 +311,12 @@ def test_an_interrupted_training_goes_on(
     assert caught.value.hint == "go on with the same command and --resume"
     with pytest.raises(UsageError, match="holds an unfinished training"):
         run(recipe, chosen, tmp_path / "tiny")
+    (tmp_path / "tiny" / "recipe.yaml").unlink()
+    with pytest.raises(UsageError, match=r"recipe\.yaml is missing beside the state of a training"):
+        run(recipe, chosen, tmp_path / "tiny")
     resumed = run(recipe, chosen, tmp_path / "tiny", resume=True)
     assert resumed["rows"][0]["attacked"] == stored["rows"][3]["attacked"]
+    assert (tmp_path / "tiny" / "recipe.yaml").is_file()
 
 
 def test_missing_weights_stop_it_before_anything_is_trained(recipe: Recipe, tmp_path: Path) -> None:
