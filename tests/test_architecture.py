@@ -29,6 +29,7 @@ GROUND = {
     "precision",
     "randomness",
     "reporter",
+    "whole_file",
 }
 PARTS = {"representation", "aggregation", "purifier", "classifiers", "data", "attacks"}
 RECORDING = {"runs", "pictures", "reports"}

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from carso_cli.data import array_pickles
 from carso_cli.data.image_set import ImageSet
-from carso_cli.data.whole_file import written_whole
 from carso_cli.download import fetch, file_digest
 from carso_cli.errors import DataError
 from carso_cli.reporter import Reporter
+from carso_cli.whole_file import written_whole
 
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 """The folder that each data set's official archive unpacks to."""
@@ -118,6 +118,7 @@ def _obtain(dataset_class: _CifarClass, name: str, root: Path, reporter: Reporte
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Write the archive's files, which lie in one folder, into `folder`, each in one step."""
+    folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive) as members:
         for member in members:
             content = members.extractfile(member) if member.isfile() else None

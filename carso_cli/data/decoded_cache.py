@@ -20,9 +20,9 @@ from torch import Tensor
 
 from carso_cli.data.decoding import decode_image
 from carso_cli.data.file_tree import FileTree
-from carso_cli.data.whole_file import written_whole
 from carso_cli.home import home
 from carso_cli.reporter import Reporter
+from carso_cli.whole_file import written_whole
 
 FORMAT_VERSION = 1
 """Raise when decoding or the layout of the file changes: files of other versions are made again."""
@@ -108,6 +108,7 @@ def _read(file: Path, key: str, shape: tuple[int, ...], reporter: Reporter) -> N
 
 def _write(file: Path, key: str, images: NDArray[np.uint8], reporter: Reporter) -> None:
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(file) as stream:
             np.savez(stream, key=np.array(key), checksum=np.array(_checksum(images.data)), images=images)
     except OSError as error:

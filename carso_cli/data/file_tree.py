@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from carso_cli.data.decoding import SUFFIXES
-from carso_cli.data.whole_file import read_whole, similar_file
+from carso_cli.data.given_file import read_given, similar_file
 from carso_cli.data.zip_store import ZipStore
 from carso_cli.errors import DataError
 
@@ -125,7 +125,7 @@ class _FolderStore:
         return self._folders
 
     def read(self, name: str) -> bytes:
-        return read_whole(self._path / name)
+        return read_given(self._path / name)
 
     def stamp(self, name: str) -> str:
         try:

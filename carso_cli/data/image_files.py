@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from carso_cli.data.decoding import decode_image
-from carso_cli.data.whole_file import read_whole
+from carso_cli.data.given_file import read_given
 from carso_cli.errors import DataError, UsageError
 
 _MOST_SHOWN = 5
@@ -42,7 +42,7 @@ def read_images(
         try:
             arrays.append(
                 decode_image(
-                    read_whole(path),
+                    read_given(path),
                     name=str(path),
                     channels=channels,
                     image_size=image_size,

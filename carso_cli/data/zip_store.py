@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from carso_cli.data.whole_file import MAX_BYTES
+from carso_cli.data.given_file import MAX_BYTES
 from carso_cli.errors import DataError
 
 MAX_TOTAL_BYTES = 2**36

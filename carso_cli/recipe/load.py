@@ -23,6 +23,7 @@ from carso_cli.recipe.schedule import scale_epochs
 from carso_cli.recipe.schema import Recipe
 from carso_cli.recipe.sealed import check_seal
 from carso_cli.recipe.shipped import find_recipe
+from carso_cli.whole_file import read_whole
 
 DEFAULT_RECIPE = "digits"
 MAX_BYTES = 1_000_000
@@ -197,12 +198,9 @@ def load_recipe_text(text: str, *, source: str = "recipe", overrides: Sequence[s
 
 def _read_file(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
-            raw = stream.read(MAX_BYTES + 1)
+        raw = read_whole(path, MAX_BYTES)
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror or error}") from None
-    if len(raw) > MAX_BYTES:
-        raise RecipeError(f"{path} is larger than {MAX_BYTES:,} bytes; a recipe is a few kilobytes of text")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

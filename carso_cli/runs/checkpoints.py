@@ -22,8 +22,9 @@ from torch import Tensor
 from carso_cli.checksums import SEAL, tensor_seal
 from carso_cli.errors import CarsoError, StateError
 from carso_cli.reporter import Reporter
-from carso_cli.runs.files import sync_folder, write_atomically
+from carso_cli.runs.files import write_atomically
 from carso_cli.runs.folder import previous_state
+from carso_cli.whole_file import sync_folder
 
 _RESTORE = "restore the file from a copy, or compute it anew"
 

@@ -11,7 +11,6 @@ Links are replaced or refused, never followed.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -23,7 +22,9 @@ from typing import Any
 
 from carso_cli.checksums import seal, unseal
 from carso_cli.errors import CarsoError, StateError
+from carso_cli.whole_file import read_whole, written_whole
 
+_MAX_BYTES = 2**30
 _RESTORE = "restore the file from a copy, or compute it anew"
 
 
@@ -46,46 +47,21 @@ def ensure_folder(folder: Path) -> Path:
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Replace `path` by `data`: temporary file, flush, fsync, rename, fsync of the folder.
+    """Replace `path` by `data` in one step, in UTF-8 if it is text; see `written_whole`.
 
     Raises:
         CarsoError: If the disk is full or the folder cannot be written; `path` is then untouched.
     """
-    payload = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A file's name may hold bytes that are no text: they are shown as escapes.
+    payload = data.encode(errors="backslashreplace") if isinstance(data, str) else data
     try:
-        temporary.unlink(missing_ok=True)
-        # "x": a file or link that someone put there meanwhile is not written to.
-        with open(temporary, "xb") as stream:
+        with written_whole(path) as stream:
             stream.write(payload)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise CarsoError(
             f"cannot write {path}: {error.strerror or error}",
             hint="free some space or choose another folder with --run DIR; what was there before is intact",
         ) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to disk: a renamed file is only then safe from a power cut.
-
-    Raises:
-        OSError: If the disk reports a fault.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems cannot do this for folders.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -100,9 +76,10 @@ def read_json(path: Path) -> dict[str, Any]:
         StateError: If the file is absent, is not a JSON object, or does not match its checksum.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_whole(path, _MAX_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        raise StateError(f"cannot read {path}: {error}", hint=_RESTORE) from error
+        reason = getattr(error, "strerror", None) or error
+        raise StateError(f"cannot read {path}: {reason}", hint=_RESTORE) from error
     if not isinstance(content, dict):
         raise StateError(f"{path} holds {type(content).__name__}, not a JSON object", hint=_RESTORE)
     return unseal(content, str(path))
@@ -162,11 +139,14 @@ def read_json_lines(path: Path, *, repair: bool = True) -> list[dict[str, Any]]:
         repair: Remove such a line; False for a mere reader, since another process may be writing it.
 
     Raises:
-        StateError: If any other line is not a JSON object, or does not match its checksum.
+        StateError: If it cannot be read, or any other line is not a JSON object or does not match its checksum.
     """
-    if not path.is_file():
+    try:
+        content = read_whole(path, _MAX_BYTES)
+    except FileNotFoundError:
         return []
-    content = path.read_bytes()
+    except OSError as error:
+        raise StateError(f"cannot read {path}: {error.strerror or error}", hint=_RESTORE) from error
     complete = content[: content.rfind(b"\n") + 1]
     if repair and len(complete) < len(content):
         write_atomically(path, complete)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from carso_cli.data import whole_file
+from carso_cli.data import given_file
 from carso_cli.data.image_files import read_images
 from carso_cli.errors import DataError, UsageError
 
@@ -65,11 +65,13 @@ def test_no_files_and_huge_files_are_refused(
         read_images([], channels=3, image_size=32)
     noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     file = write_image(tmp_path / "a.png", pixels=noise)
-    monkeypatch.setattr(whole_file, "MAX_BYTES", 100)
-    with pytest.raises(DataError, match=rf"a\.png has {file.stat().st_size} bytes; at most 100 are allowed"):
+    monkeypatch.setattr(given_file, "MAX_BYTES", 100)
+    with pytest.raises(
+        DataError, match=rf"a\.png cannot be read: it has {file.stat().st_size:,} bytes; at most 100 "
+    ):
         read_images([file], channels=3, image_size=32)
 
 
 def test_a_pipe_is_refused_instead_of_waited_for() -> None:
-    with pytest.raises(DataError, match="/dev/null is a pipe or device"):
+    with pytest.raises(DataError, match="/dev/null cannot be read: it is a pipe or device"):
         read_images(["/dev/null"], channels=3, image_size=32)

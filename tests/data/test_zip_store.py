@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from carso_cli.data import zip_store
-from carso_cli.data.whole_file import MAX_BYTES
+from carso_cli.data.given_file import MAX_BYTES
 from carso_cli.data.zip_store import ZipStore
 from carso_cli.errors import DataError
 

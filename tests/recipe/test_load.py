@@ -87,7 +87,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 def test_a_large_file_is_refused_without_reading_it_all(tmp_path: Path) -> None:
     path = tmp_path / "large.yaml"
     path.write_bytes(b"a" * (10 * MAX_BYTES))
-    with pytest.raises(RecipeError, match="larger than 1,000,000 bytes"):
+    with pytest.raises(RecipeError, match="10,000,000 bytes; at most 1,000,000 are allowed"):
         load_recipe(str(path))
 
 

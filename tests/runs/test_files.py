@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from carso_cli.checksums import fingerprint
 from carso_cli.errors import CarsoError, StateError
 from carso_cli.runs.checkpoints import load_tensors, save_tensors
-from carso_cli.runs.files import append_json_line, ensure_folder, read_json_lines, write_atomically
+from carso_cli.runs.files import append_json_line, ensure_folder, read_json, read_json_lines, write_atomically
 
 
 def test_atomic_write_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -27,7 +28,7 @@ def test_failed_write_keeps_the_earlier_file(tmp_path: Path, monkeypatch: pytest
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("carso_cli.runs.files.os.fsync", full)
+    monkeypatch.setattr("carso_cli.whole_file.os.fsync", full)
     with pytest.raises(CarsoError, match=r"file\.txt: No space left on device"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
@@ -55,6 +56,19 @@ def test_damaged_line_is_named(tmp_path: Path) -> None:
     path.write_text('{"epoch": 1}\n{"epo\n{"epoch": 3}\n')
     with pytest.raises(StateError, match=r"log\.jsonl, line 2 is damaged"):
         read_json_lines(path)
+
+
+def test_what_has_no_end_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    os.mkfifo(path)
+    for read in (read_json, read_json_lines):
+        with pytest.raises(StateError, match=r"cannot read .*log\.jsonl: it is a pipe or device"):
+            read(path)
+
+
+def test_names_that_are_no_text_are_written_as_escapes(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "page.html", "\udcff.png \N{EN DASH}")
+    assert (tmp_path / "page.html").read_text() == "\\udcff.png \N{EN DASH}"
 
 
 def test_records_refuse_nan(tmp_path: Path) -> None:
