@@ -102,6 +102,16 @@ def build_classifier(recipe: Recipe, kind: str, device: torch.device | str = "cp
     return channels_last(classifier.to(device))
 
 
+def build_second_classifier(recipe: Recipe, device: torch.device | str = "cpu") -> nn.Module | None:
+    """Load the classifier of the reconstructions; None where it is the one that yields the representation.
+
+    Raises:
+        RecipeError, WeightsError: As `build_classifier`.
+    """
+    kind = recipe.evaluation.second_kind
+    return None if kind == recipe.representation.kind else build_classifier(recipe, kind, device)
+
+
 def channels_last(module: nn.Module) -> nn.Module:
     """Lay a module's convolutions out channels-last, about twice as fast on CPUs at these sizes."""
     # torch declares no such form of `to`.
@@ -225,15 +235,13 @@ def load_defence(
         else own_classifier(classifier, recipe)
     )
     purifier = load_purifier(path, recipe, own)
-    second_kind = recipe.evaluation.second_kind
-    second = None if second_kind == recipe.representation.kind else build_classifier(recipe, second_kind)
     defence = Defence(
         own,
         purifier,
         recipe.representation.layers,
         n_samples=n_samples or recipe.evaluation.n_samples,
         aggregation=aggregation or recipe.evaluation.aggregation,
-        second_classifier=second,
+        second_classifier=build_second_classifier(recipe),
         precision=recipe.precision,
     )
     return defence.to(target)

@@ -98,7 +98,7 @@ class Defence(nn.Module):
         """Classify reconstructions: (B, N, channels, H, W) to (B, N, C) logits."""
         with reduced(self.precision, samples.device):
             logits = full(self.second_classifier(samples.flatten(0, 1)))
-        return logits.reshape(*samples.shape[:2], -1)
+        return logits.reshape(*samples.shape[:2], logits.shape[1])
 
     def aggregate(self, sample_logits: Tensor, view: str = "log-probability") -> Tensor:
         """Aggregate (B, N, C) logits into (B, C) by this defence's rule."""

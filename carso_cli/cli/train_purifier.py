@@ -23,6 +23,11 @@ from carso_cli.cli.progress import RichReporter
 if TYPE_CHECKING:
     from carso_cli.recipe.schema import Recipe
 
+_BEYOND = {
+    "adversarial": "adversarial, beyond the paper",
+    "both": "adversarial and ELBO, beyond the paper",
+}
+
 
 def command(
     recipe: RecipeArgument = None,
@@ -36,6 +41,9 @@ def command(
     dry_run: DryRunOption = False,
 ) -> None:
     """Train the recipe's purifier on adversarially-balanced batches (Section 4, Appendix C).
+
+    Beyond the paper, `training.objective` may be adversarial (cross-entropy through the whole defence, on
+    examples made against it) or both; `training.initial` names a purifier to start from.
 
     The run folder (runs/RECIPE when left out) receives purifier.safetensors, one line of metrics an epoch,
     and the state from which --resume goes on after an interruption.
@@ -55,10 +63,18 @@ def command(
     if json:
         print_json(result)
         return
+    objective = chosen.training.objective
     rows = [
+        *([["objective", _BEYOND[objective]]] if objective in _BEYOND else []),
         ["clean accuracy of the defence, held out", accuracy(result["defence_clean_accuracy"])],
-        ["loss an image (BCE + beta KL)", figure(result["loss"])],
-        ["BCE, KL", f"{figure(result['bce'])}, {figure(result['kl'])}"],
+    ]
+    if objective in _BEYOND:
+        rows.append(["the same, under the attack of training", accuracy(result["defence_attacked_accuracy"])])
+    terms = "" if objective in _BEYOND else " (BCE + beta KL)"
+    rows.append([f"loss an image{terms}", figure(result["loss"])])
+    if "bce" in result:
+        rows.append(["BCE, KL", f"{figure(result['bce'])}, {figure(result['kl'])}"])
+    rows += [
         ["training time", duration(result["seconds_total"])],
         ["run", result["run"]],
     ]
@@ -76,7 +92,9 @@ def show_cost(recipe: Recipe, folder: Path, cost: dict[str, Any], *, as_json: bo
     output().print(dump_recipe(recipe), soft_wrap=True)
     rows = [[f"parameters, {part}", f"{count:,}"] for part, count in cost["parameters"].items()]
     images = cost["images"]
+    objective = recipe.training.objective
     rows += [
+        ["objective", _BEYOND.get(objective, "elbo, as in the paper")],
         ["run folder", str(folder)],
         ["training images", "known once they are read" if images is None else f"{images:,}"],
         ["epochs", str(recipe.training.epochs)],

@@ -75,8 +75,9 @@ def training_pictures(metrics: Sequence[Mapping[str, Any]]) -> list[Picture]:
 
     def course(name: str, title: str, keys: Mapping[str, str]) -> Picture | None:
         """Return lines of `keys`, label to key; None where no epoch has any of them."""
-        shown = {label: [line.get(key) for line in metrics] for label, key in keys.items()}
-        if all(value is None for values in shown.values() for value in values):
+        found = {label: [line.get(key) for line in metrics] for label, key in keys.items()}
+        shown = {label: values for label, values in found.items() if any(v is not None for v in values)}
+        if not shown:
             return None
 
         def draw(axes: Axes, style: Style) -> None:
@@ -88,18 +89,19 @@ def training_pictures(metrics: Sequence[Mapping[str, Any]]) -> list[Picture]:
             if len(shown) > 1:
                 _legend(axes, style)
             if name == "accuracy":
-                axes.set_ylim(
-                    min(0.9, *(value for value in shown["accuracy"] if value is not None)) - 0.03, 1.01
-                )
+                known = [value for values in shown.values() for value in values if value is not None]
+                axes.set_ylim(min(0.9, *known) - 0.03, 1.01)
 
         return Picture(f"training-{name}", title, draw)
 
+    whole = "whole" if "accuracy" in metrics[-1] else "BCE + beta KL"
+    accuracies = {"clean": "defence_clean_accuracy", "attacked": "defence_attacked_accuracy"}
     found = [
-        course("loss", "Loss an image", {"BCE + beta KL": "loss", "BCE": "bce"}),
+        course("loss", "Loss an image", {whole: "loss", "BCE": "bce"}),
         course("kl", "KL an image, in nats", {"KL": "kl"}),
         course("beta", "Weight beta of the KL", {"beta": "beta"}),
         course("rate", "Learning rate", {"rate": "learning_rate"}),
-        course("accuracy", "Clean accuracy of the defence, held out", {"accuracy": "defence_clean_accuracy"}),
+        course("accuracy", "Accuracy of the defence, held out", accuracies),
     ]
     return [picture for picture in found if picture is not None]
 

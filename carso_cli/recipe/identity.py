@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from carso_cli.recipe.schema import Recipe
 
@@ -31,13 +32,7 @@ def recipe_hash(recipe: Recipe, sections: Sequence[str] | None = None) -> str:
     Raises:
         ValueError: If a section is unknown.
     """
-    values = recipe.model_dump(mode="json")
-    values["data"].pop("root")
-    # Left out where it says nothing, so that runs from before there was such a key keep their hash.
-    if values["classifier"]["architecture"] is None:
-        values["classifier"].pop("architecture")
-    if values["training"]["attack_mix"]["reuse"] == 1:
-        values["training"]["attack_mix"].pop("reuse")
+    values = _hashed_values(recipe)
     chosen = tuple(values) if sections is None else tuple(sections)
     unknown = [name for name in chosen if name not in values]
     if unknown:
@@ -46,3 +41,20 @@ def recipe_hash(recipe: Recipe, sections: Sequence[str] | None = None) -> str:
         {name: values[name] for name in chosen}, sort_keys=True, separators=(",", ":"), allow_nan=False
     )
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _hashed_values(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe's values without what says only where files lie.
+
+    A key that says nothing is left out, so that runs from before there was such a key keep their hash.
+    """
+    values = recipe.model_dump(mode="json")
+    classifier, training = values["classifier"], values["training"]
+    del values["data"]["root"], training["initial"]
+    if classifier["architecture"] is None:
+        del classifier["architecture"]
+    if training["attack_mix"]["reuse"] == 1:
+        del training["attack_mix"]["reuse"]
+    if training["objective"] == "elbo":
+        del training["objective"], training["adversarial"]
+    return values

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import model_validator
 
-from carso_cli.recipe.section import Count, NonNegative, Positive, Section, Share, Whole
+from carso_cli.recipe.section import Count, NonNegative, Positive, Section, Share, Text, Whole
 
 
 class AttackMix(Section):
@@ -17,6 +17,25 @@ class AttackMix(Section):
     pgd_step_size: Positive = 0.01
     reuse: Count = 1
     """Epochs that share their perturbed images; the paper makes them anew for every batch."""
+
+
+class AdversarialTraining(Section):
+    """Training through the whole defence, for the objectives `adversarial` and `both`; beyond the paper.
+
+    A fraction of each batch is perturbed at the recipe's eps by PGD on the exact view of the whole defence,
+    as it stands; the purifier then learns to have the batch classified.
+    """
+
+    adversarial_fraction: Share = 1.0
+    steps: Count = 5
+    """Steps of the attack, each 2.5 eps / steps long."""
+    n_samples: Count = 1
+    """N: reconstructions per image, in every step of the attack and in the loss."""
+    trades_weight: Positive | None = None
+    """Weight of KL(P(clean) || P(perturbed)), beside the cross-entropy of the clean images in place of that
+    of the perturbed ones (1/lambda of TRADES, Zhang et al., 2019; the attack is still on cross-entropy)."""
+    elbo_weight: Positive = 1e-3
+    """For `both`: weight of the negative ELBO, which is in the hundreds of nats an image."""
 
 
 class Optimiser(Section):
@@ -57,6 +76,10 @@ class BetaIncrease(Section):
 class Training(Section):
     """Training of the purifier (Table 16)."""
 
+    objective: Literal["elbo", "adversarial", "both"] = "elbo"
+    """`elbo` is the paper's; `adversarial`, through the whole defence, and `both` are beyond the paper."""
+    initial: Text | None = None
+    """A trained purifier.safetensors to start from, for the same classifier and layers."""
     epochs: Count = 200
     batch_size: Count = 5120
     """Global batch size, over all devices."""
@@ -64,7 +87,17 @@ class Training(Section):
     beta_increase: BetaIncrease = BetaIncrease()
     optimiser: Optimiser = Optimiser()
     attack_mix: AttackMix = AttackMix()
+    adversarial: AdversarialTraining = AdversarialTraining()
     save_every_epochs: Count = 1
+
+    @model_validator(mode="after")
+    def _starts_from_a_trained_purifier(self) -> Self:
+        if self.objective != "elbo" and self.initial is None:
+            raise ValueError(
+                f"objective '{self.objective}' goes on from a purifier trained on the ELBO, whose batch "
+                "statistics it keeps; name its purifier.safetensors in 'initial'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _epochs_add_up(self) -> Self:

@@ -222,6 +222,16 @@ class Recipe(Section):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
 
+    @model_validator(mode="after")
+    def _objective_has_gradients(self) -> Self:
+        objective = self.training.objective
+        if objective != "elbo" and self.evaluation.aggregation == "majority-vote":
+            raise ValueError(
+                f"training.objective '{objective}' needs an evaluation.aggregation with gradients; "
+                "majority-vote has none"
+            )
+        return self
+
     @property
     def run_folder(self) -> str:
         """Default run folder, relative to the working directory."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from carso_cli.attacks.balanced import quarter_size
 from carso_cli.build import (
@@ -15,10 +15,13 @@ from carso_cli.build import (
     training_images,
     untrained_classifier,
 )
+from carso_cli.distributed import World
 from carso_cli.precision import in_precision, reduced
 from carso_cli.purifier.elbo import negative_elbo
+from carso_cli.purifier.vae import Purifier
 from carso_cli.recipe.schema import Recipe
 from carso_cli.representation import extract_representation
+from carso_cli.workflows.through_defence import ThroughDefence, adversarial_terms
 from carso_cli.workflows.timing import seconds_of
 
 _IMAGES = 8
@@ -42,7 +45,7 @@ def parameter_counts(recipe: Recipe) -> dict[str, int]:
 
 
 def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = None) -> dict[str, Any]:
-    """Predict the time of `train-purifier` from one gradient at 8 images and one training step on them.
+    """Predict the time of `train-purifier` from a training step on 8 images, measured with its attacks.
 
     Args:
         recipe: The resolved recipe. Its weights are not needed: time does not depend on them.
@@ -56,16 +59,28 @@ def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = N
     target = device_for(recipe, device)
     classifier = channels_last(untrained_classifier(recipe).to(target).eval().requires_grad_(False))
     purifier = build_purifier(recipe, classifier).to(target)
-    size = recipe.data.image_size
-    images = torch.rand(_IMAGES, recipe.data.channels, size, size, device=target)
+    measured = _balanced_step if recipe.training.objective == "elbo" else _adversarial_step
+    per_image = measured(recipe, classifier, purifier) / _IMAGES
+    count = training_images(recipe, limit)
+    return {
+        "parameters": parameter_counts(recipe),
+        "images": count,
+        "seconds_per_image": per_image,
+        "seconds": None if count is None else per_image * count * recipe.training.epochs,
+    }
+
+
+def _balanced_step(recipe: Recipe, classifier: nn.Module, purifier: Purifier) -> float:
+    """Return the seconds of a step on the ELBO, its attacks reckoned from one gradient."""
+    images = _blank_images(recipe, purifier)
 
     def input_gradient() -> None:
         leaf = images.clone().requires_grad_()
         torch.autograd.grad(in_precision(classifier, recipe.precision)(leaf).sum(), leaf)
 
     def training_step() -> None:
-        noise = torch.randn(_IMAGES, purifier.latent_features, device=target)
-        with reduced(recipe.precision, target):
+        noise = torch.randn(_IMAGES, purifier.latent_features, device=images.device)
+        with reduced(recipe.precision, images.device):
             with torch.no_grad():
                 representation = extract_representation(classifier, images, recipe.representation.layers)
             reconstruction, mean, log_variance = purifier(images, representation, noise)
@@ -77,14 +92,25 @@ def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = N
         2 * quarter_size(recipe.training.batch_size, mix.adversarial_fraction) / recipe.training.batch_size
     )
     gradients = share * (1 + mix.pgd_steps) / mix.reuse
-    per_image = (gradients * seconds_of(input_gradient, target) + seconds_of(training_step, target)) / _IMAGES
-    count = training_images(recipe, limit)
-    return {
-        "parameters": parameter_counts(recipe),
-        "images": count,
-        "seconds_per_image": per_image,
-        "seconds": None if count is None else per_image * count * recipe.training.epochs,
-    }
+    return gradients * seconds_of(input_gradient, images.device) + seconds_of(training_step, images.device)
+
+
+def _adversarial_step(recipe: Recipe, classifier: nn.Module, purifier: Purifier) -> float:
+    """Return the seconds of a step through the whole defence, its attack among them."""
+    images, trained = _blank_images(recipe, purifier), ThroughDefence(recipe, classifier, purifier, None)
+    labels = torch.arange(_IMAGES, device=images.device) % recipe.data.classes
+    learning = [parameter for parameter in purifier.parameters() if parameter.requires_grad]
+
+    def training_step() -> None:
+        terms = adversarial_terms(trained, trained, images, labels, (0, 0), 1.0, World(images.device))
+        torch.autograd.grad(terms["loss"], learning)
+
+    return seconds_of(training_step, images.device)
+
+
+def _blank_images(recipe: Recipe, purifier: Purifier) -> Tensor:
+    size = recipe.data.image_size
+    return torch.rand(_IMAGES, recipe.data.channels, size, size, device=purifier.mean.device)
 
 
 def _count(module: nn.Module, *prefixes: str) -> int:

@@ -1,31 +1,43 @@
-"""One optimiser step of purifier training, on one balanced batch (Section 4.4, Appendix C).
+"""One optimiser step of purifier training (Section 4.4, Appendix C).
 
-`TrainingSetup` holds what stays, `balanced_batch` among it. `TrainingState` holds what moves: `initial_state`
-makes it, `train_step` moves it. Every random number is a function of (seed, purpose, epoch, batch).
+On the paper's objective, the ELBO of one balanced batch, or through the whole defence, as in
+`carso_cli.workflows.through_defence`. `TrainingSetup` holds what stays, `balanced_batch` among it.
+`TrainingState` holds what moves: `initial_state` makes it, `train_step` moves it. Every random number is a
+function of (seed, purpose, epoch, batch).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from carso_cli.attacks.balanced import BalancedBatch
-from carso_cli.build import build_purifier, channels_last, classifier_fingerprint
+from carso_cli.build import (
+    build_purifier,
+    build_second_classifier,
+    channels_last,
+    classifier_fingerprint,
+    load_purifier,
+)
+from carso_cli.checksums import fingerprint
 from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed import World, join
-from carso_cli.errors import NumericsError
+from carso_cli.errors import NumericsError, StateError, WeightsError
 from carso_cli.numerics import blame_layer, require_finite_gradients
 from carso_cli.precision import in_precision, reduced
 from carso_cli.purifier.elbo import negative_elbo
+from carso_cli.purifier.vae import Purifier
 from carso_cli.randomness import derive_seed, generator, seeded
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.representation import extract_representation
 from carso_cli.workflows.adversarial_pool import AdversarialPool, Place
+from carso_cli.workflows.through_defence import ThroughDefence, adversarial_terms
 from carso_cli.workflows.training_state import TrainingState
 
 _LOWER_RATE = "lower training.learning_rate.plateau; the state of the last whole epoch is saved"
@@ -67,9 +79,24 @@ def initial_state(setup: TrainingSetup) -> TrainingState:
     """Return fresh weights, a fresh optimiser, and what the run is recognised by when it is resumed."""
     recipe = setup.recipe
     with seeded(recipe.seed, "purifier weights"):
-        purifier = build_purifier(recipe, setup.classifier).to(setup.device)
+        purifier = _initial_purifier(recipe, setup.classifier).to(setup.device)
     channels_last(purifier)
+    identity = {
+        "recipe": recipe_hash(recipe, sections=TRAINING_SECTIONS),
+        "classifier": classifier_fingerprint(setup.classifier),
+        "images": setup.train.fingerprint(),
+        "initial": None if recipe.training.initial is None else fingerprint(purifier.state_dict()),
+    }
     setup.world.synchronise(purifier)
+    trained: nn.Module = purifier
+    if recipe.training.objective != "elbo":
+        second = build_second_classifier(recipe, setup.device)
+        trained = ThroughDefence(recipe, setup.classifier, purifier, second)
+        # Outside of the training's own sections, and part of what is trained here.
+        identity |= {
+            "aggregation": recipe.evaluation.aggregation,
+            "second_classifier": None if second is None else classifier_fingerprint(second),
+        }
     section = recipe.training.optimiser
     optimiser = torch.optim.RAdam(
         purifier.parameters(),
@@ -80,17 +107,51 @@ def initial_state(setup: TrainingSetup) -> TrainingState:
     )
     return TrainingState(
         purifier,
+        trained,
         optimiser,
         setup.world,
         lookahead_steps=section.lookahead_steps,
         lookahead_decay=section.lookahead_decay,
-        identity={
-            "recipe": recipe_hash(recipe, sections=TRAINING_SECTIONS),
-            "classifier": classifier_fingerprint(setup.classifier),
-            "images": setup.train.fingerprint(),
-        },
+        identity=identity,
         save_every=recipe.training.save_every_epochs,
     )
+
+
+def _initial_purifier(recipe: Recipe, classifier: nn.Module) -> Purifier:
+    """Return the purifier that training starts from: of fresh weights, or the one in `training.initial`.
+
+    Fresh weights are drawn from torch's global generator.
+
+    Raises:
+        WeightsError: If the named file is missing or damaged, has no encoder, or belongs to another
+            classifier, other layers or other sizes.
+    """
+    if recipe.training.initial is None:
+        return build_purifier(recipe, classifier)
+    path = Path(recipe.training.initial).expanduser()
+    if not path.is_file():
+        raise WeightsError(
+            f"the purifier to start from, {path}, is missing",
+            hint="train it with: carso train-purifier RECIPE, and name its purifier.safetensors in "
+            "training.initial",
+        )
+    try:
+        purifier = load_purifier(path, recipe, classifier)
+    except StateError as error:
+        raise WeightsError(
+            error.message, hint="training.initial takes a purifier of the recipe's own layers and sizes"
+        ) from None
+    if purifier.latent_features and not purifier.has_encoder:
+        raise WeightsError(f"{path} has no encoder, as imported purifiers have none: it cannot be trained on")
+    return purifier
+
+
+def figures(recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of what `train_step` adds up, the loss first."""
+    elbo = ("bce", "kl")
+    if recipe.training.objective == "elbo":
+        return ("loss", *elbo)
+    return ("loss", "accuracy", *elbo) if recipe.training.objective == "both" else ("loss", "accuracy")
 
 
 def train_step(
@@ -101,10 +162,10 @@ def train_step(
     beta: float,
     perturbations: Place | None = None,
 ) -> Tensor:
-    """Take one optimiser step on one balanced batch.
+    """Take one optimiser step on one batch.
 
     Each process takes its share of the batch; what is random is drawn for the whole of it, whatever their
-    number. Losses and gradients are summed over all processes.
+    number, but for the latents of attacks on the defence. Losses and gradients are summed over all processes.
 
     Args:
         setup: What does not change.
@@ -112,18 +173,47 @@ def train_step(
         positions: (B,) positions of the batch's images.
         place: Epoch and batch.
         beta: Weight of the KL term.
-        perturbations: Place that the perturbations belong to; `place` when None.
+        perturbations: Place that the perturbations against the classifier belong to; `place` when None.
 
     Returns:
-        Summed loss, BCE and KL, float64.
+        What it adds to `figures`, float64.
 
     Raises:
         NumericsError: If the reconstruction or a term of the loss is not finite.
     """
-    seed, own = setup.recipe.seed, setup.world.own(len(positions))
     clean = setup.train.pixels(positions).to(setup.device)
     labels = setup.train.labels[positions].to(setup.device)
-    made = perturbations or place
+    if isinstance(state.trained, ThroughDefence):
+        terms = adversarial_terms(state.trained, state.replica, clean, labels, place, beta, setup.world)
+    else:
+        terms = _elbo_terms(setup, state, clean, labels, place, beta, perturbations or place)
+    names = figures(setup.recipe)
+    sums = setup.world.sum(torch.stack([terms[name].detach().double().cpu() for name in names]))
+    for name, value in zip(reversed(names), reversed(sums.tolist()), strict=True):
+        if not math.isfinite(value):
+            raise _not_finite(f"the {_SHOWN.get(name, name)} term", place, value)
+    state.optimiser.zero_grad(set_to_none=True)
+    torch.autograd.backward(terms["loss"])
+    require_finite_gradients(state.purifier, place, _LOWER_RATE)
+    state.optimiser.step()
+    state.lookahead.step()
+    return sums
+
+
+_SHOWN = {"bce": "BCE", "kl": "KL"}
+
+
+def _elbo_terms(
+    setup: TrainingSetup,
+    state: TrainingState,
+    clean: Tensor,
+    labels: Tensor,
+    place: Place,
+    beta: float,
+    made: Place,
+) -> dict[str, Tensor]:
+    """Return the summed loss, BCE and KL of this process's share of one balanced batch."""
+    seed, own = setup.recipe.seed, setup.world.own(len(clean))
     inputs = setup.pool.perturbed(
         made, clean[own], lambda: setup.perturb(clean, labels, derive_seed(seed, "perturbation", *made), own)
     )
@@ -140,16 +230,7 @@ def train_step(
             where = blame_layer(state.purifier, lambda: state.purifier(inputs, representation, noise))
         raise _not_finite("the reconstruction", place, math.nan, where)
     terms = negative_elbo(reconstruction, clean[own], mean, log_variance, beta)
-    sums = setup.world.sum(torch.stack([term.detach().double().cpu() for term in terms]))
-    for name, value in zip(("loss", "BCE", "KL"), reversed(sums.tolist()), strict=True):
-        if not math.isfinite(value):
-            raise _not_finite(f"the {name} term", place, value)
-    state.optimiser.zero_grad(set_to_none=True)
-    torch.autograd.backward(terms.total)
-    require_finite_gradients(state.purifier, place, _LOWER_RATE)
-    state.optimiser.step()
-    state.lookahead.step()
-    return sums
+    return {"loss": terms.total, "bce": terms.bce, "kl": terms.kl}
 
 
 def _not_finite(what: str, place: Place, value: float, where: str = "") -> NumericsError:

@@ -15,7 +15,7 @@ from torch import nn
 
 from carso_cli.attacks.defence_target import AttackedDefence, DefenceTarget
 from carso_cli.attacks.target import AttackTarget, ClassifierTarget, Model
-from carso_cli.build import build_classifier, load_purifier
+from carso_cli.build import build_classifier, build_second_classifier, load_purifier
 from carso_cli.checksums import fingerprint
 from carso_cli.defence import Defence
 from carso_cli.errors import StateError, UsageError
@@ -127,16 +127,13 @@ def load_subject(
     classifier = build_classifier(recipe, recipe.representation.kind)
     if path is None:
         return given_subject(recipe, device, classifier=classifier)
-    second = None
-    if section.second_kind != recipe.representation.kind:
-        second = build_classifier(recipe, section.second_kind)
     defence = Defence(
         classifier,
         load_purifier(path, recipe, classifier),
         recipe.representation.layers,
         n_samples=n_samples or section.n_samples,
         aggregation=aggregation or section.aggregation,
-        second_classifier=second,
+        second_classifier=build_second_classifier(recipe),
     )
     return given_subject(recipe, device, defence=defence)
 
@@ -171,11 +168,14 @@ def given_subject(
     if defence is not None:
         checksums["purifier"] = _checksum(getattr(defence, "purifier", defence))
         checksums["second_classifier"] = _checksum(defence.second_classifier)
-    per_pass = recipe.evaluation.samples_per_pass
-    if device.type == "cpu":
-        samples = 1 if defence is None else defence.n_samples
-        per_pass = min(per_pass, max(_SAMPLES_PER_CPU_PASS, samples))
+    per_pass = samples_per_pass(recipe, device, 1 if defence is None else defence.n_samples)
     return Subject(in_precision(bare, recipe.precision), defence, checksums, device, per_pass)
+
+
+def samples_per_pass(recipe: Recipe, device: torch.device, n_samples: int) -> int:
+    """Return the most reconstructions to take in one pass: the recipe's, on a CPU fewer, never below N."""
+    most = recipe.evaluation.samples_per_pass
+    return min(most, max(_SAMPLES_PER_CPU_PASS, n_samples)) if device.type == "cpu" else most
 
 
 def adjusted(

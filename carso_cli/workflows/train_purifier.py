@@ -1,5 +1,7 @@
 """Train the purifier: Section 4 and Appendix C, on adversarially-balanced batches.
 
+Beyond the paper, the recipe may choose to train it through the whole defence instead, or as well.
+
 `train_purifier` reads top to bottom: set up, epochs (train, follow the defence's clean accuracy on
 held-out images, save), final weights. Every random number is a function of (seed, purpose, epoch, batch),
 so a run killed at any moment and resumed ends in the same weights. The processes that torchrun starts share
@@ -30,15 +32,22 @@ from carso_cli.errors import InterruptedRun
 from carso_cli.interruption import StopRequest, stop_requests
 from carso_cli.purifier.schedules import kl_weight, learning_rate
 from carso_cli.purifier.vae import Purifier
-from carso_cli.randomness import generator
+from carso_cli.randomness import derive_seed, generator
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import SILENT, Reporter
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runs.environment import describe_environment, peak_memory
 from carso_cli.runs.folder import RunFolder
 from carso_cli.workflows.adversarial_pool import AdversarialPool
-from carso_cli.workflows.purifier_steps import TrainingSetup, balanced_batch, initial_state, train_step
+from carso_cli.workflows.purifier_steps import (
+    TrainingSetup,
+    balanced_batch,
+    figures,
+    initial_state,
+    train_step,
+)
 from carso_cli.workflows.run_description import describe_run
+from carso_cli.workflows.through_defence import ThroughDefence, perturbed
 from carso_cli.workflows.training_progress import StopTraining
 from carso_cli.workflows.training_state import TrainingState
 
@@ -152,10 +161,12 @@ def _train_epoch(setup: TrainingSetup, state: TrainingState, epoch: int, stop: S
     beta = kl_weight(epoch, **training.beta_increase.model_dump())
     for group in state.optimiser.param_groups:
         group["lr"] = rate
-    state.purifier.train()
+    # Through the defence, batch normalisation keeps its statistics: see `through_defence`.
+    state.purifier.train(training.objective == "elbo")
     batches = setup.pool.batches(len(setup.train), training.batch_size, setup.recipe.seed, epoch)
     sizes = [len(positions) for positions, _ in batches]
-    sums = torch.tensor(state.open.sums or (0.0,) * 3, dtype=torch.float64)
+    names = figures(setup.recipe)
+    sums = torch.tensor(state.open.sums or (0.0,) * len(names), dtype=torch.float64)
     seen, started = sum(sizes[: state.open.batches]), time.perf_counter() - state.open.seconds
     title = f"epoch {epoch + 1}/{training.epochs}"
     with setup.reporter.progress(title, sum(sizes)) as progress:
@@ -168,13 +179,10 @@ def _train_epoch(setup: TrainingSetup, state: TrainingState, epoch: int, stop: S
             progress.advance(sizes[number], loss=sums[0].item() / seen)
             state.finish_batch(number + 1, sums, time.perf_counter() - started, stop)
     seconds = time.perf_counter() - started
-    loss, bce, kl = (sums / seen).tolist()
     return {
         "epoch": epoch,
-        "loss": loss,
-        "bce": bce,
-        "kl": kl,
-        "beta": beta,
+        **dict(zip(names, (sums / seen).tolist(), strict=True)),
+        **({"beta": beta} if "kl" in names else {}),
         "learning_rate": rate,
         "images": seen,
         "seconds": seconds,
@@ -184,37 +192,49 @@ def _train_epoch(setup: TrainingSetup, state: TrainingState, epoch: int, stop: S
 
 
 def _follow(setup: TrainingSetup, state: TrainingState) -> dict[str, Any]:
-    """Return the clean accuracy of the defence, slow weights, on the held-out images; None without any."""
-    if len(setup.held_out) == 0:
-        return {"defence_clean_accuracy": None, "held_out_images": 0}
-    evaluation = setup.recipe.evaluation
+    """Return accuracies of the defence, slow weights, on the held-out images; None without any.
+
+    Clean, and where training goes through the defence also under the attack of training.
+    """
+    recipe = setup.recipe
+    names = ["defence_clean_accuracy"]
+    second = None
+    if isinstance(state.trained, ThroughDefence):
+        names.append("defence_attacked_accuracy")
+        second = state.trained.defence.second_classifier
+    count = len(setup.held_out)
+    if count == 0:
+        return {**dict.fromkeys(names), "held_out_images": 0}
     defence = Defence(
         setup.classifier,
         state.slow_purifier(),
-        setup.recipe.representation.layers,
-        n_samples=evaluation.n_samples,
-        aggregation=evaluation.aggregation,
-        precision=setup.recipe.precision,
+        recipe.representation.layers,
+        n_samples=recipe.evaluation.n_samples,
+        aggregation=recipe.evaluation.aggregation,
+        second_classifier=second,
+        precision=recipe.precision,
     )
-    correct = torch.zeros(1, dtype=torch.float64)
-    parts = list(enumerate(ordered_batches(len(setup.held_out), evaluation.batch_size)))
-    with torch.no_grad():
-        for number, part in parts[setup.world.own(len(parts))]:
-            images = setup.held_out.pixels(part).to(setup.device)
-            origin = generator(setup.recipe.seed, "held out", number)
-            latents = defence.draw_latents(len(images), generator=origin)
-            predicted = defence(images, latents=latents, view="exact").argmax(dim=1).cpu()
-            correct += (predicted == setup.held_out.labels[part]).sum()
-    return {
-        "defence_clean_accuracy": setup.world.sum(correct).item() / len(setup.held_out),
-        "held_out_images": len(setup.held_out),
-    }
+    correct = torch.zeros(len(names), dtype=torch.float64)
+    parts = list(enumerate(ordered_batches(count, recipe.evaluation.batch_size)))
+    for number, part in parts[setup.world.own(len(parts))]:
+        images, labels = setup.held_out.pixels(part).to(setup.device), setup.held_out.labels[part]
+        for place, name in enumerate(names):
+            if name == "defence_attacked_accuracy":
+                seed = derive_seed(recipe.seed, "held-out attack", number)
+                images = perturbed(recipe, defence, images, labels.to(setup.device), seed)
+            latents = defence.draw_latents(len(images), generator=generator(recipe.seed, "held out", number))
+            with torch.no_grad():
+                predicted = defence(images, latents=latents, view="exact").argmax(dim=1).cpu()
+            correct[place] += (predicted == labels).sum()
+    shares = (setup.world.sum(correct) / count).tolist()
+    return {**dict(zip(names, shares, strict=True)), "held_out_images": count}
 
 
 def _save_purifier(folder: RunFolder, setup: TrainingSetup, state: TrainingState) -> None:
     purifier: Purifier = state.slow_purifier()
     metadata = {
         **state.identity,
+        "objective": setup.recipe.training.objective,
         "recipe_name": setup.recipe.name,
         "layers": list(setup.recipe.representation.layers),
         "epochs": state.epochs_done,

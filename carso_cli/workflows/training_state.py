@@ -10,7 +10,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from carso_cli.distributed import World
 from carso_cli.purifier.lookahead import Lookahead
@@ -27,6 +27,7 @@ class TrainingState(TrainingProgress):
 
     Args:
         purifier: The module being trained; its parameters are the fast weights.
+        trained: What is called in training: the purifier, or a module around it.
         optimiser: RAdam over the purifier's parameters.
         world: The processes that share the training.
         lookahead_steps: Inner steps between two synchronisations (Table 16).
@@ -38,6 +39,7 @@ class TrainingState(TrainingProgress):
     def __init__(
         self,
         purifier: Purifier,
+        trained: nn.Module,
         optimiser: torch.optim.Optimizer,
         world: World,
         *,
@@ -48,7 +50,8 @@ class TrainingState(TrainingProgress):
     ) -> None:
         super().__init__(identity, world, save_every)
         self.purifier = purifier
-        self.replica = world.replicated(purifier)
+        self.trained = trained
+        self.replica = world.replicated(trained)
         self.optimiser = optimiser
         self.parameters = dict(purifier.named_parameters())
         self.lookahead = Lookahead(

@@ -7,7 +7,7 @@ import pytest
 
 from carso_cli.cli.app import run
 from carso_cli.recipe.load import load_recipe
-from carso_cli.workflows.purifier_cost import parameter_counts
+from carso_cli.workflows.purifier_cost import estimate_cost, parameter_counts
 
 SHORT = (
     *("--set", "training.epochs=1", "--set", "training.batch_size=10", "--set", "data.holdout=0.1"),
@@ -59,3 +59,31 @@ def test_missing_weights_name_file_and_command(capsys: pytest.CaptureFixture[str
     assert run(["train-purifier", "cifar10", "--run", str(tmp_path / "run")]) == 3
     message = " ".join(capsys.readouterr().err.split())
     assert "Cui2023Decoupled_WRN-28-10" in message
+
+
+def test_what_is_beyond_the_paper_is_labelled_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train-purifier", "digits", "--limit", "40", "--device", "cpu", *SHORT]
+    assert run([*arguments, "--dry-run"]) == 0
+    assert "elbo, as in the paper" in capsys.readouterr().out
+    assert run([*arguments, "--run", str(tmp_path / "elbo")]) == 0
+    assert "beyond the paper" not in capsys.readouterr().out
+    arguments += ["--set", "training.objective=adversarial", "--set", "training.adversarial.steps=1"]
+    assert run(arguments) == 2
+    assert "goes on from a purifier trained on the ELBO" in " ".join(capsys.readouterr().err.split())
+    arguments += ["--set", f"training.initial={tmp_path / 'elbo' / 'purifier.safetensors'}"]
+    assert run([*arguments, "--dry-run"]) == 0
+    assert "adversarial, beyond the paper" in capsys.readouterr().out
+    assert run([*arguments, "--run", str(tmp_path / "on")]) == 0
+    shown = capsys.readouterr().out
+    assert "adversarial, beyond the paper" in shown
+    assert "the same, under the attack of training" in shown
+    assert "BCE" not in shown
+
+
+def test_the_cost_of_an_attack_on_the_defence_grows_with_its_steps() -> None:
+    def cost(steps: int) -> float:
+        overrides = ("training.objective=adversarial", "training.initial=unread.safetensors")
+        recipe = load_recipe("digits", (*overrides, f"training.adversarial.steps={steps}"))
+        return float(estimate_cost(recipe, device="cpu")["seconds_per_image"])
+
+    assert cost(8) > 1.5 * cost(1)

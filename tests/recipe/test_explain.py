@@ -63,7 +63,7 @@ def test_every_section_is_walked() -> None:
     assert {".".join(path) for path, _ in SECTIONS} == {
         "", "data", "threat", "classifier", "classifier.at", "classifier.clean", "classifier.training",
         "representation", "purifier", "training", "training.learning_rate", "training.beta_increase",
-        "training.optimiser", "training.attack_mix", "evaluation",
+        "training.optimiser", "training.attack_mix", "training.adversarial", "evaluation",
     }  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def test_a_typo_in_every_section_is_found_at_once() -> None:
             section = section[part]
         section["zzz"] = 1
     found = problems(yaml.safe_dump(data, sort_keys=False))
-    assert len(found) == len(SECTIONS) == 15
+    assert len(found) == len(SECTIONS) == 16
     lines = [int(problem.split(",")[0].removeprefix("line ")) for problem in found]
     assert lines == sorted(lines)
     assert {problem.split(", ")[1].split(":")[0] for problem in found} == {

@@ -351,14 +351,28 @@ def test_the_hash_is_of_values_not_of_how_they_are_written() -> None:
 
 
 def test_a_hash_outlives_a_new_version() -> None:
-    # Of the recipe as it was before classifier.architecture was a key: stored runs must still be known.
+    # Of the recipe as it was before classifier.architecture and training.objective were keys: stored runs
+    # must still be known.
     assert recipe_hash(load_recipe("digits"), ["classifier"]) == (
         "36f2686044b3613bf0b0dd258c1498c569665933b822aa38b870fa4d6ae4c9c8"
     )
+    assert recipe_hash(load_recipe("digits"), ["training"]) == (
+        "81b1a125db4bb40b377f55400982a82ce4d9a8c693243aedd10fa46685c659b1"
+    )
 
 
-def test_where_the_images_lie_is_not_hashed() -> None:
-    assert recipe_hash(load_recipe("digits")) == recipe_hash(load_recipe("digits", ["data.root=/elsewhere"]))
+def test_where_files_lie_is_not_hashed() -> None:
+    # A run remembers the checksum of the purifier it started from, not its place.
+    for place in ("data.root=/elsewhere", "training.initial=a.safetensors"):
+        assert recipe_hash(load_recipe("digits")) == recipe_hash(load_recipe("digits", [place]))
+
+
+def test_only_the_objectives_that_use_a_section_hash_it() -> None:
+    steps, initial = "training.adversarial.steps=9", "training.initial=a.safetensors"
+    for objective, differ in (("elbo", False), ("adversarial", True), ("both", True)):
+        chosen = [f"training.objective={objective}", initial]
+        hashes = {recipe_hash(load_recipe("digits", [*chosen, *more])) for more in ([], [steps])}
+        assert len(hashes) == 1 + differ
 
 
 @pytest.mark.parametrize(
