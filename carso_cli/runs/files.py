@@ -139,7 +139,8 @@ def read_json_lines(path: Path, *, repair: bool = True) -> list[dict[str, Any]]:
         repair: Remove such a line; False for a mere reader, since another process may be writing it.
 
     Raises:
-        StateError: If it cannot be read, or any other line is not a JSON object or does not match its checksum.
+        StateError: If it cannot be read, or if any other line is not a JSON object or does not match its
+            checksum.
     """
     try:
         content = read_whole(path, _MAX_BYTES)

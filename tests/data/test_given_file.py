@@ -18,5 +18,5 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert caught.value.hint == "did you mean 'labels.txt'?"
     with pytest.raises(DataError, match="cannot be read: File name too long"):
         read_given(tmp_path / ("long" * 100))
-    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+    with pytest.raises(DataError, match="cannot be read: it is a folder"):
         read_given(tmp_path)

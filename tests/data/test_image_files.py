@@ -49,7 +49,7 @@ def test_every_unusable_file_is_named_at_once(tmp_path: Path, write_image: Write
     assert lines[0] == f"{empty} is empty (0 bytes)"
     assert lines[1].startswith(f"{text} is not a readable image")
     assert lines[2] == f"{tmp_path / 'god.png'} does not exist"
-    assert lines[3] == f"{tmp_path} is a folder; a file is needed"
+    assert lines[3] == f"{tmp_path} cannot be read: it is a folder; a file is needed"
     assert "did you mean 'good.png'" in caught.value.hint
 
 
@@ -66,8 +66,9 @@ def test_no_files_and_huge_files_are_refused(
     noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     file = write_image(tmp_path / "a.png", pixels=noise)
     monkeypatch.setattr(given_file, "MAX_BYTES", 100)
+    size = f"{file.stat().st_size:,}"
     with pytest.raises(
-        DataError, match=rf"a\.png cannot be read: it has {file.stat().st_size:,} bytes; at most 100 "
+        DataError, match=rf"a\.png cannot be read: it has {size} bytes; at most 100 are allowed"
     ):
         read_images([file], channels=3, image_size=32)
 

@@ -77,7 +77,7 @@ def test_a_missing_path_is_named(name: str, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="Is a directory"):
+    with pytest.raises(RecipeError, match="it is a folder"):
         load_recipe(str(tmp_path))
 
 
