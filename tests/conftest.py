@@ -62,6 +62,8 @@ class Site:
     content: bytes = b""
     kind: str = "application/octet-stream"
     resumes: bool = True
+    version: str = ""
+    """Its `ETag`."""
     cut_after: int | None = None
     """Bytes after which it closes the connection."""
     asked: list[str | None] = field(default_factory=list)
@@ -73,7 +75,8 @@ def _handler(site: Site) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             wanted = self.headers.get("Range")
             site.asked.append(wanted)
-            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and site.resumes else 0
+            resumes = site.resumes and self.headers.get("If-Range", site.version) == site.version
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and resumes else 0
             whole = len(site.content)
             if start and start >= whole:
                 self.send_error(416)
@@ -83,6 +86,8 @@ def _handler(site: Site) -> type[BaseHTTPRequestHandler]:
                 self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
             self.send_header("Content-Type", site.kind)
             self.send_header("Content-Length", str(whole - start))
+            if site.version:
+                self.send_header("ETag", site.version)
             self.end_headers()
             self.wfile.write(site.content[start:][: site.cut_after])
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPMessage
+from io import BytesIO
 from pathlib import Path
 from typing import Protocol
+from urllib.request import Request
 
 import pytest
 
-from carso_cli.download import fetch, file_digest, recorded_problem
+from carso_cli.download import StayingEncrypted, fetch, file_digest, recorded_problem
 from carso_cli.errors import MissingError
 from carso_cli.reporter import SILENT, Reporter
 
@@ -22,6 +25,7 @@ class Site(Protocol):
     content: bytes
     kind: str
     resumes: bool
+    version: str
     cut_after: int | None
     asked: list[str | None]
 
@@ -70,6 +74,45 @@ def test_a_cut_connection_is_gone_on_from(site: Site, target: Path, recorder: Re
     assert site.asked == [None, "bytes=1500000-"]
     # One of three MiB was there, and two blocks came.
     assert recorder.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("versions", "checksum", "asked"),
+    [
+        # The same file, told by the server; another file of the same size; nothing to tell them apart by.
+        (('"1"', '"1"'), "", "bytes=1500000-"),
+        (('"1"', '"2"'), "", "bytes=1500000-"),
+        (('W/"1"', 'W/"1"'), "", None),
+        (("", ""), "", None),
+        (("", ""), MD5, "bytes=1500000-"),
+    ],
+)
+def test_parts_of_two_versions_are_never_joined(
+    site: Site, target: Path, versions: tuple[str, str], checksum: str, asked: str | None
+) -> None:
+    changed = versions != ('"1"', '"1"') and not checksum
+    site.content = CONTENT[::-1] if changed else CONTENT
+    site.version, site.cut_after = versions[0], 1_500_000
+    with pytest.raises(MissingError, match="ended after 1500000"):
+        get(site, target, checksum=checksum)
+    site.content, site.version, site.cut_after = CONTENT, versions[1], None
+    get(site, target, checksum=checksum)
+    assert target.read_bytes() == CONTENT
+    assert site.asked == [None, asked]
+    assert {path.name for path in target.parent.iterdir()} - {"a.zip.sha256"} == {"a.zip"}
+
+
+@pytest.mark.parametrize("away", ["http://example.org/a", "ftp://example.org/a", "file:///etc/passwd"])
+def test_no_server_leads_out_of_https(away: str) -> None:
+    headers = HTTPMessage()
+    asked = Request("https://example.org/a")
+    with pytest.raises(OSError, match=f"leads from https to {away}, which is not followed"):
+        StayingEncrypted().redirect_request(asked, BytesIO(), 302, "Found", headers, away)
+    found = StayingEncrypted().redirect_request(
+        asked, BytesIO(), 302, "Found", headers, "https://example.com/b"
+    )
+    assert found is not None
+    assert found.full_url == "https://example.com/b"
 
 
 def test_a_server_that_does_not_resume_begins_anew(site: Site, target: Path) -> None:
