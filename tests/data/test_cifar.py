@@ -62,7 +62,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeCifar]:
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(url: str, start: int) -> None:
+    def refuse(*_: object) -> None:
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr(download, "open_url", refuse)

@@ -28,7 +28,7 @@ class _Recorder(Reporter, Protocol):
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(url: str, start: int) -> None:
+    def refuse(url: str, *_: object) -> None:
         raise OSError(f"no network in tests: {url}")
 
     monkeypatch.setattr(download, "open_url", refuse)
