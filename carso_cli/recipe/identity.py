@@ -53,6 +53,8 @@ def _hashed_values(recipe: Recipe) -> dict[str, Any]:
     del values["data"]["root"], training["initial"]
     if classifier["architecture"] is None:
         del classifier["architecture"]
+    if classifier["training"]["initial"] is None:
+        del classifier["training"]["initial"]
     if training["attack_mix"]["reuse"] == 1:
         del training["attack_mix"]["reuse"]
     if training["objective"] == "elbo":

@@ -96,6 +96,8 @@ class ClassifierTraining(Section):
     """Random crops with a 4-pixel margin and horizontal flips; shifts only where flips change the class."""
     flip: bool = True
     label_smoothing: Share = 0.0
+    initial: Kind | None = None
+    """Go on from the recipe's own weights of this kind, rather than from random ones."""
 
 
 class Classifier(Section):

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from carso_cli.attacks.pgd import PGD
 from carso_cli.attacks.threat import ThreatModel
-from carso_cli.build import channels_last, untrained_classifier
+from carso_cli.build import build_classifier, channels_last, untrained_classifier
 from carso_cli.data.augmentation import augment
 from carso_cli.data.batches import ordered_batches
 from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed import World, join
-from carso_cli.errors import NumericsError, UsageError
+from carso_cli.errors import NumericsError, RecipeError, UsageError
 from carso_cli.numerics import blame_layer, require_finite_gradients
 from carso_cli.precision import full, in_precision, reduced
 from carso_cli.randomness import derive_seed, generator, seeded
@@ -57,10 +57,14 @@ def threat_model(recipe: Recipe) -> ThreatModel:
 
 
 def initial_classifier(recipe: Recipe) -> nn.Module:
-    """Build the recipe's WideResNet with initial weights drawn by the recipe's seed.
+    """Build the recipe's WideResNet with the weights that training starts from.
+
+    They are drawn by the recipe's seed, or those that `classifier.training.initial` names.
 
     Raises:
         UsageError: If the recipe's classifier is no WideResNet.
+        RecipeError: If the named weights belong to images standardised in another way.
+        WeightsError: If they are missing, damaged or of another architecture.
     """
     if recipe.classifier.family != "wide-resnet":
         raise UsageError(
@@ -69,8 +73,17 @@ def initial_classifier(recipe: Recipe) -> nn.Module:
             hint="set classifier.family to wide-resnet, or train your module with your own code",
         )
     with seeded(recipe.seed, "classifier weights"):
-        classifier = untrained_classifier(recipe)
-    channels_last(classifier)
+        classifier = channels_last(untrained_classifier(recipe))
+    kind = recipe.classifier.training.initial
+    if kind is not None:
+        given = build_classifier(recipe, kind)
+        for name, expected in classifier.named_buffers():
+            if name in ("mean", "std") and not torch.allclose(given.get_buffer(name), expected):
+                raise RecipeError(
+                    f"the weights of classifier.{kind} go with another {name} than data.{name}",
+                    hint=f"give data.{name} the values {given.get_buffer(name).flatten().tolist()}",
+                )
+        classifier.load_state_dict(given.state_dict())
     return classifier
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from carso_cli import __version__
-from carso_cli.build import device_for, load_images, training_images
+from carso_cli.build import classifier_fingerprint, device_for, load_images, training_images
 from carso_cli.classifiers.one_cycle import one_cycle_rate
 from carso_cli.data.batches import epoch_batches
 from carso_cli.data.image_set import ImageSet, split_holdout
@@ -77,6 +78,7 @@ def train_classifier(
 
     Raises:
         UsageError: If the recipe's classifier is no WideResNet, or the folder already holds a run.
+        RecipeError, WeightsError: If the weights to start from do not serve; see `initial_classifier`.
         DataError: If fewer than two images are left to train on.
         StateError: If the saved state belongs to another configuration, or is damaged.
         NumericsError: If the loss stops being finite, naming epoch and batch.
@@ -87,8 +89,9 @@ def train_classifier(
     classifier = initial_classifier(recipe).to(world.device)
     resume = world.on_main(lambda: folder.check(resume=resume, restarted=world.restarted))
     setup = _set_up(recipe, kind, world.device, limit, reporter)
+    identity = _identity(setup, classifier)
     world.synchronise(classifier)
-    state = ClassifierState(classifier, make_optimiser(recipe, classifier), world, _identity(setup))
+    state = ClassifierState(classifier, make_optimiser(recipe, classifier), world, identity)
     with world.main_holds(lambda: folder.claimed(resume=resume, reporter=reporter)):
         if resume:
             state.load(folder, reporter)
@@ -207,14 +210,16 @@ def _train_epoch(
     }
 
 
-def _identity(setup: ClassifierSetup) -> dict[str, Any]:
+def _identity(setup: ClassifierSetup, classifier: nn.Module) -> dict[str, Any]:
     section = setup.recipe.classifier
+    goes_on = section.training.initial is not None
     return {
         "recipe": recipe_hash(setup.recipe, ("data", "threat", "seed", "precision")),
         "architecture": [section.depth, section.width, section.activation],
-        "training": section.training.model_dump(),
+        "training": section.training.model_dump(exclude={"initial"}),
         "kind": setup.kind,
         "images": setup.train.fingerprint(),
+        "initial": classifier_fingerprint(classifier) if goes_on else None,
     }
 
 
@@ -233,6 +238,7 @@ def _describe(setup: ClassifierSetup, state: ClassifierState) -> dict[str, Any]:
         "norm": recipe.threat.norm if setup.kind == "at" else None,
         "eps": recipe.threat.eps if setup.kind == "at" else None,
         "epochs": state.epochs_done,
+        "initial": state.identity["initial"],
         "images": len(setup.train),
         "seed": recipe.seed,
         "held_out_clean_accuracy": state.last_metrics["clean_accuracy"],

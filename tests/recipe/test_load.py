@@ -351,8 +351,8 @@ def test_the_hash_is_of_values_not_of_how_they_are_written() -> None:
 
 
 def test_a_hash_outlives_a_new_version() -> None:
-    # Of the recipe as it was before classifier.architecture and training.objective were keys: stored runs
-    # must still be known.
+    # Of the recipe as it was before classifier.architecture, classifier.training.initial and
+    # training.objective were keys: stored runs must still be known.
     assert recipe_hash(load_recipe("digits"), ["classifier"]) == (
         "36f2686044b3613bf0b0dd258c1498c569665933b822aa38b870fa4d6ae4c9c8"
     )
@@ -385,6 +385,7 @@ def test_only_the_objectives_that_use_a_section_hash_it() -> None:
         ("representation.kind=clean", True),
         ("purifier.latent_features=33", True),
         ("training.attack_mix.pgd_steps=11", True),
+        ("classifier.training.initial=at", True),
         ("evaluation.n_samples=9", False),
         ("description=another", False),
         ("reproduces=another", False),

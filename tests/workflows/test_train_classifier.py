@@ -8,8 +8,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from carso_cli.build import build_classifier
-from carso_cli.errors import DataError, InterruptedRun, NumericsError, StateError, UsageError
+from carso_cli.build import build_classifier, classifier_fingerprint
+from carso_cli.errors import (
+    DataError,
+    InterruptedRun,
+    NumericsError,
+    RecipeError,
+    StateError,
+    UsageError,
+    WeightsError,
+)
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Kind, Recipe
 from carso_cli.reporter import SilentReporter
@@ -271,3 +279,36 @@ def test_predicts_the_cost() -> None:
     assert "seconds" not in estimate_cost(
         recipe("data.name=image-folder", "data.train=a.zip", "data.test=b.zip"), "at", device="cpu"
     )
+
+
+GOING_ON = ("classifier.training.initial=at", "classifier.training.method=pgd", "classifier.training.steps=2")
+
+
+def test_goes_on_from_the_recipes_own_weights(tmp_path: Path) -> None:
+    shipped = build_classifier(recipe(), "at")
+    started = classifier_steps.initial_classifier(recipe(*GOING_ON))
+    assert all(parameter.requires_grad for parameter in started.parameters())
+    for name, tensor in shipped.state_dict().items():
+        assert torch.equal(started.state_dict()[name], tensor)
+    gently = ("classifier.training.epochs=1", "classifier.training.peak_learning_rate=0.01")
+    result = train(tmp_path / "on", *GOING_ON, *gently)
+    assert result["clean_accuracy"] >= 0.9
+    _, header = load_tensors(tmp_path / "on" / "classifier.safetensors")
+    assert header["initial"] == classifier_fingerprint(shipped)
+
+
+def test_resuming_from_other_weights_is_refused(tmp_path: Path) -> None:
+    short = (*GOING_ON, "classifier.training.epochs=1")
+    train(tmp_path / "on", *short)
+    trained = f"classifier.at={{source: file, file: {tmp_path / 'on' / 'classifier.safetensors'}}}"
+    with pytest.raises(StateError, match="belongs to another run: its initial is"):
+        train(tmp_path / "on", *short, trained, resume=True)
+
+
+def test_weights_to_go_on_from_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"classifier\.at go with another mean than data\.mean"):
+        train(tmp_path / "run", *GOING_ON, "data.mean=[0.5, 0.5, 0.5]")
+    absent = "classifier.at={source: file, file: absent.safetensors}"
+    with pytest.raises(WeightsError, match=r"absent\.safetensors"):
+        train(tmp_path / "run", *GOING_ON, absent)
+    assert not (tmp_path / "run").exists()
