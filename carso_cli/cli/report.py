@@ -36,7 +36,8 @@ def command(
         optional(
             "--table",
             metavar="N",
-            help=f"Number of a table of the paper ({', '.join(TABLES)}); may be repeated; all when left out.",
+            help=f"A table of the paper, or one beyond it ({', '.join(TABLES)}); may be repeated; all when "
+            "left out.",
         ),
     ] = None,
     form: Annotated[

@@ -36,7 +36,7 @@ def table_four(runs: Sequence[StoredRun]) -> ReportTable:
         for one in _of_aggregations(run):
             rule = one.identity["aggregation"]
             if rule != _MAJORITY:
-                cells = (run.data, measured_label(one), rule, *_figures_of_rule(run, one))
+                cells = (run.data, measured_label(run, one), rule, *_figures_of_rule(run, one))
                 rows.append(Row(MEASURED, cells, trace_of(run, one)))
     for dataset, rules in paper_scenarios(runs, "4"):
         for rule, paper in rules.items():
@@ -57,7 +57,7 @@ def table_five(runs: Sequence[StoredRun]) -> ReportTable:
     for run in runs:
         for one in _of_aggregations(run):
             if one.identity["aggregation"] == _MAJORITY:
-                cells = (run.data, measured_label(one), *_figures_of_rule(run, one), _unusable(one))
+                cells = (run.data, measured_label(run, one), *_figures_of_rule(run, one), _unusable(one))
                 rows.append(Row(MEASURED, cells, trace_of(run, one)))
     for dataset, rules in paper_scenarios(runs, "5"):
         paper = rules[_MAJORITY]
@@ -87,7 +87,7 @@ def table_seventeen(runs: Sequence[StoredRun]) -> ReportTable:
                 measured_figure(one.find("defence", "rand-aa")),
                 measured_figure(one.worst["defence"]),
             )
-            rows.append(Row(MEASURED, (run.data, measured_label(one), kind, *cells), trace_of(run, one)))
+            rows.append(Row(MEASURED, (run.data, measured_label(run, one), kind, *cells), trace_of(run, one)))
     for dataset, kinds in paper_scenarios(runs, "17"):
         for kind, paper in kinds.items():
             values = (paper_figure(paper["Clean"]), paper_figure(paper["randAA"]))
@@ -129,7 +129,7 @@ def ablation_table(run: StoredRun, ablation: StoredAblation) -> ReportTable:
             MEASURED,
             (
                 run.data,
-                measured_label(row.evaluation),
+                measured_label(run, row.evaluation),
                 row.label,
                 measured_figure(row.clean),
                 measured_figure(row.attacked),

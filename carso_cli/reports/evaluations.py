@@ -15,7 +15,7 @@ from typing import Any
 from carso_cli.errors import StateError
 from carso_cli.runs.files import read_json, read_json_lines
 from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record
-from carso_cli.runs.summary import attack_row, decisive, headline
+from carso_cli.runs.summary import attack_row, decisive, headline, worst_case
 
 _ROUNDING = 1e-9
 
@@ -53,10 +53,18 @@ class StoredEvaluation:
         """
         found = {}
         for target in ("classifier", "defence"):
-            own = [record for group in self.records.values() for record in group if record.target == target]
+            own = self._decisive(target)
             if any(record.attack not in ("none", "noise") for record in own):
-                found[target] = headline(decisive(own, self.identity["attack"]), self.identity["attack"])
+                found[target] = headline(own, self.identity["attack"])
         return found
+
+    def worst_records(self, target: str) -> list[Record]:
+        """Return, for each image, the record that `worst` counts."""
+        return worst_case(self._decisive(target))
+
+    def _decisive(self, target: str) -> list[Record]:
+        own = [record for group in self.records.values() for record in group if record.target == target]
+        return decisive(own, self.identity["attack"])
 
     def worst_of(self, target: str, prefix: str) -> dict[str, Any] | None:
         """Return the worst case over the attacks whose name starts with `prefix`; None if there is none."""

@@ -86,7 +86,7 @@ def table_two(runs: Sequence[StoredRun]) -> ReportTable:
                 measured_figure(worst.get("classifier")),
                 measured_figure(worst.get("defence")),
             )
-            rows.append(Row(MEASURED, (run.data, measured_label(one), *cells), trace_of(run, one)))
+            rows.append(Row(MEASURED, (run.data, measured_label(run, one), *cells), trace_of(run, one)))
     for scenario in _scenarios(runs):
         rows += _paper_two(paper_figures()["2"][scenario])
     return ReportTable(
@@ -125,7 +125,7 @@ def table_three(runs: Sequence[StoredRun]) -> ReportTable:
         for one in run.evaluations:
             found = _at_large_eps(one)
             if found is not None:
-                cells = (run.data, measured_label(one), *found, chance)
+                cells = (run.data, measured_label(run, one), *found, chance)
                 rows.append(Row(MEASURED, cells, trace_of(run, one)))
     for scenario in _scenarios(runs):
         dataset = paper_figures()["2"][scenario]["dataset"]
@@ -164,7 +164,7 @@ def table_eighteen(runs: Sequence[StoredRun]) -> ReportTable:
                 measured_figure(one.find("defence", "rand-aa")),
                 measured_figure(one.worst.get("defence")),
             )
-            label = (run.data, measured_label(one), describe_classifier(run))
+            label = (run.data, measured_label(run, one), describe_classifier(run))
             rows.append(Row(MEASURED, (*label, *cells), trace_of(run, one)))
     for paper in _of_data(runs, paper_figures()["18"]):
         values = [paper_figure(paper[name]) for name in ("AT/Cl", "AT/AA", "C/Cl", "C/randAA")]
@@ -185,7 +185,7 @@ def table_nineteen(runs: Sequence[StoredRun]) -> ReportTable:
         for one in run.plain_evaluations:
             if "defence" in one.worst:
                 clean, worst = measured_figure(one.find("defence", "none")), one.worst["defence"]
-                label = (run.data, measured_label(one), "CARSO, this run", _architecture(run))
+                label = (run.data, measured_label(run, one), "CARSO, this run", _architecture(run))
                 cells = (*label, clean, measured_figure(worst), "AT+P")
                 rows.append(Row(MEASURED, cells, trace_of(run, one)))
     for paper in _of_data(runs, paper_figures()["19"]):
@@ -205,11 +205,20 @@ def table_nineteen(runs: Sequence[StoredRun]) -> ReportTable:
     )
 
 
-def measured_label(one: StoredEvaluation) -> str:
-    """Say that a row is ours and by which protocol or attack, with a dagger where trust checks failed."""
+def measured_label(run: StoredRun, one: StoredEvaluation, target: str = "defence") -> str:
+    """Say that a row is ours and by which protocol or attack, with a dagger where trust checks failed.
+
+    Args:
+        run: The run.
+        one: The evaluation.
+        target: What the row is about; a defence trained on another objective than the paper's is named so.
+    """
     attack = str(one.identity["attack"])
     name = "as published" if attack == "published" else attack
-    return f"{MEASURED}, {name}{_UNTRUSTED if one.failed else ''}"
+    objective = run.recipe["training"]["objective"]
+    beyond = target == "defence" and target in one.worst and objective != "elbo"
+    further = f", trained beyond the paper ({objective})" if beyond else ""
+    return f"{MEASURED}, {name}{_UNTRUSTED if one.failed else ''}{further}"
 
 
 def trace_of(run: StoredRun, one: StoredEvaluation) -> Trace:

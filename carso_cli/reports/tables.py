@@ -1,4 +1,4 @@
-"""Which of the paper's tables can be drawn, by number."""
+"""Which tables can be drawn: the paper's by number, and those beyond it by name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from carso_cli.errors import UsageError
 from carso_cli.reports.ablations import further_ablations, table_five, table_four, table_seventeen
+from carso_cli.reports.comparison import comparison_table
 from carso_cli.reports.results import table_eighteen, table_nineteen, table_one, table_three, table_two
 from carso_cli.reports.stored import StoredRun
 from carso_cli.reports.table import ReportTable
@@ -19,6 +20,7 @@ TABLES: dict[str, Callable[[Sequence[StoredRun]], ReportTable]] = {
     "17": table_seventeen,
     "18": table_eighteen,
     "19": table_nineteen,
+    "comparison": comparison_table,
 }
 
 
@@ -27,7 +29,8 @@ def draw_tables(runs: Sequence[StoredRun], numbers: Sequence[str] = ()) -> list[
 
     Args:
         runs: The runs.
-        numbers: The paper's numbers; all of them, and every further ablation, when empty.
+        numbers: Keys of `TABLES`; when empty all of the paper's, and of the others, further ablations among
+            them, those that have rows.
 
     Raises:
         UsageError: If a number is not among `TABLES`.
@@ -36,4 +39,4 @@ def draw_tables(runs: Sequence[StoredRun], numbers: Sequence[str] = ()) -> list[
         if number not in TABLES:
             raise UsageError(f"there is no table '{number}' to draw", hint=f"use {', '.join(TABLES)}")
     drawn = [TABLES[number](runs) for number in dict.fromkeys(numbers or TABLES)]
-    return drawn if numbers else drawn + further_ablations(runs)
+    return drawn if numbers else [one for one in drawn + further_ablations(runs) if one.number or one.rows]
