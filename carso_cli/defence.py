@@ -5,12 +5,14 @@ Axes: B images, N samples per image, C classes, F condition features, Z latent f
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from carso_cli.aggregation import aggregate
+from carso_cli.classifiers.wide_resnet import folded
 from carso_cli.errors import UsageError
 from carso_cli.precision import full, reduced
 from carso_cli.purifier.vae import Purifier
@@ -65,6 +67,17 @@ class Defence(nn.Module):
         if mode:
             raise UsageError("a defence is frozen; train its purifier with train_purifier instead")
         return self
+
+    def folded(self) -> Defence:
+        """Return the same defence with a faster classifier of the reconstructions, to call and not to save.
+
+        The classifier whose layers are read stays; see `carso_cli.classifiers.wide_resnet.folded`.
+        """
+        changed = copy.copy(self)
+        # Copies share one table of submodules.
+        changed._modules = dict(self._modules)
+        changed.second_classifier = folded(self.second_classifier)
+        return changed
 
     def condition(self, images: Tensor) -> Tensor:
         """Compute the deterministic part: (B, channels, H, W) images to (B, F) conditions."""

@@ -46,6 +46,17 @@ def test_forward_is_the_composition_of_its_parts(defence: Defence) -> None:
     )
 
 
+def test_a_folded_defence_decides_the_same_and_leaves_the_other_alone(defence: Defence) -> None:
+    images, latents = torch.rand(2, 3, 32, 32), defence.draw_latents(2)
+    names, second = list(defence.state_dict()), defence.second_classifier
+    folded = defence.folded()
+    assert folded.second_classifier is not second
+    assert folded.classifier is defence.classifier
+    torch.testing.assert_close(folded(images, latents=latents), defence(images, latents=latents))
+    assert defence.second_classifier is second
+    assert list(defence.state_dict()) == names
+
+
 def test_each_image_keeps_its_own_latents_and_condition(defence: Defence) -> None:
     images, latents = torch.rand(3, 3, 32, 32), defence.draw_latents(3)
     together = defence(images, latents=latents, view="exact")

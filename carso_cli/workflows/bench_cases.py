@@ -20,6 +20,7 @@ from carso_cli.attacks.losses import cross_entropy
 from carso_cli.attacks.target import ClassifierTarget, Model
 from carso_cli.attacks.threat import ThreatModel
 from carso_cli.build import build_classifier, build_purifier, channels_last, untrained_classifier
+from carso_cli.classifiers.wide_resnet import folded
 from carso_cli.data.image_set import ImageSet
 from carso_cli.defence import Defence
 from carso_cli.precision import in_precision, reduced
@@ -101,8 +102,8 @@ class Bench:
         return Defence(self.classifier, self.purifier, layers, n_samples=n_samples, precision=precision)
 
     def model(self) -> Model:
-        """Return the classifier in the recipe's precision."""
-        return in_precision(self.classifier, self.recipe.precision)
+        """Return the classifier as it is attacked, in the recipe's precision."""
+        return in_precision(folded(self.classifier), self.recipe.precision)
 
 
 def set_up(recipe: Recipe, device: torch.device, batch_size: int | None = None) -> Bench:
@@ -121,8 +122,8 @@ def set_up(recipe: Recipe, device: torch.device, batch_size: int | None = None) 
 
 def _classifier_forward(bench: Bench) -> Case:
     images, _ = bench.inputs()
-    plain = bench.straightforward()
-    return Case(len(images), lambda: ClassifierTarget(bench.model())(images), lambda: plain.classify(images))
+    target, plain = ClassifierTarget(bench.model()), bench.straightforward()
+    return Case(len(images), lambda: target(images), lambda: plain.classify(images))
 
 
 def _classifier_gradient(bench: Bench) -> Case:
@@ -145,9 +146,10 @@ def _defence_forward(bench: Bench) -> Case:
 
 def _eot_step(bench: Bench) -> Case:
     images, labels = bench.inputs()
-    recipe, defence, plain = bench.recipe, bench.defence(), bench.straightforward()
+    recipe, plain = bench.recipe, bench.straightforward()
     draws, step_size = recipe.evaluation.eot_draws, recipe.evaluation.pgd_eot_step_size
-    per_pass = given_subject(recipe, bench.device, defence=defence).samples_per_pass
+    subject = given_subject(recipe, bench.device, defence=bench.defence())
+    defence, per_pass = subject.require_defence(), subject.samples_per_pass
     threat = ThreatModel("linf", recipe.threat.eps)
 
     def latents() -> torch.Generator:

@@ -24,6 +24,7 @@ from carso_cli.build import (
     load_purifier,
 )
 from carso_cli.checksums import fingerprint
+from carso_cli.classifiers.wide_resnet import folded
 from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed import World, join
 from carso_cli.errors import NumericsError, StateError, WeightsError
@@ -66,7 +67,7 @@ def balanced_batch(recipe: Recipe, classifier: nn.Module) -> BalancedBatch:
     """Return what perturbs the recipe's training batches against a frozen classifier."""
     mix = recipe.training.attack_mix
     return BalancedBatch(
-        in_precision(classifier, recipe.precision),
+        in_precision(folded(classifier), recipe.precision),
         norm=recipe.threat.norm,
         eps=recipe.threat.eps,
         adversarial_fraction=mix.adversarial_fraction,

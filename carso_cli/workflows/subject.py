@@ -17,6 +17,7 @@ from carso_cli.attacks.defence_target import AttackedDefence, DefenceTarget
 from carso_cli.attacks.target import AttackTarget, ClassifierTarget, Model
 from carso_cli.build import build_classifier, build_second_classifier, load_purifier
 from carso_cli.checksums import fingerprint
+from carso_cli.classifiers.wide_resnet import folded
 from carso_cli.defence import Defence
 from carso_cli.errors import StateError, UsageError
 from carso_cli.precision import in_precision
@@ -153,6 +154,8 @@ def given_subject(
 ) -> Subject:
     """Wrap models that exist already; the classifier is the defence's own when None.
 
+    What is attacked computes the same with less work (`carso_cli.classifiers.wide_resnet.folded`).
+
     Raises:
         UsageError: If neither is given.
     """
@@ -168,8 +171,11 @@ def given_subject(
     if defence is not None:
         checksums["purifier"] = _checksum(getattr(defence, "purifier", defence))
         checksums["second_classifier"] = _checksum(defence.second_classifier)
+        if isinstance(defence, Defence):
+            defence = defence.folded()
     per_pass = samples_per_pass(recipe, device, 1 if defence is None else defence.n_samples)
-    return Subject(in_precision(bare, recipe.precision), defence, checksums, device, per_pass)
+    attacked = in_precision(folded(bare), recipe.precision)
+    return Subject(attacked, defence, checksums, device, per_pass)
 
 
 def samples_per_pass(recipe: Recipe, device: torch.device, n_samples: int) -> int:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from carso_cli.classifiers.wide_resnet import WideResNet
+from carso_cli.classifiers.wide_resnet import WideResNet, folded
 from carso_cli.compat import import_robustbench
 from carso_cli.errors import UsageError
 
@@ -119,3 +119,28 @@ def test_takes_grey_images() -> None:
 def test_refuses_what_is_no_wide_resnet(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ours(**changes)
+
+
+@pytest.mark.parametrize(
+    ("depth", "width", "activation", "left"),
+    # Left are those that take a sum with a block's own input, or what a block adds to its output.
+    [(10, 2, "relu", 0), (10, 1, "relu", 2), (10, 2, "silu", 0), (16, 2, "relu", 6)],
+)
+def test_a_folded_copy_computes_the_same(depth: int, width: int, activation: str, left: int) -> None:
+    model = ours(depth, width, activation).eval().requires_grad_(False)
+    randomise_statistics(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    copied = folded(folded(model))
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in copied.modules()) == left
+    images = torch.rand(2, 3, 32, 32)
+    for found, expected in zip(
+        logits_and_gradient(copied, images), logits_and_gradient(model, images), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_only_a_wide_resnet_is_folded() -> None:
+    other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    assert folded(other) is other
