@@ -34,7 +34,7 @@ def list_shipped(json: JsonOption = False) -> None:
     columns = ("data", "classifier", "reproduces")
     rows = [[shipped.name, *(str(_summary(r)[column]) or "–" for column in columns)] for shipped, r in found]
     caption = "carso recipes show NAME prints one; carso recipes cp NAME makes it yours"
-    output().print(table(("recipe", *columns), rows, caption=caption))
+    output().print(table(("recipe", "data", "network", "reproduces"), rows, caption=caption))
 
 
 def _summary(recipe: Recipe) -> dict[str, str | int]:

@@ -39,6 +39,10 @@ class Document:
     overrides: dict[Key, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
+    def extend(self, base: dict[str, Any]) -> None:
+        """Take what this document leaves out from another's values: sections are joined, lists are not."""
+        self.data = _joined(base, self.data)
+
     def place(self, key: Key) -> str:
         """Return where a value was written: a `--set`, a line, or nothing for one that is absent."""
         for length in range(len(key), 0, -1):
@@ -74,3 +78,9 @@ class Document:
             section = below
         section[path[-1]] = value
         self.overrides[tuple(path)] = text
+
+
+def _joined(base: Any, own: Any) -> Any:  # noqa: ANN401
+    if not isinstance(base, dict) or not isinstance(own, dict):
+        return own
+    return base | {name: _joined(base.get(name), value) for name, value in own.items()}

@@ -3,6 +3,9 @@
 A smaller YAML than PyYAML's: no tags, no merge keys, no dates, no `yes`/`no`, no base-60 or octal
 numbers; `null`, `true`, `false` and decimal numbers are read as such, all else is text. A file may hold
 at most 1 MB and expand, aliases included, to 10,000 values nested 20 deep.
+
+A recipe with `extends: NAME` says only where it differs from the shipped recipe of that name; a run stores
+the whole.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from pydantic import ValidationError
 
 from carso_cli.errors import RecipeError
 from carso_cli.recipe.document import Document, Key, Problem
-from carso_cli.recipe.explain import explain
+from carso_cli.recipe.explain import HINT, explain, show
 from carso_cli.recipe.schedule import scale_epochs
 from carso_cli.recipe.schema import Recipe
 from carso_cli.recipe.sealed import check_seal
@@ -29,6 +32,9 @@ DEFAULT_RECIPE = "digits"
 MAX_BYTES = 1_000_000
 MAX_VALUES = 10_000
 MAX_DEPTH = 20
+
+_OWN = ("name", "description", "reproduces")
+"""What says which recipe this is: no other takes it over."""
 
 _CORE = "tag:yaml.org,2002:"
 
@@ -164,6 +170,31 @@ def _apply_override(document: Document, text: str) -> None:
     document.override(path, parsed, text)
 
 
+def _extend(document: Document, extending: tuple[str, ...] = ()) -> None:
+    """Fill in what a recipe leaves out from the shipped one that it names in `extends`, if it names one.
+
+    Raises:
+        RecipeError: If there is no such recipe, or it extends itself.
+    """
+    if "extends" not in document.data:
+        return
+    reference = document.data.pop("extends")
+    where = f"{document.source}, {document.place(('extends',))}, extends"
+    if not isinstance(reference, str) or reference in extending:
+        reason = (
+            "give the name of a shipped recipe" if not extending else "recipes extend each other in a circle"
+        )
+        raise RecipeError(f"{where}: {show(reference)} is not allowed; {reason}", hint=HINT)
+    try:
+        path = find_recipe(reference)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error.message}", hint=error.hint) from None
+    base = Document(source=f"recipe '{reference}'")
+    base.data = _read_yaml(_read_file(path), base)
+    _extend(base, (*extending, reference))
+    document.extend({key: value for key, value in base.data.items() if key not in _OWN})
+
+
 def load_recipe_text(text: str, *, source: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
     """Check a recipe given as YAML text.
 
@@ -184,6 +215,7 @@ def load_recipe_text(text: str, *, source: str = "recipe", overrides: Sequence[s
             hint=f"`carso recipes show {DEFAULT_RECIPE}` shows a complete recipe",
         )
     document.data = data
+    _extend(document)
     for override in overrides:
         _apply_override(document, override)
     scale_epochs(document)

@@ -169,8 +169,11 @@ def _recipes(reference: str | None, overrides: Sequence[str], broken: list[str])
     from carso_cli.recipe.load import load_recipe
     from carso_cli.recipe.shipped import list_recipes
 
-    names = [str(shipped.path) for shipped in list_recipes()] if reference is None else [reference]
-    return [_stock(load_recipe(name, overrides), broken, reference) for name in names]
+    if reference is not None:
+        return [_stock(load_recipe(reference, overrides), broken, reference)]
+    recipes = [load_recipe(str(shipped.path), overrides) for shipped in list_recipes()]
+    # What trains on from another recipe's purifier needs what that one needs.
+    return [_stock(recipe, broken, None) for recipe in recipes if recipe.training.initial is None]
 
 
 def _stock(recipe: Recipe, broken: list[str], reference: str | None) -> dict[str, Any]:

@@ -15,9 +15,11 @@ NAMES = [
     "cifar10-gowal2020",
     "cifar10-rebuffi2021",
     "cifar10-small",
+    *(f"cifar10-small-{kind}" for kind in ("adversarial", "both", "no-latent", "trades")),
     "cifar100",
     "cifar100-rebuffi2021",
     "digits",
+    *(f"digits-{kind}" for kind in ("adversarial", "both", "no-latent", "trades")),
     "tinyimagenet200",
 ]
 Capture = pytest.CaptureFixture[str]
@@ -119,7 +121,7 @@ def test_cp_into_nowhere_says_so(capsys: Capture) -> None:
 
 def test_cp_of_an_unknown_recipe_names_the_nearest(capsys: Capture) -> None:
     assert run(["recipes", "cp", "digit"]) == 2
-    assert "no shipped recipe 'digit'; did you mean 'digits'?" in capsys.readouterr().err
+    assert "no shipped recipe 'digit'; did you mean 'digits' or " in capsys.readouterr().err
 
 
 @pytest.fixture
