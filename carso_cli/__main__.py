@@ -18,7 +18,11 @@ def main() -> None:
     _open_streams()
     # A scheduler that ends a job is met as Ctrl-C is: whatever can be resumed is saved.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    code = run()
+    try:
+        code = run()
+    except KeyboardInterrupt:
+        # One that came while an error was being told.
+        code = 130
     if launch().size > 1:
         if code:
             # A collective that waits for a dead process would keep the interpreter from ending.

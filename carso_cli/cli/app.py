@@ -19,9 +19,8 @@ import typer
 
 from carso_cli import __version__
 from carso_cli.cli.display import messages, show_error
-from carso_cli.cli.processes import check_command, claim_error, one_writer
+from carso_cli.cli.processes import check_command, claim_error, lost_process, one_writer
 from carso_cli.errors import CarsoError, InterruptedRun, UsageError, nearest
-from carso_cli.launch import launch
 
 COMMANDS: tuple[tuple[str, str, str], ...] = (
     # (command, module, one line of help), in the order in which help lists them
@@ -104,7 +103,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        # torchrun stops the processes that are left when one has died; they may have met its death before.
+        if died := lost_process(stop.__context__):
+            return _report(died)
         code = 130
     except OSError as error:
         # A reader that has gone need not be told.
@@ -164,14 +166,8 @@ def _as_known(error: Exception) -> CarsoError | None:
             f"the system refuses: {error.strerror}{named}",
             hint="CARSO_DEBUG=1 in the environment shows what was being done",
         )
-    if launch().size > 1 and isinstance(error, RuntimeError):
-        from carso_cli.distributed import is_lost_process
-
-        if is_lost_process(error):
-            return CarsoError(
-                "another process of this run has died, and the others cannot go on without it",
-                hint="torchrun --max-restarts 3 goes on by itself; without it, start again with --resume",
-            )
+    if died := lost_process(error):
+        return died
     # Typer carries its own copy of click in some releases and imports click in others: known by its shape.
     if hasattr(error, "format_message") and getattr(error, "exit_code", None) is not None:
         return _as_usage_error(error)

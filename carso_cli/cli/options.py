@@ -111,7 +111,9 @@ SetOption = Annotated[
 """`list[str] | None`, default None: give it to `read_recipe`."""
 
 RunOption = Annotated[
-    Path | None, optional("--run", metavar="DIR", help="Folder of the run; runs/NAME when left out.")
+    Path | None,
+    # torchrun takes `--run` for an abbreviation of options of its own.
+    optional("--run", "--run-dir", metavar="DIR", help="Folder of the run; runs/NAME when left out."),
 ]
 """`Path | None`, default None: the recipe's own `run_folder`."""
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 from collections.abc import Iterator, Sequence
 
-from carso_cli.errors import UsageError
+from carso_cli.errors import CarsoError, UsageError
 from carso_cli.launch import launch
 
 SHARED = ("train-classifier", "train-purifier", "attack", "evaluate", "ablate")
@@ -42,9 +43,26 @@ def claim_error() -> str | None:
     """Return how this process names itself in an error: empty when alone, None where another shows it."""
     if launch().size == 1:
         return ""
+    if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+        # This process ends by itself now; torchrun, which stops all when one ends, must not cut it short.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     from carso_cli import distributed
 
     return distributed.claim_error()
+
+
+def lost_process(error: BaseException | None) -> CarsoError | None:
+    """Return what to say of an error that only means that another process has died; None of any other."""
+    if launch().size == 1 or not isinstance(error, RuntimeError):
+        return None
+    from carso_cli.distributed import is_lost_process
+
+    if not is_lost_process(error):
+        return None
+    return CarsoError(
+        "another process of this run has died, and the others cannot go on without it",
+        hint="torchrun --max-restarts 3 goes on by itself; without it, start again with --resume",
+    )
 
 
 def torchrun_line(arguments: Sequence[str], devices: Sequence[str]) -> str:
@@ -62,4 +80,6 @@ def torchrun_line(arguments: Sequence[str], devices: Sequence[str]) -> str:
     count = len(devices)
     first = [str(number) for number in range(count)]
     chosen = "" if list(devices) == first else f"CUDA_VISIBLE_DEVICES={','.join(devices)} "
+    # torchrun takes `--run` for an abbreviation of options of its own.
+    kept = [re.sub(r"^--run(?==|$)", "--run-dir", argument) for argument in kept]
     return f"{chosen}torchrun --nproc-per-node {count} -m carso_cli {' '.join(kept)}"
