@@ -1,4 +1,4 @@
-"""The processes that torchrun started, and what they do together; the only home of torch.distributed.
+"""The processes that torchrun started, and what they do together.
 
     world = join(device)                                  # one process alone is a world of size 1
     for block, found in world.shared_out(blocks, attack):  # every process sees every result, in order
@@ -18,27 +18,23 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from carso_cli.batch_norm import share_batch_norm
 from carso_cli.errors import CarsoError, UsageError
 from carso_cli.launch import launch
+from carso_cli.meeting import connect, open_store
 from carso_cli.reporter import Reporter, SilentReporter
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-_PATIENCE = timedelta(days=30)
-"""One process's block of attacks may take hours longer than another's. A process that dies closes its
-connections, and torchrun watches for the rest, so nobody has to give up waiting."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,24 +46,19 @@ class World:
         rank: Its number, from 0; process 0, the main one, writes and reports.
         size: Number of processes.
         local_rank: Its number on its machine, from 0.
-        store: Where the processes leave each other notes.
+        restarted: Whether torchrun started the processes again after one of them died.
     """
 
     device: torch.device
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    store: Any = None
+    restarted: bool = False
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes and reports."""
         return self.rank == 0
-
-    @property
-    def restarted(self) -> bool:
-        """Whether torchrun started the processes again after one of them died."""
-        return launch().restarts > 0
 
     def reporter(self, reporter: Reporter) -> Reporter:
         """Return the reporter on the main process, a silent one elsewhere."""
@@ -240,18 +231,22 @@ def device_of_process(name: str) -> str:
 
 
 def join(device: torch.device) -> World:
-    """Join the processes that torchrun started, once; alone, return a world of one process."""
+    """Join the processes that torchrun started, once; alone, return a world of one process.
+
+    Raises:
+        CarsoError: If they do not find each other.
+    """
     global _joined
     own = launch()
     if own.size == 1:
-        return World(device)
+        return World(device, restarted=own.restarts > 0)
     if _joined is None:
-        store, rank, size = next(rendezvous("env://"))
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
-        _joined = World(device, rank, size, own.local_rank, store)
+        connect(device, own)
+        _joined = World(device, own.rank, own.size, own.local_rank)
+        # Each machine counts the restarts that it has seen the need for.
+        _joined = replace(_joined, restarted=_joined.any(own.restarts > 0))
     return _joined
 
 
@@ -274,11 +269,12 @@ def claim_error() -> str | None:
         # Nobody keeps notes yet; what goes wrong so early goes wrong in all of them.
         return own.name if own.rank == 0 else None
     try:
-        store = next(rendezvous("env://"))[0] if _joined is None else _joined.store
-        return own.name if store is not None and store.add("carso/errors", 1) == 1 else None
+        # The notes of an earlier attempt are there still.
+        first = open_store(timedelta(seconds=10)).add(f"carso/errors/{own.restarts}", 1) == 1
     except (RuntimeError, ValueError):
         # The notes are gone, and whoever kept them with them.
         return None
+    return own.name if first else None
 
 
 def is_lost_process(error: RuntimeError) -> bool:

@@ -25,6 +25,7 @@ GROUND = {
     "home",
     "interruption",
     "launch",
+    "meeting",
     "numerics",
     "precision",
     "randomness",
@@ -48,7 +49,7 @@ HOMES = {
     "matplotlib": {"pictures"},
     "pydantic": {"recipe"},
     "onnxruntime": {"workflows"},
-    "torch.distributed": {"distributed"},
+    "torch.distributed": {"distributed", "meeting"},
 }
 
 

@@ -32,9 +32,6 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "trial" in metafunc.fixturenames:
         metafunc.parametrize("trial", range(metafunc.config.getoption("--faults")))
-    if "torchrun_trial" in metafunc.fixturenames:
-        # They start several processes twice each: a fourth as many will do.
-        metafunc.parametrize("torchrun_trial", range(metafunc.config.getoption("--faults") // 4))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -2,7 +2,8 @@
 
     python -m pytest tests/faults/test_processes.py --faults 40 --seed 7
 
-plants one in four of the faults asked for, each at a random moment of a run of two processes.
+plants one in four of the faults asked for, each at a random moment of a run of two processes. Those of one
+sort are chosen by `-k`: one_killed, all_killed, terminated; train-purifier, evaluate.
 """
 
 from __future__ import annotations
@@ -114,12 +115,11 @@ def test_a_fault_under_torchrun(
     workshop: Any,
     work: Path,
     references: dict[str, tuple[Any, float]],
-    torchrun_trial: int,
+    fault: tuple[int, str, str],
     request: pytest.FixtureRequest,
 ) -> None:
-    source = random.Random(f"{request.config.getoption('--seed')} {torchrun_trial}")
-    kind = list(KINDS)[torchrun_trial % len(KINDS)]
-    name = ("train-purifier", "evaluate")[(torchrun_trial + torchrun_trial // len(KINDS)) % 2]
+    number, kind, name = fault
+    source = random.Random(f"{request.config.getoption('--seed')} {number}")
     scene = in_two_processes(workshop.scenes[name])
     expected, seconds = reference(workshop, scene, references)
     workshop.prepare(scene, work)
@@ -189,7 +189,15 @@ def check_messages(job: Job) -> None:
 
 
 KINDS: dict[str, Callable[[Any, Any, Path, float, random.Random], str]] = {
-    "one killed": one_worker_killed,
-    "all killed": all_killed,
-    "SIGTERM": terminated,
+    "one_killed": one_worker_killed,
+    "all_killed": all_killed,
+    "terminated": terminated,
 }
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    # They start several processes twice each: a fourth as many will do.
+    count = metafunc.config.getoption("--faults") // 4
+    names = ("train-purifier", "evaluate")
+    faults = [(n, list(KINDS)[n % 3], names[(n + n // 3) % 2]) for n in range(count)]
+    metafunc.parametrize("fault", faults, ids=lambda fault: "-".join(map(str, fault)))
