@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -62,6 +63,21 @@ def test_losses_are_those_of_one_process(answers: Answers, alone: Path, kind: st
     assert [line["images"] for line in found] == [60] * len(expected)
     for line, reference in zip(found, expected, strict=True):
         assert line["loss"] == pytest.approx(reference["loss"], rel=tolerance)
+
+
+def test_a_stopped_training_goes_on_with_another_number_of_processes(
+    answers: Answers, alone: Path, worker: ModuleType, tmp_path: Path
+) -> None:
+    assert all(
+        "stopped; 1 of 3 epochs and 2 batches of the next are saved" in one["stopped"] for one in answers[1]
+    )
+    run = shutil.copytree(answers[0] / "stopped", tmp_path / "run")
+    recipe = worker.load_recipe("digits", worker.SETTINGS)
+    worker.train_purifier(recipe, run=run, reporter=SilentReporter(), device="cpu", resume=True)
+    found, expected = (read_json_lines(folder / "metrics.jsonl") for folder in (run, alone / "purifier"))
+    assert [line["images"] for line in found] == [60, 60, 60]
+    for line, reference in zip(found, expected, strict=True):
+        assert line["loss"] == pytest.approx(reference["loss"], rel=1e-3)
 
 
 def test_all_processes_hold_the_same_weights(answers: Answers) -> None:

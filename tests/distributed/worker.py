@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from carso_cli.checksums import fingerprint
 from carso_cli.data.batches import epoch_batches
 from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed import World, join, leave
-from carso_cli.errors import DataError
+from carso_cli.errors import DataError, InterruptedRun
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import SilentReporter
@@ -62,6 +63,22 @@ class Listening(SilentReporter):
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         self.told.append(steps)
+
+
+class Stopping(SilentReporter):
+    """Asks this process to stop at the fifth step, as a scheduler does."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    @contextmanager
+    def progress(self, description: str, total: int, unit: str = "images") -> Iterator[Stopping]:
+        yield self
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        self.steps += 1
+        if self.steps == 5:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def primitives(world: World, out: Path) -> dict[str, Any]:
@@ -169,6 +186,17 @@ def train(out: Path, reporter: SilentReporter) -> None:
     train_classifier(recipe, "at", run=out / "classifier", reporter=reporter, device="cpu")
 
 
+def stopped(out: Path) -> str:
+    """Start the purifier's training, stop one of the processes, and return what each says."""
+    try:
+        train_purifier(
+            load_recipe("digits", SETTINGS), run=out / "stopped", reporter=Stopping(), device="cpu"
+        )
+    except InterruptedRun as error:
+        return error.message
+    return "not stopped"
+
+
 def main() -> None:
     out = Path(sys.argv[1])
     sys.path.insert(0, str(Path(__file__).parents[1] / "workflows"))
@@ -185,6 +213,7 @@ def main() -> None:
             if world.is_main:
                 save_tensors(out / f"gradients-{kind}-{fraction}", gradients, {})
     train(out, reporter)
+    answers["stopped"] = stopped(out)
     answers["summary"] = toys.run_toy(out / "evaluation", reporter)
     defence = toys.LinearDefence(noise=0.5)
     images = toys.images_with_margins(defence, [0.3, 0.6, 0.9, 1.1, 1.3, 1.6, 0.5, 1.2, 2.0])
