@@ -31,19 +31,25 @@ def seal(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unseal(values: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Return a sealed object without its checksum; one that was never sealed comes back as it is.
+    """Return a sealed object without its checksum.
 
     Args:
         values: What was read.
         place: File, and line if it is one of many, for the message.
 
     Raises:
-        StateError: If a value has changed since it was sealed.
+        StateError: If a value has changed since it was sealed, or it never was.
     """
     plain = {key: value for key, value in values.items() if key != SEAL}
-    if SEAL in values and values[SEAL] != _digest(plain):
+    try:
+        intact = values.get(SEAL) == _digest(plain)
+    except ValueError:
+        # A number that no file of ours can hold.
+        intact = False
+    if not intact:
+        told = "do not match their checksum" if SEAL in values else "carry no checksum"
         raise StateError(
-            f"{place} is damaged: its values do not match their checksum",
+            f"{place} is damaged: its values {told}",
             hint="restore the file from a copy, or compute it anew",
         )
     return plain

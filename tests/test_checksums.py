@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ def test_a_changed_value_is_named() -> None:
     stored = {**seal({"accuracy": 0.25}), "accuracy": 0.75}
     with pytest.raises(StateError, match="here is damaged: its values do not match"):
         unseal(stored, "here")
-    assert unseal({"accuracy": 0.75}, "here") == {"accuracy": 0.75}
+    with pytest.raises(StateError, match="here is damaged: its values carry no checksum"):
+        unseal({"accuracy": 0.75}, "here")
+    with pytest.raises(StateError, match="here is damaged: its values do not match"):
+        unseal({**seal({"accuracy": 0.25}), "accuracy": math.inf}, "here")
     assert SEAL not in unseal(seal({}), "here")
 
 
@@ -49,7 +53,7 @@ def test_no_flipped_bit_of_a_stored_number_is_read_as_a_number(tmp_path: Path, k
         except StateError as error:
             named.add(str(path) in error.message)
             continue
-        # Spared: the checksum's own name, white space, and a last line cut off with its newline.
+        # Spared: white space, and a last line cut off with its newline.
         values = [{key: one[key] for key in records[0]} for one in found]
         assert values == records[: len(values)]
     assert named == {True}

@@ -1,7 +1,7 @@
 """Writing files so that a reader never meets half of one.
 
 - `write_atomically` replaces a whole file;
-- `write_json`, `read_json`: one object with its checksum;
+- `write_json`, `read_json`: one object with its checksum, `read_plain_json` one without;
 - `append_json_line` adds one record to a log and forces it to disk, `write_json_lines` replaces a log;
 - `read_json_lines` reads a log back, dropping a last line that a killed process left unfinished;
 - `file_sha256` is a file's checksum.
@@ -75,6 +75,15 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         StateError: If the file is absent, is not a JSON object, or does not match its checksum.
     """
+    return unseal(read_plain_json(path), str(path))
+
+
+def read_plain_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that `write_json` did not write.
+
+    Raises:
+        StateError: If the file is absent, or is not a JSON object.
+    """
     try:
         content = json.loads(read_whole(path, _MAX_BYTES))
     except (OSError, ValueError, RecursionError) as error:
@@ -82,7 +91,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise StateError(f"cannot read {path}: {reason}", hint=_RESTORE) from error
     if not isinstance(content, dict):
         raise StateError(f"{path} holds {type(content).__name__}, not a JSON object", hint=_RESTORE)
-    return unseal(content, str(path))
+    return content
 
 
 def append_json_line(path: Path, record: Mapping[str, Any]) -> None:

@@ -7,13 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from carso_cli.runs.files import read_json
+from carso_cli.runs.files import read_plain_json
 
 
 @cache
 def paper_figures() -> dict[str, Any]:
     """Return the figures by table number, then by scenario, `(a)`, `(b)` or `(c)`."""
-    return read_json(Path(__file__).resolve().parents[1] / "paper_figures.json")
+    return read_plain_json(Path(__file__).resolve().parents[1] / "paper_figures.json")
 
 
 def paper_row(reproduces: str, table: str) -> dict[str, Any] | None:

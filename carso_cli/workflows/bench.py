@@ -19,7 +19,7 @@ from carso_cli.errors import DataError, UsageError, nearest
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.runs.environment import describe_environment
-from carso_cli.runs.files import read_json
+from carso_cli.runs.files import read_plain_json
 from carso_cli.workflows.bench_cases import CASES, Bench, set_up
 from carso_cli.workflows.metering import alternating_seconds, counted_operations, peak_bytes
 
@@ -144,7 +144,7 @@ def read_bench(path: Path) -> dict[str, Any]:
     hint = "write one with: carso bench --json > FILE"
     if not path.is_file():
         raise DataError(f"there is no file {path}", hint=hint)
-    stored = read_json(path)
+    stored = read_plain_json(path)
     if stored.get("schema") != SCHEMA or "cases" not in stored:
         raise DataError(f"{path} holds no result of carso bench with schema {SCHEMA}", hint=hint)
     return stored

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from carso_cli.recipe.load import dump_recipe, load_recipe
-from carso_cli.runs.files import write_json
+from carso_cli.runs.files import append_json_lines, write_json
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record, evaluation_id
 from carso_cli.runs.summary import attack_row
@@ -41,7 +40,7 @@ def write_run(tmp_path: Path) -> WriteRun:
         folder.recipe.write_text(dump_recipe(load_recipe(recipe, chosen)))
         write_json(folder.environment, {"device": "cpu", "device_name": "x86_64", "threads": 2})
         lines = [{**line, "seconds": 45.0, "defence_clean_accuracy": 0.9} for line in METRICS]
-        folder.metrics.write_text("".join(f"{_json(line)}\n" for line in lines))
+        append_json_lines(folder.metrics, lines)
         return folder.path
 
     return write
@@ -185,10 +184,6 @@ def _records(
         )
         for index, count in enumerate(counts)
     ]
-
-
-def _json(line: Mapping[str, Any]) -> str:
-    return json.dumps(line)
 
 
 BOTH: Outcomes = {

@@ -53,7 +53,9 @@ def test_json_lines_survive_a_kill_in_mid_line(tmp_path: Path) -> None:
 
 def test_damaged_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_text('{"epoch": 1}\n{"epo\n{"epoch": 3}\n')
+    append_json_line(path, {"epoch": 1})
+    with open(path, "a") as stream:
+        stream.write('{"epo\n{"epoch": 3}\n')
     with pytest.raises(StateError, match=r"log\.jsonl, line 2 is damaged"):
         read_json_lines(path)
 

@@ -9,6 +9,7 @@ import pytest
 
 from carso_cli.errors import StateError
 from carso_cli.reporter import SilentReporter
+from carso_cli.runs.files import append_json_line
 from carso_cli.runs.records import EvaluationFolder, Record, evaluation_id, find_to_resume
 
 
@@ -95,7 +96,7 @@ def test_an_unplanned_job_is_refused(folder: EvaluationFolder) -> None:
 
 
 def test_a_field_of_another_version_is_refused(folder: EvaluationFolder) -> None:
-    folder.records.write_text(json.dumps({**record(0).as_dict(), "colour": "red"}) + "\n")
+    append_json_line(folder.records, {**record(0).as_dict(), "colour": "red"})
     with pytest.raises(StateError, match="'colour'"):
         folder.read_blocks(SIZES, SilentReporter())
 
