@@ -28,7 +28,7 @@ from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import SilentReporter
 from carso_cli.runs.checkpoints import load_tensors, save_tensors
 from carso_cli.runs.files import read_json_lines
-from carso_cli.workflows import purifier_steps
+from carso_cli.workflows import purifier_steps, through_defence
 from carso_cli.workflows import train_purifier as workflow
 from carso_cli.workflows.through_defence import ThroughDefence, adversarial_terms, perturbed
 from carso_cli.workflows.train_purifier import train_purifier
@@ -317,3 +317,24 @@ def test_it_runs_in_the_recipes_precision(elbo_run: Path) -> None:
         losses[precision] = terms["loss"].item()
     assert losses["bf16"] != losses["fp32"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
+
+
+def test_what_two_processes_make_of_a_batch_adds_up_to_the_whole(
+    elbo_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Attacks draw from each process's own source: one that draws nothing stands in for them.
+    monkeypatch.setattr(through_defence, "perturbed", lambda _, __, images, *___: 0.9 * images)
+    shares = ("training.adversarial.adversarial_fraction=0.6", "training.adversarial.trades_weight=2")
+    chosen = through(elbo_run, "training.objective=both", *shares)
+    defence = load_defence(elbo_run, device="cpu")
+    trained = ThroughDefence(chosen, defence.classifier, defence.purifier, None)
+    images = load_images(chosen, "train", limit=5)
+    pixels, labels = images.pixels(slice(None)), images.labels
+
+    def terms(rank: int, size: int) -> dict[str, Tensor]:
+        world = World(torch.device("cpu"), rank, size)
+        return adversarial_terms(trained, trained, pixels, labels, PLACE, 0.5, world)
+
+    whole, first, second = terms(0, 1), terms(0, 2), terms(1, 2)
+    for name, value in whole.items():
+        torch.testing.assert_close(first[name] + second[name], value)
