@@ -199,12 +199,13 @@ def adversarial_fractions(recipe: Recipe, fractions: Sequence[float]) -> Ablatio
     Raises:
         RecipeError: If a share is not in [0, 1].
     """
+    section = "attack_mix" if recipe.training.objective == "elbo" else "adversarial"
     variants = tuple(
         _trained(
             recipe,
             f"{fraction:g}",
             {"adversarial_fraction": fraction},
-            f"training.attack_mix.adversarial_fraction={fraction!r}",
+            f"training.{section}.adversarial_fraction={fraction!r}",
             f"-adversarial-{fraction:g}",
         )
         for fraction in sorted(set(fractions))

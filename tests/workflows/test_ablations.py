@@ -82,6 +82,9 @@ def test_the_recipes_own_share_is_its_own_run() -> None:
     assert variants[1].recipe.training.attack_mix.adversarial_fraction == 0.25
     with pytest.raises(RecipeError, match=r"adversarial_fraction.*1\.5"):
         adversarial_fractions(DIGITS, [1.5])
+    # Through the defence, the share is that of the attack on it.
+    (through,) = adversarial_fractions(load_recipe("digits-adversarial"), [0.25]).variants
+    assert through.recipe.training.adversarial.adversarial_fraction == 0.25
 
 
 def test_counts_and_sizes_are_checked() -> None:

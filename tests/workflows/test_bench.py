@@ -164,6 +164,16 @@ def test_refuses_what_is_no_result(tmp_path: Path, content: str | None) -> None:
     assert "carso bench --json" in caught.value.hint
 
 
+def test_refuses_to_time_another_objective_as_the_papers() -> None:
+    with pytest.raises(UsageError, match="timed on the paper's objective, and the recipe's is adversarial"):
+        bench(
+            load_recipe("digits-adversarial"),
+            cases=["training-step"],
+            reporter=SilentReporter(),
+            device="cpu",
+        )
+
+
 def test_refuses_an_unknown_case() -> None:
     with pytest.raises(UsageError, match=r"there is no case 'eot'; did you mean 'eot-step'\?"):
         bench(load_recipe("digits"), reporter=SilentReporter(), cases=["eot"])
