@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from carso_cli.aggregation import aggregate
-from carso_cli.classifiers.wide_resnet import folded
 from carso_cli.errors import UsageError
 from carso_cli.precision import full, reduced
 from carso_cli.purifier.vae import Purifier
@@ -68,15 +67,11 @@ class Defence(nn.Module):
             raise UsageError("a defence is frozen; train its purifier with train_purifier instead")
         return self
 
-    def folded(self) -> Defence:
-        """Return the same defence with a faster classifier of the reconstructions, to call and not to save.
-
-        The classifier whose layers are read stays; see `carso_cli.classifiers.wide_resnet.folded`.
-        """
+    def with_second_classifier(self, second_classifier: nn.Module) -> Defence:
+        """Return the same defence with another classifier of the reconstructions."""
         changed = copy.copy(self)
         # Copies share one table of submodules.
-        changed._modules = dict(self._modules)
-        changed.second_classifier = folded(self.second_classifier)
+        changed._modules = {**self._modules, "second_classifier": second_classifier}
         return changed
 
     def condition(self, images: Tensor) -> Tensor:

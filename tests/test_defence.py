@@ -46,15 +46,15 @@ def test_forward_is_the_composition_of_its_parts(defence: Defence) -> None:
     )
 
 
-def test_a_folded_defence_decides_the_same_and_leaves_the_other_alone(defence: Defence) -> None:
+def test_another_second_classifier_leaves_the_defence_alone(defence: Defence) -> None:
     images, latents = torch.rand(2, 3, 32, 32), defence.draw_latents(2)
-    names, second = list(defence.state_dict()), defence.second_classifier
-    folded = defence.folded()
-    assert folded.second_classifier is not second
-    assert folded.classifier is defence.classifier
-    torch.testing.assert_close(folded(images, latents=latents), defence(images, latents=latents))
-    assert defence.second_classifier is second
-    assert list(defence.state_dict()) == names
+    before, first = defence(images, latents=latents), defence.second_classifier
+    second = classifier(seed=9).eval()
+    changed = defence.with_second_classifier(second)
+    built = Defence(defence.classifier, defence.purifier, LAYERS, n_samples=3, second_classifier=second)
+    assert torch.equal(changed(images, latents=latents), built(images, latents=latents))
+    assert defence.second_classifier is first
+    assert torch.equal(defence(images, latents=latents), before)
 
 
 def test_each_image_keeps_its_own_latents_and_condition(defence: Defence) -> None:

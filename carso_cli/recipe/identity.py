@@ -44,13 +44,13 @@ def recipe_hash(recipe: Recipe, sections: Sequence[str] | None = None) -> str:
 
 
 def _hashed_values(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe's values without what says only where files lie.
+    """Return a recipe's values without what says only where files lie or how the same is computed.
 
     A key that says nothing is left out, so that runs from before there was such a key keep their hash.
     """
     values = recipe.model_dump(mode="json")
     classifier, training = values["classifier"], values["training"]
-    del values["data"]["root"], training["initial"]
+    del values["data"]["root"], training["initial"], values["compile"]
     if classifier["architecture"] is None:
         del classifier["architecture"]
     if classifier["training"]["initial"] is None:

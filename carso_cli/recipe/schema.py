@@ -216,6 +216,8 @@ class Recipe(Section):
     seed: Whole = 0
     precision: Precision = "fp32"
     """Of products and convolutions: TF32 on NVIDIA GPUs, or bfloat16; aggregation and losses are float32."""
+    compile: bool = False
+    """Whether torch.compile makes what attacks call; it changes no result but by rounding."""
     data: Data
     threat: ThreatModel = ThreatModel()
     classifier: Classifier

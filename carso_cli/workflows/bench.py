@@ -68,7 +68,7 @@ def bench(
                 hint=f"cases: {', '.join(CASES)}",
             )
     target = device_for(recipe, device)
-    models = set_up(recipe, target, batch_size)
+    models = set_up(recipe, target, batch_size, reporter)
     product = _MatrixProduct(target)
     found, products = [], []
     chosen = [name for name in CASES if name in cases or not cases]

@@ -20,7 +20,6 @@ from carso_cli.attacks.losses import cross_entropy
 from carso_cli.attacks.target import ClassifierTarget, Model
 from carso_cli.attacks.threat import ThreatModel
 from carso_cli.build import build_classifier, build_purifier, channels_last, untrained_classifier
-from carso_cli.classifiers.wide_resnet import folded
 from carso_cli.data.image_set import ImageSet
 from carso_cli.defence import Defence
 from carso_cli.errors import UsageError
@@ -28,9 +27,10 @@ from carso_cli.precision import in_precision, reduced
 from carso_cli.purifier.vae import Purifier
 from carso_cli.randomness import derive_seed, generator, seeded
 from carso_cli.recipe.schema import Recipe
-from carso_cli.reporter import SilentReporter
+from carso_cli.reporter import SILENT, Reporter
 from carso_cli.representation import extract_representation
 from carso_cli.workflows.adversarial_pool import AdversarialPool
+from carso_cli.workflows.attacked import attacked
 from carso_cli.workflows.bench_baseline import Straightforward, StraightforwardTraining
 from carso_cli.workflows.purifier_steps import TrainingSetup, balanced_batch, initial_state, train_step
 from carso_cli.workflows.subject import given_subject
@@ -69,6 +69,7 @@ class Bench:
     batch_size: int | None
     classifier: nn.Module
     purifier: Purifier
+    reporter: Reporter = SILENT
 
     def case(self, name: str) -> Case:
         """Return the case of one of the names in `CASES`."""
@@ -104,10 +105,12 @@ class Bench:
 
     def model(self) -> Model:
         """Return the classifier as it is attacked, in the recipe's precision."""
-        return in_precision(folded(self.classifier), self.recipe.precision)
+        return in_precision(attacked(self.classifier, self.recipe, self.reporter), self.recipe.precision)
 
 
-def set_up(recipe: Recipe, device: torch.device, batch_size: int | None = None) -> Bench:
+def set_up(
+    recipe: Recipe, device: torch.device, batch_size: int | None = None, reporter: Reporter = SILENT
+) -> Bench:
     """Build the recipe's models with random weights; a classifier of an installed package keeps its own."""
     threat = recipe.threat.model_copy(update={"norm": "linf"})
     recipe = recipe.model_copy(update={"threat": threat})
@@ -118,7 +121,7 @@ def set_up(recipe: Recipe, device: torch.device, batch_size: int | None = None) 
         purifier = build_purifier(recipe, classifier)
     for module in (classifier, purifier):
         channels_last(module.to(device).eval().requires_grad_(False))
-    return Bench(recipe, device, batch_size, classifier, purifier)
+    return Bench(recipe, device, batch_size, classifier, purifier, reporter)
 
 
 def _classifier_forward(bench: Bench) -> Case:
@@ -149,7 +152,7 @@ def _eot_step(bench: Bench) -> Case:
     images, labels = bench.inputs()
     recipe, plain = bench.recipe, bench.straightforward()
     draws, step_size = recipe.evaluation.eot_draws, recipe.evaluation.pgd_eot_step_size
-    subject = given_subject(recipe, bench.device, defence=bench.defence())
+    subject = given_subject(recipe, bench.device, defence=bench.defence(), reporter=bench.reporter)
     defence, per_pass = subject.require_defence(), subject.samples_per_pass
     threat = ThreatModel("linf", recipe.threat.eps)
 
@@ -180,10 +183,10 @@ def _training_step(bench: Bench) -> Case:
     images, labels = bench.batch(recipe.training.batch_size, most_on_cpu=64)
     classes = tuple(str(label) for label in range(recipe.data.classes))
     train = ImageSet(images, labels, torch.arange(len(images)), classes)
-    perturb = balanced_batch(recipe, bench.classifier)
+    perturb = balanced_batch(recipe, bench.classifier, bench.reporter)
     nothing = train.select(torch.arange(0))
     pool = AdversarialPool(reuse=1)
-    setup = TrainingSetup(recipe, bench.classifier, train, nothing, perturb, pool, device, SilentReporter())
+    setup = TrainingSetup(recipe, bench.classifier, train, nothing, perturb, pool, device, SILENT)
     state = initial_state(setup)
     state.purifier.train()
     plain = StraightforwardTraining(

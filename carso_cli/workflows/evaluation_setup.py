@@ -109,7 +109,7 @@ def prepare_evaluation(
     limit = options.get("limit") or recipe.evaluation.images
     with world.first_on_machine():
         if own_models:
-            subject = _given(recipe, device, options)
+            subject = _given(recipe, device, options, world.reporter(reporter))
         else:
             recipe = run_recipe(recipe, RunFolder(run))
             subject = load_subject(
@@ -119,6 +119,7 @@ def prepare_evaluation(
                 needs_defence="defence" in plan.targets,
                 n_samples=options.get("n_samples"),
                 aggregation=options.get("aggregation"),
+                reporter=world.reporter(reporter),
             )
         images = images or load_images(recipe, "test", limit=limit, reporter=world.reporter(reporter))
     setting = Setting(
@@ -133,7 +134,7 @@ def prepare_evaluation(
     return Evaluation(recipe, run, plan, setting, _identity(recipe, plan, setting))
 
 
-def _given(recipe: Recipe, device: torch.device, options: EvaluationOptions) -> Subject:
+def _given(recipe: Recipe, device: torch.device, options: EvaluationOptions, reporter: Reporter) -> Subject:
     return given_subject(
         recipe,
         device,
@@ -141,6 +142,7 @@ def _given(recipe: Recipe, device: torch.device, options: EvaluationOptions) -> 
         classifier=options.get("classifier"),
         n_samples=options.get("n_samples"),
         aggregation=options.get("aggregation"),
+        reporter=reporter,
     )
 
 

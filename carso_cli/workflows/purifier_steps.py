@@ -24,7 +24,6 @@ from carso_cli.build import (
     load_purifier,
 )
 from carso_cli.checksums import fingerprint
-from carso_cli.classifiers.wide_resnet import folded
 from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed import World, join
 from carso_cli.errors import NumericsError, StateError, WeightsError
@@ -35,9 +34,10 @@ from carso_cli.purifier.vae import Purifier
 from carso_cli.randomness import derive_seed, generator, seeded
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.schema import Recipe
-from carso_cli.reporter import Reporter
+from carso_cli.reporter import SILENT, Reporter
 from carso_cli.representation import extract_representation
 from carso_cli.workflows.adversarial_pool import AdversarialPool, Place
+from carso_cli.workflows.attacked import attacked
 from carso_cli.workflows.through_defence import ThroughDefence, adversarial_terms
 from carso_cli.workflows.training_state import TrainingState
 
@@ -63,11 +63,11 @@ class TrainingSetup:
         return join(self.device)
 
 
-def balanced_batch(recipe: Recipe, classifier: nn.Module) -> BalancedBatch:
+def balanced_batch(recipe: Recipe, classifier: nn.Module, reporter: Reporter = SILENT) -> BalancedBatch:
     """Return what perturbs the recipe's training batches against a frozen classifier."""
     mix = recipe.training.attack_mix
     return BalancedBatch(
-        in_precision(folded(classifier), recipe.precision),
+        in_precision(attacked(classifier, recipe, reporter), recipe.precision),
         norm=recipe.threat.norm,
         eps=recipe.threat.eps,
         adversarial_fraction=mix.adversarial_fraction,

@@ -17,14 +17,15 @@ from carso_cli.attacks.defence_target import AttackedDefence, DefenceTarget
 from carso_cli.attacks.target import AttackTarget, ClassifierTarget, Model
 from carso_cli.build import build_classifier, build_second_classifier, load_purifier
 from carso_cli.checksums import fingerprint
-from carso_cli.classifiers.wide_resnet import folded
 from carso_cli.defence import Defence
 from carso_cli.errors import StateError, UsageError
 from carso_cli.precision import in_precision
 from carso_cli.randomness import generator
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
+from carso_cli.reporter import SILENT, Reporter
 from carso_cli.runs.folder import RunFolder
+from carso_cli.workflows.attacked import attacked
 from carso_cli.workflows.evaluation_plan import Job
 from carso_cli.workflows.scoring import ClassifierScorer, DefenceScorer, Scorer
 
@@ -112,6 +113,7 @@ def load_subject(
     needs_defence: bool,
     n_samples: int | None = None,
     aggregation: str | None = None,
+    reporter: Reporter = SILENT,
 ) -> Subject:
     """Load the recipe's classifier and the run's defence.
 
@@ -127,7 +129,7 @@ def load_subject(
     )
     classifier = build_classifier(recipe, recipe.representation.kind)
     if path is None:
-        return given_subject(recipe, device, classifier=classifier)
+        return given_subject(recipe, device, classifier=classifier, reporter=reporter)
     defence = Defence(
         classifier,
         load_purifier(path, recipe, classifier),
@@ -136,7 +138,7 @@ def load_subject(
         aggregation=aggregation or section.aggregation,
         second_classifier=build_second_classifier(recipe),
     )
-    return given_subject(recipe, device, defence=defence)
+    return given_subject(recipe, device, defence=defence, reporter=reporter)
 
 
 def _option(recipe: Recipe, folder: RunFolder) -> str:
@@ -151,10 +153,11 @@ def given_subject(
     classifier: Model | None = None,
     n_samples: int | None = None,
     aggregation: str | None = None,
+    reporter: Reporter = SILENT,
 ) -> Subject:
     """Wrap models that exist already; the classifier is the defence's own when None.
 
-    What is attacked computes the same with less work (`carso_cli.classifiers.wide_resnet.folded`).
+    What is attacked computes the same in fewer steps (`carso_cli.workflows.attacked`).
 
     Raises:
         UsageError: If neither is given.
@@ -172,10 +175,11 @@ def given_subject(
         checksums["purifier"] = _checksum(getattr(defence, "purifier", defence))
         checksums["second_classifier"] = _checksum(defence.second_classifier)
         if isinstance(defence, Defence):
-            defence = defence.folded()
+            second = attacked(defence.second_classifier, recipe, reporter)
+            defence = defence.with_second_classifier(second)
     per_pass = samples_per_pass(recipe, device, 1 if defence is None else defence.n_samples)
-    attacked = in_precision(folded(bare), recipe.precision)
-    return Subject(attacked, defence, checksums, device, per_pass)
+    quick = in_precision(attacked(bare, recipe, reporter), recipe.precision)
+    return Subject(quick, defence, checksums, device, per_pass)
 
 
 def samples_per_pass(recipe: Recipe, device: torch.device, n_samples: int) -> int:

@@ -136,7 +136,7 @@ def _set_up(
     with join(device).first_on_machine():
         images = load_images(recipe, "train", limit=limit, reporter=reporter)
     train, held_out = split_holdout(images, recipe.data.holdout, recipe.seed)
-    perturb = balanced_batch(recipe, frozen)
+    perturb = balanced_batch(recipe, frozen, reporter)
     pool = AdversarialPool(recipe.training.attack_mix.reuse)
     return TrainingSetup(recipe, frozen, train.to(device), held_out, perturb, pool, device, reporter)
 
