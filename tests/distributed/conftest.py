@@ -39,7 +39,7 @@ def torchrun(tmp_path_factory: pytest.TempPathFactory) -> Launcher:
             capture_output=True,
             text=True,
             check=False,
-            timeout=170,
+            timeout=300,
         )
 
     return start
