@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from carso_cli.workflows.adversarial_pool import AdversarialPool
 from carso_cli.workflows.attacked import attacked
 from carso_cli.workflows.bench_baseline import Straightforward, StraightforwardTraining
 from carso_cli.workflows.purifier_steps import TrainingSetup, balanced_batch, initial_state, train_step
-from carso_cli.workflows.subject import given_subject
+from carso_cli.workflows.subject import Subject, given_subject
 
 _PLACE = (0, 0)
 """Epoch and batch of the timed training step."""
@@ -103,6 +103,10 @@ class Bench:
         precision = self.recipe.precision
         return Defence(self.classifier, self.purifier, layers, n_samples=n_samples, precision=precision)
 
+    def subject(self) -> Subject:
+        """Return the defence as `carso evaluate` runs it."""
+        return given_subject(self.recipe, self.device, defence=self.defence(), reporter=self.reporter)
+
     def model(self) -> Model:
         """Return the classifier as it is attacked, in the recipe's precision."""
         return in_precision(attacked(self.classifier, self.recipe, self.reporter), self.recipe.precision)
@@ -142,7 +146,7 @@ def _classifier_gradient(bench: Bench) -> Case:
 
 def _defence_forward(bench: Bench) -> Case:
     images, _ = bench.inputs()
-    defence, plain = bench.defence(), bench.straightforward()
+    defence, plain = cast(Defence, bench.subject().defence), bench.straightforward()
     latents = defence.draw_latents(len(images), generator=generator(bench.recipe.seed, "bench latents"))
     ours = torch.no_grad()(lambda: defence(images, latents=latents))
     return Case(len(images), ours, lambda: plain.defend(images, latents))
@@ -152,7 +156,7 @@ def _eot_step(bench: Bench) -> Case:
     images, labels = bench.inputs()
     recipe, plain = bench.recipe, bench.straightforward()
     draws, step_size = recipe.evaluation.eot_draws, recipe.evaluation.pgd_eot_step_size
-    subject = given_subject(recipe, bench.device, defence=bench.defence(), reporter=bench.reporter)
+    subject = bench.subject()
     defence, per_pass = subject.require_defence(), subject.samples_per_pass
     threat = ThreatModel("linf", recipe.threat.eps)
 
