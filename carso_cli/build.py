@@ -87,8 +87,8 @@ def build_classifier(recipe: Recipe, kind: str, device: torch.device | str = "cp
     if weights is None:
         raise RecipeError(
             f"recipe '{recipe.name}' names no weights for classifier.{kind}",
-            hint=f"train them with: carso train-classifier {recipe.name} --kind {kind}, and name the file in "
-            f"classifier.{kind}",
+            hint=f"train them with: carso train-classifier {recipe.reference} --kind {kind}, and name the "
+            f"file in classifier.{kind}",
         )
     classifier = load_classifier(
         _blueprint(recipe),
@@ -96,7 +96,7 @@ def build_classifier(recipe: Recipe, kind: str, device: torch.device | str = "cp
         name=weights.name,
         file=weights.file,
         dataset=recipe.data.name,
-        recipe=recipe.name,
+        recipe=recipe.reference,
         kind=kind,
     )
     return channels_last(classifier.to(device))

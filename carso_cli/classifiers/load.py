@@ -47,7 +47,7 @@ def load_classifier(
         name: Name of a shipped, RobustBench or entry-point classifier.
         file: Weights file, for source `file`.
         dataset: Name of the data set.
-        recipe: The recipe's name, for the commands that get missing weights.
+        recipe: What a command line names the recipe by, for the commands that get missing weights.
         kind: `at` or `clean`, for the same.
 
     Raises:
@@ -84,7 +84,7 @@ def find_weights(file: str, family: str, recipe: str, kind: str) -> Path:
     Args:
         file: Path or name of the file.
         family: Family of the classifier.
-        recipe: Name of the recipe that names it, for the message.
+        recipe: What a command line names the recipe by, for the message.
         kind: `at` or `clean`, for the message.
 
     Raises:

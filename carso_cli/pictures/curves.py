@@ -197,8 +197,8 @@ def render(
     columns = min(len(pictures), 2)
     lines = -(-len(pictures) // columns)
     height = max(_HEIGHT, *(0.3 * picture.rows + 1.0 for picture in pictures))
-    # A fixed salt, since ids in an SVG are random otherwise.
-    with rc_context({"svg.hashsalt": "carso", "font.size": 9.0}):
+    # A fixed salt, since ids in an SVG are random otherwise; a dollar in a name starts no formula.
+    with rc_context({"svg.hashsalt": "carso", "font.size": 9.0, "text.parse_math": False}):
         figure = Figure(
             figsize=(_WIDTH * columns, height * lines), dpi=_PIXELS_PER_INCH, facecolor=style.paper
         )

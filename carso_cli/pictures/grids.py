@@ -62,7 +62,7 @@ def render_grid(
     columns = lengths.pop()
     above = 0.1 + 0.2 * max((caption.count("\n") + 1 for caption in captions), default=0)
     size = (_INCHES * (columns + 1), _INCHES * len(rows) + above)
-    with rc_context({"svg.hashsalt": "carso"}):
+    with rc_context({"svg.hashsalt": "carso", "text.parse_math": False}):
         figure = Figure(figsize=size, dpi=_PIXELS_PER_INCH, facecolor=paper)
         axes = figure.subplots(len(rows), columns, squeeze=False)
         for line, (heading, images) in zip(axes, rows, strict=True):

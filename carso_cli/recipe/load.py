@@ -25,7 +25,7 @@ from carso_cli.recipe.explain import HINT, explain, show
 from carso_cli.recipe.schedule import scale_epochs
 from carso_cli.recipe.schema import Recipe
 from carso_cli.recipe.sealed import check_seal
-from carso_cli.recipe.shipped import find_recipe
+from carso_cli.recipe.shipped import find_recipe, recipes_folder
 from carso_cli.whole_file import read_whole
 
 DEFAULT_RECIPE = "digits"
@@ -275,7 +275,8 @@ def load_recipe(reference: str | None = None, overrides: Sequence[str] = ()) -> 
         RecipeError: If it cannot be found, read or carried out; all problems at once.
     """
     path = locate_recipe(reference)
-    return load_recipe_text(_read_file(path), source=str(path), overrides=overrides)
+    recipe = load_recipe_text(_read_file(path), source=str(path), overrides=overrides)
+    return recipe if recipes_folder() in path.parents else recipe.read_from(path)
 
 
 def read_recipe_file(reference: str | None) -> str:

@@ -8,10 +8,11 @@ pixel units of images in [0, 1]; counts of epochs are whole numbers from 1.
 
 from __future__ import annotations
 
-from pathlib import PurePath
+import shlex
+from pathlib import Path, PurePath
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from carso_cli.recipe.number import Number
 from carso_cli.recipe.purifier_training import Training
@@ -225,6 +226,24 @@ class Recipe(Section):
     purifier: Purifier = Purifier()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    _path: str = PrivateAttr("")
+
+    def read_from(self, path: Path) -> Recipe:
+        """Return the recipe as one that was read from a file of the user's own."""
+        found = self.model_copy()
+        found._path = str(path)
+        return found
+
+    @property
+    def reference(self) -> str:
+        """What a command line names it by: the path of its file, quoted for a shell; a shipped one's name."""
+        return shlex.quote(self._path) if self._path else self.name
+
+    def __eq__(self, other: object) -> bool:
+        """Compare values, wherever they were read from."""
+        return isinstance(other, Recipe) and dict(self) == dict(other)
+
+    __hash__ = Section.__hash__
 
     @model_validator(mode="after")
     def _objective_has_gradients(self) -> Self:

@@ -192,7 +192,7 @@ def _stock(recipe: Recipe, broken: list[str], reference: str | None) -> dict[str
     items, error = _attempt(taken)
     lacking = [item for item in items or () if item["required"] and item["state"] != "present"]
     ready = not error and not lacking
-    step = "" if error else _next(reference or recipe.name, lacking)
+    step = "" if error else _next(recipe.reference, lacking)
     return {**result, "ready": ready, "items": items or [], "error": error, "next": step}
 
 

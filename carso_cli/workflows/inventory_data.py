@@ -57,7 +57,7 @@ def _cifar(recipe: Recipe, root: Path) -> Item:
         (str(folder), str(archive)),
         note,
         facts.url,
-        fetch_command(recipe.name),
+        fetch_command(recipe.reference),
         facts.url,
         f"md5:{facts.tgz_md5}",
     )
@@ -87,7 +87,7 @@ def _tinyimagenet(recipe: Recipe, root: Path) -> Item:
         (str(root / TINY_NAME), str(archive), str(root / f"{TINY_NAME}*.zip")),
         note,
         TINY_URL,
-        fetch_command(recipe.name),
+        fetch_command(recipe.reference),
         TINY_URL,
         f"md5:{TINY_MD5}",
     )

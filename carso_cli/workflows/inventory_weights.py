@@ -66,7 +66,7 @@ def _published(
         tuple(str(path) for path in places),
         problem,
         published.page or published.url,
-        fetch_command(recipe.name),
+        fetch_command(recipe.reference),
         published.url,
     )
 
@@ -86,7 +86,7 @@ def _weights_file(recipe: Recipe, kind: str, file: str, required: bool) -> Item:
         str(found or places[0 if trainable else 1]),
         tuple(str(path) for path in places),
         problem,
-        command=f"carso train-classifier {recipe.name} --kind {kind}" if trainable else "",
+        command=f"carso train-classifier {recipe.reference} --kind {kind}" if trainable else "",
     )
 
 

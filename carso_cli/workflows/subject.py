@@ -123,7 +123,7 @@ def load_subject(
     """
     section = recipe.evaluation
     path = (
-        folder.require_purifier(f"carso train-purifier {recipe.name}{_option(recipe, folder)}")
+        folder.require_purifier(f"carso train-purifier {recipe.reference}{_option(recipe, folder)}")
         if needs_defence
         else None
     )

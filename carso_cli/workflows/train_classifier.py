@@ -119,7 +119,7 @@ def _train_epochs(folder: RunFolder, setup: ClassifierSetup, state: ClassifierSt
     except (StopTraining, KeyboardInterrupt):
         raise InterruptedRun(
             f"stopped; {state.describe_saved(epochs)} in {folder.path}",
-            hint=f"go on with: carso train-classifier {setup.recipe.name} --kind {setup.kind} "
+            hint=f"go on with: carso train-classifier {folder.recipe} --kind {setup.kind} "
             f"--run {folder.path} --resume",
         ) from None
 

@@ -120,7 +120,7 @@ def _train_epochs(folder: RunFolder, setup: TrainingSetup, state: TrainingState)
     except (StopTraining, KeyboardInterrupt):
         raise InterruptedRun(
             f"stopped; {state.describe_saved(training.epochs)} in {folder.path}",
-            hint=f"go on with: carso train-purifier {setup.recipe.name} --run {folder.path} --resume",
+            hint=f"go on with: carso train-purifier {folder.recipe} --run {folder.path} --resume",
         ) from None
 
 

@@ -31,6 +31,12 @@ def test_a_saved_image_reads_back_as_it_was(tmp_path: Path, channels: int) -> No
     assert (first if channels == 3 else (first,)) == expected
 
 
+def test_names_are_no_formulas_and_no_markup() -> None:
+    images = torch.zeros(1, 1, 8, 8)
+    drawn = render_grid([("$\\frac$", images)], ["<script>$\\x$"], "svg").decode()
+    assert "script>" not in drawn.replace("&lt;script&gt;", "")
+
+
 def test_colours_stand_where_they_belong_and_paper_around_them() -> None:
     red = torch.zeros(2, 3, 8, 8)
     red[:, 0] = 1.0

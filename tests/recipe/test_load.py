@@ -81,6 +81,16 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         load_recipe(str(tmp_path))
 
 
+def test_a_command_line_names_a_recipe_by_its_path_or_shipped_name(tmp_path: Path) -> None:
+    path = tmp_path / "my recipe.yaml"
+    path.write_text(DIGITS)
+    mine, shipped = load_recipe(str(path)), load_recipe("digits")
+    assert mine.model_copy(update={"seed": 1}).reference == f"'{path}'"
+    assert shipped.reference == load_recipe().reference == "digits"
+    assert (mine, hash(mine)) == (shipped, hash(shipped))
+    assert mine != load_recipe("digits", ["seed=1"])
+
+
 # Files that are no recipes
 
 

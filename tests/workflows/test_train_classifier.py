@@ -105,6 +105,7 @@ def test_weights_say_what_they_are(finished: tuple[Path, dict[str, Any]]) -> Non
         "norm": "linf",
         "eps": 0.1,
         "epochs": EPOCHS,
+        "initial": None,
         "images": 60,
         "seed": 0,
         "version": "0.1.0",
@@ -133,7 +134,9 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights(
         interrupt_at(patched, *place)
         with pytest.raises(InterruptedRun, match=f"{place[0]} of {EPOCHS} epochs are saved") as caught:
             train(run)
-    assert caught.value.hint == f"go on with: carso train-classifier digits --kind at --run {run} --resume"
+    assert caught.value.hint == (
+        f"go on with: carso train-classifier {run / 'recipe.yaml'} --kind at --run {run} --resume"
+    )
     assert not (run / "classifier.safetensors").exists()
     train(run, resume=True)
     whole = load_file(finished[0] / "classifier.safetensors")
