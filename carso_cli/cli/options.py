@@ -212,12 +212,16 @@ def find_recipe_of_run(
 
     Raises:
         RecipeError: See `carso_cli.recipe.load.load_recipe`.
+        StateError: If a trained run has lost the recipe that is to be taken from it.
     """
+    from carso_cli.runs.folder import RunFolder
+
     if reference is None:
         if run is None:
             run = Path(read_recipe(None, None).run_folder)
-        stored = run / "recipe.yaml"
-        if stored.is_file():
-            reference = str(stored.resolve())
+        folder = RunFolder(run)
+        folder.check_recipe()
+        if folder.recipe.is_file():
+            reference = str(folder.recipe.resolve())
     recipe = read_recipe(reference, overrides)
     return recipe, run or Path(recipe.run_folder)

@@ -146,6 +146,18 @@ class RunFolder:
         """Whether training has saved a state: not so of a run that was imported, or only evaluated."""
         return self.state.is_file() or previous_state(self.state).is_file()
 
+    def check_recipe(self) -> None:
+        """Check that a run which was trained still says how.
+
+        Raises:
+            StateError: If it has lost its recipe.
+        """
+        if not self.recipe.is_file() and (self.trained_here or self.purifier.is_file()):
+            raise StateError(
+                f"{self.recipe} is missing: how the purifier beside it was trained is not known",
+                hint="restore it from a copy, or go on with its training by --resume, which writes it anew",
+            )
+
     def read_metrics(self, epochs: int) -> list[dict[str, Any]]:
         """Return the log of training, one line per epoch; empty where nothing was trained here.
 

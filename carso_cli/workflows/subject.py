@@ -88,11 +88,7 @@ def run_recipe(recipe: Recipe, folder: RunFolder) -> Recipe:
         StateError: If the run was trained with a recipe of another name, or has lost its own.
     """
     if not folder.recipe.is_file():
-        if folder.purifier.is_file():
-            raise StateError(
-                f"{folder.recipe} is missing: how the purifier beside it was trained is not known",
-                hint="restore it from a copy, or go on with its training by --resume, which writes it anew",
-            )
+        folder.check_recipe()
         return recipe
     trained = load_recipe(str(folder.recipe.resolve()))
     if trained.name != recipe.name:

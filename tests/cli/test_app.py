@@ -21,6 +21,7 @@ from carso_cli.cli.options import (
     RecipeArgument,
     SeedOption,
     SetOption,
+    find_recipe_of_run,
     read_recipe,
 )
 from carso_cli.errors import (
@@ -359,6 +360,15 @@ NO_HEAVY = f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\nassert
 def test_help_and_recipe_errors_import_nothing_heavy(arguments: tuple[str, ...], code: int) -> None:
     done = carso(*arguments, then=NO_HEAVY)
     assert (done.returncode, "AssertionError" in done.stderr) == (code, False), done.stderr
+
+
+@pytest.mark.parametrize("left", ["purifier.safetensors", "state.safetensors"])
+def test_a_trained_run_without_its_recipe_is_no_run_of_the_default_one(tmp_path: Path, left: str) -> None:
+    (tmp_path / left).touch()
+    with pytest.raises(StateError, match=r"recipe\.yaml is missing: how the purifier beside it was trained"):
+        find_recipe_of_run(None, tmp_path, ())
+    assert find_recipe_of_run("cifar10", tmp_path, ())[0].name == "cifar10"
+    assert find_recipe_of_run(None, tmp_path / "new", ())[0].name == "digits"
 
 
 def test_a_closed_pipe_is_quiet() -> None:
