@@ -193,5 +193,5 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # They start several processes twice each: a fourth as many will do.
     count = metafunc.config.getoption("--faults") // 4
     names = ("train-purifier", "evaluate")
-    faults = [(n, list(KINDS)[n % 3], names[(n + n // 3) % 2]) for n in range(count)]
+    faults = [(n, list(KINDS)[n % 3], names[(n % 3 + n // 3) % 2]) for n in range(count)]
     metafunc.parametrize("fault", faults, ids=lambda fault: "-".join(map(str, fault)))
