@@ -20,6 +20,8 @@ from carso_cli.reporter import Reporter
 
 _MIB = 2**20
 _TIMEOUT_SECONDS = 30
+_LARGEST_MIB = 8 * 1024
+"""Above any file that a recipe names by a wide margin: a server that never ends must not fill the disk."""
 
 
 def fetch(
@@ -41,7 +43,8 @@ def fetch(
 
     Raises:
         MissingError: If there is no network, the disk refuses, the connection ends early, or what came is a
-            web page or has another checksum; the message says what to fetch by hand and where to put it.
+            web page, has another checksum or does not end; the message says what to fetch by hand and where
+            to put it.
     """
     reporter.say(f"{name} is not on this machine yet: downloading {page or url}")
     partial = target.with_name(f"{target.name}.part")
@@ -104,14 +107,22 @@ def _receive(url: str, stream: BinaryIO, version: Path, checked: bool, name: str
         version.write_text(_version(response))
         length = response.headers.get("Content-Length")
         total = start + int(length or 0)
+        _limit(stream, total)
         with reporter.progress(f"downloading {name}", total=-(-total // _MIB), unit="MiB") as progress:
             progress.advance(start // _MIB)
             while block := response.read(_MIB):
                 stream.write(block)
+                _limit(stream, _size(stream))
                 progress.advance()
         stream.flush()
         if length is not None and _size(stream) != total:
             raise OSError(f"the connection ended after {_size(stream)} of {total} bytes")
+
+
+def _limit(stream: BinaryIO, size: int) -> None:
+    if size > _LARGEST_MIB * _MIB:
+        stream.truncate(0)
+        raise OSError(f"it has more than {_LARGEST_MIB:,} MiB, the most that is taken from a server")
 
 
 def _version(response: http.client.HTTPResponse) -> str:

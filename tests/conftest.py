@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -62,6 +62,8 @@ class Site:
     content: bytes = b""
     kind: str = "application/octet-stream"
     resumes: bool = True
+    announces: bool = True
+    """Whether it says how many bytes will come."""
     version: str = ""
     """Its `ETag`."""
     cut_after: int | None = None
@@ -85,11 +87,14 @@ def _handler(site: Site) -> type[BaseHTTPRequestHandler]:
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
             self.send_header("Content-Type", site.kind)
-            self.send_header("Content-Length", str(whole - start))
+            if site.announces:
+                self.send_header("Content-Length", str(whole - start))
             if site.version:
                 self.send_header("ETag", site.version)
             self.end_headers()
-            self.wfile.write(site.content[start:][: site.cut_after])
+            # A client may have read enough.
+            with suppress(ConnectionError):
+                self.wfile.write(site.content[start:][: site.cut_after])
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -12,6 +12,7 @@ from urllib.request import Request
 
 import pytest
 
+from carso_cli import download
 from carso_cli.download import StayingEncrypted, fetch, file_digest, recorded_problem
 from carso_cli.errors import MissingError
 from carso_cli.reporter import SILENT, Reporter
@@ -25,6 +26,7 @@ class Site(Protocol):
     content: bytes
     kind: str
     resumes: bool
+    announces: bool
     version: str
     cut_after: int | None
     asked: list[str | None]
@@ -145,6 +147,17 @@ def test_a_web_page_is_refused(site: Site, target: Path) -> None:
     with pytest.raises(MissingError, match="the server sent a web page in its place") as caught:
         get(site, target, checksum="", page="https://example.org/a")
     assert caught.value.hint == f"fetch https://example.org/a where there is a network and put it at {target}"
+    assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_file_without_an_end_is_given_up(
+    announced: bool, site: Site, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_LARGEST_MIB", 1)
+    site.announces = announced
+    with pytest.raises(MissingError, match="it has more than 1 MiB, the most that is taken from a server"):
+        get(site, target)
     assert list(target.parent.iterdir()) == []
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,6 +75,7 @@ def copy(
 ) -> None:
     """Copy a recipe, comments included, to change it."""
     from carso_cli.recipe.load import locate_recipe
+    from carso_cli.whole_file import written_whole
 
     source = locate_recipe(name)
     target = destination or Path(source.name)
@@ -86,7 +86,8 @@ def copy(
     if target.exists() and not force:
         raise UsageError(f"{target} exists already", hint="give another name, or --force to overwrite it")
     try:
-        shutil.copyfile(source, target)
+        with written_whole(target) as stream:
+            stream.write(source.read_bytes())
     except OSError as error:
         raise CarsoError(f"cannot copy {source} to {target}: {error.strerror or error}") from None
     print_plain(str(target))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from carso_cli.errors import CarsoError, StateError
+from carso_cli.errors import CarsoError, StateError, UsageError
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
@@ -57,7 +57,7 @@ def report(
         device: Where reconstructions are made.
 
     Raises:
-        UsageError: If a table is unknown.
+        UsageError: If a table is unknown, or the pictures of two runs would take the same names.
         StateError: If a folder holds no run, or there is none.
         CarsoError: If a file cannot be written.
     """
@@ -69,18 +69,31 @@ def report(
         # Only pages and pictures need matplotlib and torch.
         from carso_cli.workflows.report_page import build_page, draw_pictures
 
+        if pictures is not None:
+            _require_names_of_their_own(stored)
         for file in (html, pictures):
             if file is not None:
                 ensure_folder(file.parent if file is html else file)
         shown = {run.path: draw_pictures(run, reporter, device) for run in stored}
         if pictures is not None:
             for run in stored:
-                folder = pictures if len(stored) == 1 else ensure_folder(pictures / run.path.name)
+                folder = pictures if len(stored) == 1 else ensure_folder(pictures / run.path.resolve().name)
                 written += [path for group in shown[run.path] for path in group.save(folder)]
         if html is not None:
             write_atomically(html, build_page(stored, drawn, shown))
             written.append(html)
     return Report(drawn, written)
+
+
+def _require_names_of_their_own(runs: Sequence[StoredRun]) -> None:
+    named: dict[str, Path] = {}
+    for run in runs:
+        other = named.setdefault(run.path.resolve().name, run.path)
+        if other != run.path:
+            raise UsageError(
+                f"the pictures of {other} and {run.path} would both go to a folder {run.path.resolve().name}",
+                hint="draw one of them at a time, into --pictures folders of their own",
+            )
 
 
 def find_runs(parent: Path) -> list[Path]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -117,6 +119,22 @@ def test_cp_onto_itself_is_refused_even_when_forced(tmp_path: Path, capsys: Capt
 def test_cp_into_nowhere_says_so(capsys: Capture) -> None:
     assert run(["recipes", "cp", "digits", "nowhere/mine.yaml"]) == 1
     assert "to nowhere/mine.yaml: No such file or directory" in capsys.readouterr().err
+
+
+def test_cp_that_fails_halfway_leaves_what_was_there(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "digits.yaml"
+    path.write_text("precious")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run(["recipes", "cp", "digits", "--force"]) == 1
+    assert "to digits.yaml: No space left on device" in capsys.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["digits.yaml"]
+    assert path.read_text() == "precious"
 
 
 def test_cp_of_an_unknown_recipe_names_the_nearest(capsys: Capture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,16 @@ def test_page_and_pictures(run: Path, tmp_path: Path, capsys: Capture) -> None:
         assert part in text
     assert text.count("data:image/svg+xml;base64,") == 2 * 6
     assert "http" not in text.replace("http-equiv", "")
+
+
+def test_pictures_of_two_runs_of_one_name_are_refused(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    other = tmp_path / "elsewhere" / run.name
+    shutil.copytree(run, other)
+    assert carso(["report", str(run), str(other), "--pictures", str(tmp_path / "pictures")]) == 2
+    assert f"would both go to a folder {run.name}" in " ".join(
+        capsys.readouterr().err.replace("│", "").split()
+    )
+    assert not (tmp_path / "pictures").exists()
 
 
 def test_a_page_that_cannot_be_written_is_an_error_before_anything_is_drawn(
