@@ -177,6 +177,7 @@ def build_purifier(recipe: Recipe, classifier: nn.Module) -> Purifier:
         condition_features=recipe.purifier.condition_features,
         latent_features=recipe.purifier.latent_features,
         layer_convolutions=recipe.purifier.layer_convolutions,
+        input_share=recipe.purifier.input_share,
     )
 
 

@@ -75,9 +75,13 @@ class Defence(nn.Module):
         return changed
 
     def condition(self, images: Tensor) -> Tensor:
-        """Compute the deterministic part: (B, channels, H, W) images to (B, F) conditions."""
+        """Compute the deterministic part: (B, channels, H, W) images to (B, F) conditions.
+
+        Where the input has a share in what is classified, its pixels follow the F features.
+        """
         with reduced(self.precision, images.device):
-            return self.purifier.condition(extract_representation(self.classifier, images, self.layers))
+            condition = self.purifier.condition(extract_representation(self.classifier, images, self.layers))
+        return torch.cat((condition, images.flatten(1)), dim=1) if self.purifier.input_share else condition
 
     def draw_latents(
         self, batch: int, n_samples: int | None = None, generator: torch.Generator | None = None
@@ -93,10 +97,14 @@ class Defence(nn.Module):
 
     def decode(self, condition: Tensor, latents: Tensor) -> Tensor:
         """Decode (B, F) conditions with (B, N, Z) latents into images (B, N, channels, H, W) in [0, 1]."""
-        repeated = condition.unsqueeze(1).expand(-1, latents.shape[1], -1)
+        features, pixels = condition.tensor_split((self.purifier.condition_features,), dim=1)
+        repeated = features.unsqueeze(1).expand(-1, latents.shape[1], -1)
         with reduced(self.precision, condition.device):
             images = self.purifier.decode(latents.flatten(0, 1), repeated.flatten(0, 1))
-        return images.reshape(*latents.shape[:2], *images.shape[1:])
+        images = images.reshape(*latents.shape[:2], *images.shape[1:])
+        if share := self.purifier.input_share:
+            images = torch.lerp(images, pixels.reshape(-1, 1, *images.shape[2:]), share)
+        return images
 
     def sample_logits(self, condition: Tensor, latents: Tensor) -> Tensor:
         """Reconstruct and classify: (B, F) conditions and (B, N, Z) latents to (B, N, C) logits."""

@@ -60,6 +60,8 @@ class LeastSquares(nn.Module):
     """A purifier without training: digits by least squares from one layer, noise from the latents."""
 
     latent_features = 64
+    condition_features = 16 * 64
+    input_share = 0.0
 
     def __init__(self, classifier: nn.Module, digits: Tensor) -> None:
         super().__init__()

@@ -48,6 +48,8 @@ class Purifier(nn.Module):
         condition_features: `fcrepr` of Table 15.
         latent_features: Z, `fjoint` of Table 15; at 0, beyond the paper, nothing is encoded or random.
         layer_convolutions: Convolutions per layer encoder; by image size when None.
+        input_share: Share of the input in each image of the defence, the rest being what `decode` returns;
+            above 0, beyond the paper.
     """
 
     mean: Tensor
@@ -64,9 +66,12 @@ class Purifier(nn.Module):
         condition_features: int,
         latent_features: int,
         layer_convolutions: int | None = None,
+        input_share: float = 0.0,
     ) -> None:
         super().__init__()
+        self.condition_features = condition_features
         self.latent_features = latent_features
+        self.input_share = input_share
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
         self.representation_encoder = RepresentationEncoder(

@@ -55,6 +55,8 @@ def _hashed_values(recipe: Recipe) -> dict[str, Any]:
         del classifier["architecture"]
     if classifier["training"]["initial"] is None:
         del classifier["training"]["initial"]
+    if not values["purifier"]["input_share"]:
+        del values["purifier"]["input_share"]
     if training["attack_mix"]["reuse"] == 1:
         del training["attack_mix"]["reuse"]
     if training["objective"] == "elbo":

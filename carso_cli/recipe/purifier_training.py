@@ -28,7 +28,7 @@ class AdversarialTraining(Section):
 
     adversarial_fraction: Share = 1.0
     steps: Count = 5
-    """Steps of the attack, each 2.5 eps / steps long."""
+    """Steps of the attack, each 2.5 eps / steps long; a single one, 1.25 eps."""
     n_samples: Count = 1
     """N: reconstructions per image, in every step of the attack and in the loss."""
     trades_weight: Positive | None = None

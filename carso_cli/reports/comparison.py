@@ -58,7 +58,9 @@ class _Subject:
             return f"classifier of {self.run.path.name}, alone"
         section, recipe = self.evaluation.identity, self.run.recipe
         layers, latent = recipe["representation"]["layers"], recipe["purifier"]["latent_features"]
-        return f"{self.run.path.name}, N {section['n_samples']}, Z {latent}, {len(layers)} layers"
+        share = recipe["purifier"]["input_share"]
+        skip = f", input {share:g}" if share else ""
+        return f"{self.run.path.name}, N {section['n_samples']}, Z {latent}, {len(layers)} layers{skip}"
 
 
 def comparison_table(runs: Sequence[StoredRun]) -> ReportTable:

@@ -211,14 +211,13 @@ def measured_label(run: StoredRun, one: StoredEvaluation, target: str = "defence
     Args:
         run: The run.
         one: The evaluation.
-        target: What the row is about; a defence trained on another objective than the paper's is named so.
+        target: What the row is about; a defence of another objective than the paper's, or that classifies
+            more than reconstructions, is named so.
     """
     attack = str(one.identity["attack"])
     name = "as published" if attack == "published" else attack
-    objective = run.recipe["training"]["objective"]
-    beyond = target == "defence" and target in one.worst and objective != "elbo"
-    further = f", trained beyond the paper ({objective})" if beyond else ""
-    return f"{MEASURED}, {name}{_UNTRUSTED if one.failed else ''}{further}"
+    beyond = run.beyond_the_paper if target == "defence" and target in one.worst else ()
+    return ", ".join((MEASURED, f"{name}{_UNTRUSTED if one.failed else ''}", *beyond))
 
 
 def trace_of(run: StoredRun, one: StoredEvaluation) -> Trace:

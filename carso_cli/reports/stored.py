@@ -62,6 +62,15 @@ class StoredRun:
         return int(self.recipe["training"]["attack_mix"].get("reuse", 1))
 
     @property
+    def beyond_the_paper(self) -> tuple[str, ...]:
+        """In what the defence is not the paper's."""
+        objective, share = self.recipe["training"]["objective"], self.recipe["purifier"]["input_share"]
+        return (
+            *((f"trained beyond the paper ({objective})",) if objective != "elbo" else ()),
+            *((f"beyond the paper ({share:g} of the input in what is classified)",) if share else ()),
+        )
+
+    @property
     def plain_evaluations(self) -> list[StoredEvaluation]:
         """Evaluations at the recipe's own eps, norm, samples and aggregation.
 

@@ -91,7 +91,9 @@ class Straightforward:
         condition = self.purifier.condition(self._representation(images))
 
         def sample(one: Tensor) -> Tensor:
-            logits: Tensor = self.classifier(self.purifier.decode(one, condition))
+            share = self.purifier.input_share
+            seen = share * images + (1 - share) * self.purifier.decode(one, condition)
+            logits: Tensor = self.classifier(seen)
             return logits
 
         return torch.vmap(sample)(latents.transpose(0, 1))

@@ -85,7 +85,8 @@ def perturbed(recipe: Recipe, defence: Defence, images: Tensor, labels: Tensor, 
     """Attack images for training as `training.adversarial` says.
 
     By PGD on the cross-entropy of the exact view, with fresh latents at every step (Athalye et al., 2018),
-    from a random point of the ball, in steps of 2.5 radii over their number (Madry et al., 2018).
+    from a random point of the ball, in steps of 2.5 radii over their number (Madry et al., 2018), or a single
+    one of 1.25 (Wong et al., 2020).
 
     Args:
         recipe: The recipe; the radius is that of its threat model.
@@ -108,7 +109,7 @@ def perturbed(recipe: Recipe, defence: Defence, images: Tensor, labels: Tensor, 
         ThreatModel(recipe.threat.norm, eps),
         steps=section.steps,
         draws=1,
-        step_size=2.5 * eps / section.steps,
+        step_size=2.5 * eps / max(section.steps, 2),
         random_start=True,
         seed=seed,
     )
