@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from math import isfinite
 from typing import Any
 
 from carso_cli.attacks.names import TRANSFERS
@@ -97,6 +98,7 @@ def stored_checks(evidence: Evidence) -> list[Check]:
     return [
         _in_ball(evidence),
         _rule_agreement(evidence),
+        _logit_lead(evidence),
         *_gradients(evidence),
         _loss_rises(evidence),
         _examples_moved(evidence),
@@ -147,6 +149,19 @@ def _rule_agreement(evidence: Evidence) -> Check:
         0.0,
         "share of scored draws in which the exact view's largest class is not the defence's own decision",
     )
+
+
+def _logit_lead(evidence: Evidence) -> Check:
+    clean = evidence.records[evidence.plan.jobs_on(evidence.plan.headline_target)[0].key]
+    leads = [record.margin for record in clean if record.margin is not None and isfinite(record.margin)]
+    if not leads:
+        return not_run("logit-lead", "no image has finite logits")
+    meaning = (
+        "mean lead of the label's logit over the next on unperturbed images, for comparison: from "
+        f"{min(leads):.3g} to {max(leads):.3g}; where the logits of 8 samples lead by more than about 1.5, "
+        "log(P / (1 - P)) saturates in float32"
+    )
+    return Check("logit-lead", sum(leads) / len(leads), None, None, meaning)
 
 
 def _gradients(evidence: Evidence) -> list[Check]:

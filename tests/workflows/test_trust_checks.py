@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,6 +42,12 @@ def test_a_healthy_defence_passes(toys: ModuleType, tmp_path: Path, attack: str)
         # By construction 6 of the 10 images can be fooled.
         assert summary["headline"]["accuracy"] == pytest.approx(0.4, abs=0.05)
         assert checks["eot-adequacy"]["value"] > 0.9
+        # 4 pixels times 2 eps times share and scale, less what noise lends the best of three others.
+        lead = checks["logit-lead"]
+        assert lead["value"] == pytest.approx(4 * 2 * toys.EPS * 0.5 * sum(SHARES) / len(SHARES), abs=0.05)
+        ((least, most),) = re.findall(r"from (\S+) to (\S+);", lead["meaning"])
+        assert (float(least), float(most)) == pytest.approx((0.12, 0.8), abs=0.05)
+        assert lead["passed"] is None
         assert checks["large-eps-attack"]["value"] == 0.0
         assert checks["large-eps-noise"]["value"] > 0.2
         assert checks["large-eps-noise"]["passed"] is None
