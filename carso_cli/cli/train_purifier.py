@@ -69,7 +69,7 @@ def command(
         ["clean accuracy of the defence, held out", accuracy(result["defence_clean_accuracy"])],
     ]
     if objective in _BEYOND:
-        rows.append(["the same, under the attack of training", accuracy(result["defence_attacked_accuracy"])])
+        rows.append(["the same, under PGD", accuracy(result["defence_attacked_accuracy"])])
     terms = "" if objective in _BEYOND else " (BCE + beta KL)"
     rows.append([f"loss an image{terms}", figure(result["loss"])])
     if "bce" in result:

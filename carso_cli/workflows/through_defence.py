@@ -32,6 +32,9 @@ from carso_cli.recipe.schema import Recipe
 from carso_cli.representation import extract_representation
 from carso_cli.workflows.subject import samples_per_pass
 
+HELD_OUT_STEPS = 10
+"""Steps of the attack that training is followed by: a purifier can learn the few of training by heart."""
+
 
 class ThroughDefence(nn.Module):
     """The purifier's parameters behind the defence's output.
@@ -81,7 +84,9 @@ class ThroughDefence(nn.Module):
             return logits, *self.defence.purifier(encoded, representation, noise)
 
 
-def perturbed(recipe: Recipe, defence: Defence, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+def perturbed(
+    recipe: Recipe, defence: Defence, images: Tensor, labels: Tensor, seed: int, steps: int | None = None
+) -> Tensor:
     """Attack images for training as `training.adversarial` says.
 
     By PGD on the cross-entropy of the exact view, with fresh latents at every step (Athalye et al., 2018),
@@ -94,10 +99,12 @@ def perturbed(recipe: Recipe, defence: Defence, images: Tensor, labels: Tensor, 
         images: (B, channels, H, W) in [0, 1].
         labels: (B,).
         seed: Seed of starts and latents.
+        steps: Steps of the attack; those of training when None.
     """
     if len(images) == 0:
         return images
     section, eps = recipe.training.adversarial, recipe.threat.eps
+    steps = steps or section.steps
     target = DefenceTarget(
         defence,
         "exact",
@@ -107,9 +114,9 @@ def perturbed(recipe: Recipe, defence: Defence, images: Tensor, labels: Tensor, 
     )
     attack = PGDEoT(
         ThreatModel(recipe.threat.norm, eps),
-        steps=section.steps,
+        steps=steps,
         draws=1,
-        step_size=2.5 * eps / max(section.steps, 2),
+        step_size=2.5 * eps / max(steps, 2),
         random_start=True,
         seed=seed,
     )

@@ -47,7 +47,7 @@ from carso_cli.workflows.purifier_steps import (
     train_step,
 )
 from carso_cli.workflows.run_description import describe_run
-from carso_cli.workflows.through_defence import ThroughDefence, perturbed
+from carso_cli.workflows.through_defence import HELD_OUT_STEPS, ThroughDefence, perturbed
 from carso_cli.workflows.training_progress import StopTraining
 from carso_cli.workflows.training_state import TrainingState
 
@@ -194,7 +194,7 @@ def _train_epoch(setup: TrainingSetup, state: TrainingState, epoch: int, stop: S
 def _follow(setup: TrainingSetup, state: TrainingState) -> dict[str, Any]:
     """Return accuracies of the defence, slow weights, on the held-out images; None without any.
 
-    Clean, and where training goes through the defence also under the attack of training.
+    Clean, and where training goes through the defence also under its attack, of `HELD_OUT_STEPS` steps.
     """
     recipe = setup.recipe
     names = ["defence_clean_accuracy"]
@@ -221,7 +221,7 @@ def _follow(setup: TrainingSetup, state: TrainingState) -> dict[str, Any]:
         for place, name in enumerate(names):
             if name == "defence_attacked_accuracy":
                 seed = derive_seed(recipe.seed, "held-out attack", number)
-                images = perturbed(recipe, defence, images, labels.to(setup.device), seed)
+                images = perturbed(recipe, defence, images, labels.to(setup.device), seed, HELD_OUT_STEPS)
             latents = defence.draw_latents(len(images), generator=generator(recipe.seed, "held out", number))
             with torch.no_grad():
                 predicted = defence(images, latents=latents, view="exact").argmax(dim=1).cpu()

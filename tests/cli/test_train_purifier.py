@@ -76,7 +76,7 @@ def test_what_is_beyond_the_paper_is_labelled_so(tmp_path: Path, capsys: pytest.
     assert run([*arguments, "--run", str(tmp_path / "on")]) == 0
     shown = capsys.readouterr().out
     assert "adversarial, beyond the paper" in shown
-    assert "the same, under the attack of training" in shown
+    assert "the same, under PGD" in shown
     assert "BCE" not in shown
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from carso_cli.attacks.pgd_eot import PGDEoT
 from carso_cli.build import (
     build_classifier,
     build_purifier,
@@ -284,6 +285,21 @@ def test_images_are_perturbed_within_the_ball_to_raise_the_loss(elbo_run: Path) 
     assert after > before + 0.1
     assert torch.equal(attacked, perturbed(chosen, defence, pixels, labels, seed=4))
     assert not torch.equal(attacked, perturbed(chosen, defence, pixels, labels, seed=5))
+
+
+def test_training_by_one_step_is_followed_by_an_attack_of_more(
+    elbo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, float]] = []
+
+    def noted(threat: Any, *, steps: int, step_size: float, **options: Any) -> PGDEoT:
+        made.append((steps, step_size / threat.eps))
+        return PGDEoT(threat, steps=steps, step_size=step_size, **options)
+
+    monkeypatch.setattr(through_defence, "PGDEoT", noted)
+    train(through(elbo_run, "training.adversarial.steps=1", epochs=2), tmp_path / "run")
+    # Wong et al. (2020) for the single step, Madry et al. (2018) for ten.
+    assert set(made) == {(1, 1.25), (10, 0.25)}
 
 
 def test_a_second_classifier_is_trained_through(elbo_run: Path) -> None:
