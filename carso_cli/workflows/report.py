@@ -77,7 +77,7 @@ def report(
         shown = {run.path: draw_pictures(run, reporter, device) for run in stored}
         if pictures is not None:
             for run in stored:
-                folder = pictures if len(stored) == 1 else ensure_folder(pictures / run.path.resolve().name)
+                folder = pictures if len(stored) == 1 else ensure_folder(pictures / run.path.absolute().name)
                 written += [path for group in shown[run.path] for path in group.save(folder)]
         if html is not None:
             write_atomically(html, build_page(stored, drawn, shown))
@@ -88,10 +88,11 @@ def report(
 def _require_names_of_their_own(runs: Sequence[StoredRun]) -> None:
     named: dict[str, Path] = {}
     for run in runs:
-        other = named.setdefault(run.path.resolve().name, run.path)
+        name = run.path.absolute().name
+        other = named.setdefault(name, run.path)
         if other != run.path:
             raise UsageError(
-                f"the pictures of {other} and {run.path} would both go to a folder {run.path.resolve().name}",
+                f"the pictures of {other} and {run.path} would both go to a folder {name}",
                 hint="draw one of them at a time, into --pictures folders of their own",
             )
 
