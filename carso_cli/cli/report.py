@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import Annotated
 
 import typer
@@ -23,7 +25,6 @@ from carso_cli.reports.tables import TABLES
 _TEXTS = {"markdown": to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json}
 FORMATS = ("rich", *_TEXTS, "html")
 _GAP = 2
-_LONG_WORD = 14
 
 
 def command(
@@ -87,6 +88,12 @@ def _print(tables: list[ReportTable], form: str) -> None:
         print_plain(_TEXTS[form](tables), end="")
 
 
+class _AfterHyphens(TextWrapper):
+    """Breaks lines after hyphens too, whatever stands before them: names of runs are long words."""
+
+    wordsep_re = re.compile(r"(\s+)|(?<=\w-)")
+
+
 def show_tables(tables: list[ReportTable]) -> None:
     """Print tables on stdout; a table too wide for the terminal is printed as one paragraph a row."""
     console = output()
@@ -94,14 +101,12 @@ def show_tables(tables: list[ReportTable]) -> None:
         if place:
             console.print()
         cells = [_cells(one, row) for row in one.rows]
-        widths = _widths(one, cells, console.width)
-        if widths is None:
-            cells = [[_folded(text) for text in line] for line in cells]
-            widths = _widths(one, cells, console.width)
-        if widths is None:
+        fitting = (_layout(one, cells, console.width, wrapper) for wrapper in (TextWrapper, _AfterHyphens))
+        drawn = next((table for table in fitting if table is not None), None)
+        if drawn is None:
             _print_paragraphs(console, one)
         else:
-            console.print(_drawn(one, cells, widths))
+            console.print(drawn)
         for note in one.notes:
             console.print(Text(note, style="dim"))
         for mark, trace in enumerate(one.traces, start=1):
@@ -114,7 +119,7 @@ def _cells(one: ReportTable, row: Row) -> list[str]:
         f"{cell.main}\n{cell.interval}".rstrip() if isinstance(cell, Figure) else shown(cell)
         for cell in row.cells
     ]
-    texts[1] += _mark(one, row)
+    texts[one.marked] += _mark(one, row)
     return texts
 
 
@@ -123,28 +128,25 @@ def _mark(one: ReportTable, row: Row) -> str:
     return "" if mark is None else f" ({mark})"
 
 
-def _folded(text: str) -> str:
-    """Let long words break after their hyphens."""
-    words = (word if len(word) < _LONG_WORD else word.replace("-", "-\n") for word in text.split(" "))
-    return " ".join(words)
-
-
-def _widths(one: ReportTable, cells: list[list[str]], available: int) -> list[int] | None:
-    """Return each column's width, text columns narrowed to their longest word; None if that is too wide."""
+def _layout(
+    one: ReportTable, cells: list[list[str]], available: int, wrapper: type[TextWrapper]
+) -> Table | None:
+    """Draw a table, its text columns narrowed as far as the wrapper can; None if that is too wide."""
     columns = [[heading, *(line[place] for line in cells)] for place, heading in enumerate(one.columns)]
     widths = [max(len(part) for text in column for part in text.split("\n")) for column in columns]
     excess = sum(widths) + _GAP * (len(widths) - 1) - available
     for place, flush in enumerate(one.numeric):
         # A figure's interval holds a space and is not broken.
         if not flush and excess > 0:
-            longest = max(len(word) for text in columns[place] for word in text.split())
+            narrow = wrapper(width=1, break_long_words=False)
+            longest = max(len(part) for text in columns[place] for part in narrow.wrap(text))
             given = min(excess, widths[place] - longest)
             widths[place] -= given
             excess -= given
-    return widths if excess <= 0 else None
+    return None if excess > 0 else _drawn(one, cells, widths, wrapper)
 
 
-def _drawn(one: ReportTable, cells: list[list[str]], widths: list[int]) -> Table:
+def _drawn(one: ReportTable, cells: list[list[str]], widths: list[int], wrapper: type[TextWrapper]) -> Table:
     drawn = Table(
         title=one.heading, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
     )
@@ -152,7 +154,10 @@ def _drawn(one: ReportTable, cells: list[list[str]], widths: list[int]) -> Table
     for column, flush, width in zip(one.columns, one.numeric, widths, strict=True):
         drawn.add_column(Text(column), justify="right" if flush else "left", no_wrap=flush, width=width)
     for line in cells:
-        drawn.add_row(*(Text(text) for text in line))
+        texts = zip(line, one.numeric, widths, strict=True)
+        drawn.add_row(
+            *(Text(text if flush else wrapper(width=width).fill(text)) for text, flush, width in texts)
+        )
     return drawn
 
 

@@ -7,14 +7,15 @@ what is attacked may differ in all else. Beyond the paper, which compares accura
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Any
 
 from carso_cli.reports.evaluations import StoredEvaluation
-from carso_cli.reports.results import measured_label, trace_of
+from carso_cli.reports.results import trace_of, untrusted
 from carso_cli.reports.stored import StoredRun
-from carso_cli.reports.table import MEASURED, Cell, Figure, ReportTable, Row, measured_figure
+from carso_cli.reports.table import MEASURED, Figure, ReportTable, Row, measured_figure
 from carso_cli.runs.intervals import paired_difference
 
 _SUBJECT = (
@@ -51,40 +52,49 @@ class _Subject:
         """Accuracy of each image under the worst attack, by its position in the split."""
         return {record.index: record.accuracy for record in self.evaluation.worst_records(self.target)}
 
-    @property
-    def label(self) -> str:
-        """How the model is called in its row."""
-        if self.target == "classifier":
-            return f"classifier of {self.run.path.name}, alone"
-        section, recipe = self.evaluation.identity, self.run.recipe
+    def label(self, letter: str | None) -> str:
+        """How the model is called in its row; `letter` is that of a classifier in the headings."""
+        name = self.run.path.name
+        if letter is not None:
+            return f"[{letter}] {name}: classifier alone"
+        recipe = self.run.recipe
         layers, latent = recipe["representation"]["layers"], recipe["purifier"]["latent_features"]
-        share = recipe["purifier"]["input_share"]
-        skip = f", input {share:g}" if share else ""
-        return f"{self.run.path.name}, N {section['n_samples']}, Z {latent}, {len(layers)} layers{skip}"
+        built = f"{name}: N {self.evaluation.identity['n_samples']}, Z {latent}, {len(layers)} layers"
+        return "; ".join(filter(None, (built, self.run.beyond_the_paper)))
 
 
-def comparison_table(runs: Sequence[StoredRun]) -> ReportTable:
-    """Return clean and attacked accuracy of every model, and its paired difference to every classifier."""
+def comparison_tables(runs: Sequence[StoredRun]) -> list[ReportTable]:
+    """Return a table for each attack: every model, and its paired difference to each classifier alone.
+
+    Without anything to compare there is one table without rows.
+    """
     groups: dict[str, dict[tuple[Any, ...], _Subject]] = {}
     for subject in _subjects(runs):
         groups.setdefault(subject.protocol, {}).setdefault(subject.model, subject)
-    compared = [group for group in groups.values() if len(group) > 1]
-    bare: dict[tuple[Any, ...], str] = {}
-    for group in compared:
-        for model, subject in group.items():
-            if subject.target == "classifier":
-                bare.setdefault(model, subject.run.path.name)
-    rows = [_row(subject, group, list(bare)) for group in compared for subject in group.values()]
+    compared = [[*group.values()] for group in groups.values() if len(group) > 1]
+    return [_table(place, group) for place, group in enumerate(compared, start=1)] or [_table(1, [])]
+
+
+def _table(place: int, group: Sequence[_Subject]) -> ReportTable:
+    bare = [subject for subject in group if subject.target == "classifier"]
+    letters = {subject.model: letter for subject, letter in zip(bare, ascii_uppercase, strict=False)}
+    attack = f": {_attack(group[0].evaluation.identity)}" if group else ""
     return ReportTable(
         "",
-        "Variants and classifiers, compared image by image",
-        ("data", "figures", "model", "clean", "attacked", *(f"minus {name}" for name in bare.values())),
-        tuple(rows),
+        f"Comparison {place}, image by image{attack}",
+        ("model, measured", "clean", "attacked", *(f"minus [{letter}]" for letter in letters.values())),
+        tuple(_row(subject, bare, letters.get(subject.model)) for subject in group),
         (
-            "Beyond the paper. attacked: worst case over all attacks of the evaluation. minus RUN: attacked "
-            "accuracy less that of RUN's classifier alone, on the same images under the same attack; [ ]: "
+            "Beyond the paper. attacked: worst case over all attacks of the evaluation. minus: attacked "
+            "accuracy less that of a classifier alone, on the same images under the same attack; [ ]: "
             "95% interval for matched pairs (Agresti and Min, 2005).",
         ),
+    )
+
+
+def _attack(identity: Mapping[str, Any]) -> str:
+    return (
+        f"{identity['attack']}, {identity['n_images']} images, eps {identity['eps']:.4g} {identity['norm']}"
     )
 
 
@@ -97,17 +107,13 @@ def _subjects(runs: Sequence[StoredRun]) -> Iterator[_Subject]:
                         yield _Subject(run, one, target)
 
 
-def _row(subject: _Subject, group: dict[tuple[Any, ...], _Subject], bare: Sequence[tuple[Any, ...]]) -> Row:
+def _row(subject: _Subject, bare: Sequence[_Subject], letter: str | None) -> Row:
     one = subject.evaluation
-    differences: list[Cell] = [
-        None if model == subject.model or model not in group else _difference(subject, group[model])
-        for model in bare
-    ]
     cells = (
-        *(subject.run.data, measured_label(subject.run, one, subject.target), subject.label),
+        f"{subject.label(letter)}{untrusted(one)}",
         measured_figure(one.find(subject.target, "none")),
         measured_figure(one.worst[subject.target]),
-        *differences,
+        *(None if other is subject else _difference(subject, other) for other in bare),
     )
     return Row(MEASURED, cells, trace_of(subject.run, one))
 

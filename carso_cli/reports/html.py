@@ -81,7 +81,7 @@ def _row_html(table: ReportTable, row: Row, name: str, numeric: Sequence[bool]) 
     for place, (cell, flush) in enumerate(zip(row.cells, numeric, strict=True)):
         text = _cell_html(cell)
         mark = table.mark(row)
-        if place == 1 and mark is not None:
+        if place == table.marked and mark is not None:
             text += f'<sup><a href="#{name}-{mark}">{mark}</a></sup>'
         cells.append(f'<th scope="row">{text}</th>' if place == 0 else f"<td{_flush(flush)}>{text}</td>")
     return f'<tr class="{escape(row.source)}">{"".join(cells)}</tr>'

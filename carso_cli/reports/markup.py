@@ -62,7 +62,7 @@ def _markdown_table(table: ReportTable) -> str:
         cells = [_markdown(shown(cell)) for cell in row.cells]
         mark = table.mark(row)
         if mark is not None:
-            cells[1] += f"[^{name}-{mark}]"
+            cells[table.marked] += f"[^{name}-{mark}]"
         lines.append(_markdown_line(cells))
     for note in table.notes:
         lines += ["", _markdown(note)]
@@ -95,7 +95,7 @@ def _latex_table(table: ReportTable) -> str:
         cells = [_latex(shown(cell)) for cell in row.cells]
         mark = table.mark(row)
         if mark is not None:
-            cells[1] += rf"\textsuperscript{{{mark}}}"
+            cells[table.marked] += rf"\textsuperscript{{{mark}}}"
         lines.append(_latex_line(cells))
     lines += [r"\hline", r"\end{tabular}", ""]
     notes = [_latex(note) for note in table.notes]

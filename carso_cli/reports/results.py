@@ -211,13 +211,17 @@ def measured_label(run: StoredRun, one: StoredEvaluation, target: str = "defence
     Args:
         run: The run.
         one: The evaluation.
-        target: What the row is about; a defence of another objective than the paper's, or that classifies
-            more than reconstructions, is named so.
+        target: What the row is about; in what a defence is beyond the paper is named.
     """
     attack = str(one.identity["attack"])
     name = "as published" if attack == "published" else attack
-    beyond = run.beyond_the_paper if target == "defence" and target in one.worst else ()
-    return ", ".join((MEASURED, f"{name}{_UNTRUSTED if one.failed else ''}", *beyond))
+    beyond = run.beyond_the_paper if target == "defence" and target in one.worst else ""
+    return ", ".join(filter(None, (MEASURED, f"{name}{untrusted(one)}", beyond)))
+
+
+def untrusted(one: StoredEvaluation) -> str:
+    """Return the dagger that marks figures whose trust checks failed, or nothing."""
+    return _UNTRUSTED if one.failed else ""
 
 
 def trace_of(run: StoredRun, one: StoredEvaluation) -> Trace:

@@ -62,13 +62,18 @@ class StoredRun:
         return int(self.recipe["training"]["attack_mix"].get("reuse", 1))
 
     @property
-    def beyond_the_paper(self) -> tuple[str, ...]:
-        """In what the defence is not the paper's."""
-        objective, share = self.recipe["training"]["objective"], self.recipe["purifier"]["input_share"]
-        return (
-            *((f"trained beyond the paper ({objective})",) if objective != "elbo" else ()),
-            *((f"beyond the paper ({share:g} of the input in what is classified)",) if share else ()),
+    def beyond_the_paper(self) -> str:
+        """In what the defence is not the paper's, as one phrase; empty for the paper's."""
+        training, purifier = self.recipe["training"], self.recipe["purifier"]
+        objective, share = training["objective"], purifier["input_share"]
+        trades = training["adversarial"]["trades_weight"] if objective != "elbo" else None
+        found = (
+            *((objective,) if objective != "elbo" else ()),
+            *((f"TRADES weight {trades:g}",) if trades is not None else ()),
+            *((f"{share:g} of the input",) if share else ()),
+            *(() if purifier["latent_features"] else ("no latent",)),
         )
+        return f"beyond the paper ({', '.join(found)})" if found else ""
 
     @property
     def plain_evaluations(self) -> list[StoredEvaluation]:

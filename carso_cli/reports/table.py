@@ -94,7 +94,7 @@ class ReportTable:
     Args:
         number: The paper's number, such as `2`; empty for a table that the paper does not have.
         title: What it shows.
-        columns: Headings; the second one says whose the figures are.
+        columns: Headings; `figures` heads the column that says whose they are.
         rows: Ours first.
         notes: Sentences below it.
     """
@@ -127,6 +127,11 @@ class ReportTable:
     def mark(self, row: Row) -> int | None:
         """Return the number of a row's footnote, from 1; None where it has none."""
         return None if row.trace is None else self.traces.index(row.trace) + 1
+
+    @property
+    def marked(self) -> int:
+        """Place of the column that footnotes are set in: that headed `figures`, or the first."""
+        return self.columns.index("figures") if "figures" in self.columns else 0
 
     @property
     def numeric(self) -> tuple[bool, ...]:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 from carso_cli.errors import UsageError
 from carso_cli.reports.ablations import further_ablations, table_five, table_four, table_seventeen
-from carso_cli.reports.comparison import comparison_table
+from carso_cli.reports.comparison import comparison_tables
 from carso_cli.reports.results import table_eighteen, table_nineteen, table_one, table_three, table_two
 from carso_cli.reports.stored import StoredRun
 from carso_cli.reports.table import ReportTable
 
-TABLES: dict[str, Callable[[Sequence[StoredRun]], ReportTable]] = {
+_PAPER: dict[str, Callable[[Sequence[StoredRun]], ReportTable]] = {
     "1": table_one,
     "2": table_two,
     "3": table_three,
@@ -20,8 +20,10 @@ TABLES: dict[str, Callable[[Sequence[StoredRun]], ReportTable]] = {
     "17": table_seventeen,
     "18": table_eighteen,
     "19": table_nineteen,
-    "comparison": comparison_table,
 }
+_COMPARISON = "comparison"
+TABLES = (*_PAPER, _COMPARISON)
+"""What can be asked for: the paper's tables by number, and one beyond them."""
 
 
 def draw_tables(runs: Sequence[StoredRun], numbers: Sequence[str] = ()) -> list[ReportTable]:
@@ -29,7 +31,7 @@ def draw_tables(runs: Sequence[StoredRun], numbers: Sequence[str] = ()) -> list[
 
     Args:
         runs: The runs.
-        numbers: Keys of `TABLES`; when empty all of the paper's, and of the others, further ablations among
+        numbers: Some of `TABLES`; when empty all of the paper's, and of the others, further ablations among
             them, those that have rows.
 
     Raises:
@@ -38,5 +40,7 @@ def draw_tables(runs: Sequence[StoredRun], numbers: Sequence[str] = ()) -> list[
     for number in numbers:
         if number not in TABLES:
             raise UsageError(f"there is no table '{number}' to draw", hint=f"use {', '.join(TABLES)}")
-    drawn = [TABLES[number](runs) for number in dict.fromkeys(numbers or TABLES)]
+    drawn: list[ReportTable] = []
+    for number in dict.fromkeys(numbers or TABLES):
+        drawn += comparison_tables(runs) if number == _COMPARISON else [_PAPER[number](runs)]
     return drawn if numbers else [one for one in drawn + further_ablations(runs) if one.number or one.rows]

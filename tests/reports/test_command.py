@@ -39,6 +39,30 @@ def test_tables_fit_the_terminal_and_lose_no_figure(
     assert any("Trust checks failed: zero-gradients" in line for line in lines if line.startswith("("))
 
 
+@pytest.mark.parametrize("name", ["cifar10-small-longer", "digits-adversarial"])
+def test_a_comparison_of_two_classifiers_is_a_table_at_80_columns(
+    name: str, write_run: Any, write_evaluation: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    paths = [write_run(name), write_run(f"{name}-still-longer")]
+    for place, path in enumerate(paths):
+        alone: dict[tuple[str, str, None], list[int]] = {
+            ("classifier", "none", None): [1, 1, 1, 1],
+            ("classifier", "pgd", None): [1, 1, 1 - place, 0],
+        }
+        write_evaluation(
+            path, "pgd", alone, classifier=f"c{place}", second_classifier=None, purifier=None, n_samples=None
+        )
+    assert carso(["report", *map(str, paths), "--table", "comparison"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (place,) = [place for place, line in enumerate(lines) if line.startswith("model, measured")]
+    assert lines[place].split()[-4:] == ["minus", "[A]", "minus", "[B]"]
+    figures, intervals = lines[place + 2], lines[place + 3]
+    assert figures.split()[-4:] == ["1.000", "0.750", "–", "+0.250"]
+    assert intervals.count("[") == intervals.count("]") == 3
+    assert max(map(len, lines[: place + 8])) <= 80
+
+
 def test_json_is_all_there_is_on_stdout(run: Path, capsys: Capture) -> None:
     assert carso(["report", str(run), "--table", "2", "--format", "json"]) == 0
     (table,) = json.loads(capsys.readouterr().out)["tables"]

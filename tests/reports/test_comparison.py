@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from carso_cli.reporter import SilentReporter
-from carso_cli.reports.comparison import comparison_table
+from carso_cli.reports.comparison import comparison_tables
 from carso_cli.reports.results import table_two
 from carso_cli.reports.table import Figure, ReportTable
 from carso_cli.reports.tables import draw_tables
@@ -19,6 +19,8 @@ FINE_TUNED = {
     ("defence", "none", None): [2, 2, 2, 2],
     ("defence", "pgd-eot", "exact"): [2, 1, 1, 1],
 }
+START = "training.initial=a.safetensors"
+BEYOND = "beyond the paper (adversarial)"
 LONGER = {("classifier", "none", None): [1, 1, 1, 1], ("classifier", "pgd-eot", None): [1, 0, 1, 0]}
 PLAIN = {
     ("classifier", "none", None): [1, 1, 1, 0],
@@ -29,7 +31,8 @@ PLAIN = {
 
 
 def drawn(*paths: Path) -> ReportTable:
-    return comparison_table([read_stored_run(path, SilentReporter()) for path in paths])
+    (table,) = comparison_tables([read_stored_run(path, SilentReporter()) for path in paths])
+    return table
 
 
 def cells(table: ReportTable, row: int) -> list[str]:
@@ -55,28 +58,46 @@ def runs(write_run: Any, write_evaluation: Any) -> tuple[Path, Path, Path]:
 
 def test_every_model_is_set_against_every_classifier(runs: tuple[Path, Path, Path]) -> None:
     table = drawn(*runs)
-    assert table.columns[2:] == ("model", "clean", "attacked", "minus plain", "minus longer")
-    found = [cells(table, row)[2:] for row in range(4)]
-    assert found == [
-        ["classifier of plain, alone", "0.750", "0.250", "–", "-0.250"],
-        ["plain, N 8, Z 32, 8 layers", "0.875", "0.125", "-0.125", "-0.375"],
-        ["tuned, N 8, Z 32, 8 layers", "1.000", "0.625", "+0.375", "+0.125"],
-        ["classifier of longer, alone", "1.000", "0.500", "+0.250", "–"],
+    assert table.heading == "Comparison 1, image by image: pgd-eot, 4 images, eps 0.1 linf"
+    assert table.columns == ("model, measured", "clean", "attacked", "minus [A]", "minus [B]")
+    assert [cells(table, row) for row in range(4)] == [
+        ["[A] plain: classifier alone", "0.750", "0.250", "–", "-0.250"],
+        ["plain: N 8, Z 32, 8 layers", "0.875", "0.125", "-0.125", "-0.375"],
+        [f"tuned: N 8, Z 32, 8 layers; {BEYOND}", "1.000", "0.625", "+0.375", "+0.125"],
+        ["[B] longer: classifier alone", "1.000", "0.500", "+0.250", "–"],
     ]
-    difference = table.rows[2].cells[6]
+    difference = table.rows[2].cells[4]
     _, low, high = paired_difference([1.0, 0.5, 0.5, 0.5], [1.0, 0.0, 1.0, 0.0])
     assert isinstance(difference, Figure)
     assert (difference.low, difference.high) == (low, high)
 
 
-def test_what_is_beyond_the_paper_is_labelled_so(runs: tuple[Path, Path, Path]) -> None:
-    table = drawn(*runs)
-    beyond = "measured, pgd-eot, trained beyond the paper (adversarial)"
-    assert [cells(table, row)[1] for row in range(4)] == [
-        *("measured, pgd-eot", "measured, pgd-eot", beyond, "measured, pgd-eot")
-    ]
-    (row,) = [row for row in table_two([read_stored_run(runs[1], SilentReporter())]).rows if row.trace]
-    assert row.cells[1] == beyond
+@pytest.mark.parametrize(
+    ("overrides", "phrase"),
+    [
+        ([START, "training.objective=adversarial"], BEYOND),
+        (
+            [START, "training.objective=both", "training.adversarial.trades_weight=6"],
+            "beyond the paper (both, TRADES weight 6)",
+        ),
+        (["purifier.input_share=0.5"], "beyond the paper (0.5 of the input)"),
+        (["purifier.latent_features=0"], "beyond the paper (no latent)"),
+        (["training.adversarial.trades_weight=6"], ""),
+        (["training.attack_mix.adversarial_fraction=0.25"], ""),
+    ],
+)
+def test_what_is_beyond_the_paper_is_named(
+    write_run: Any, write_evaluation: Any, overrides: list[str], phrase: str
+) -> None:
+    path = write_run("other", overrides=overrides)
+    write_evaluation(path, "pgd-eot", PLAIN, classifier="c0", second_classifier="c0")
+    run = read_stored_run(path, SilentReporter())
+    assert run.beyond_the_paper == phrase
+    (row,) = [row for row in table_two([run]).rows if row.trace]
+    assert row.cells[1] == ("measured, pgd-eot, " + phrase).removesuffix(", ")
+    of_classifier, of_defence = (cells(drawn(path), place)[0] for place in range(2))
+    assert phrase in of_defence
+    assert "beyond" not in of_classifier
 
 
 def test_the_order_of_images_does_not_matter(
@@ -89,8 +110,8 @@ def test_the_order_of_images_does_not_matter(
     records = path / "records.jsonl"
     records.write_text("".join(f"{line}\n" for line in reversed(records.read_text().splitlines())))
     table = drawn(runs[1], runs[2], turned)
-    assert table.columns[5:] == ("minus longer", "minus turned")
-    assert str(table.rows[0].cells[5]) == str(table.rows[0].cells[6])
+    assert cells(table, 2)[0] == "[B] turned: classifier alone"
+    assert str(table.rows[0].cells[3]) == str(table.rows[0].cells[4])
 
 
 @pytest.mark.parametrize(
@@ -126,14 +147,26 @@ def test_more_samples_are_another_row(runs: tuple[Path, Path, Path], write_evalu
     write_evaluation(
         runs[1], "pgd-eot", FINE_TUNED, classifier="c0", second_classifier="c0", purifier="dcba", n_samples=16
     )
-    labels = [cells(drawn(*runs), row)[2] for row in range(5)]
-    assert labels[2:4] == ["tuned, N 8, Z 32, 8 layers", "tuned, N 16, Z 32, 8 layers"]
+    labels = [cells(drawn(*runs), row)[0] for row in range(5)]
+    assert labels[2:4] == [f"tuned: N {count}, Z 32, 8 layers; {BEYOND}" for count in (8, 16)]
 
 
 def test_it_is_drawn_where_there_is_something_to_compare(runs: tuple[Path, Path, Path]) -> None:
     plain, tuned, _ = (read_stored_run(path, SilentReporter()) for path in runs)
     titles = [table.title for table in draw_tables([plain])]
-    assert titles[-1] == "Variants and classifiers, compared image by image"
+    assert titles[-1] == "Comparison 1, image by image: pgd-eot, 4 images, eps 0.1 linf"
     assert titles[:-1] == [table.title for table in draw_tables([tuned])]
     (asked,) = draw_tables([tuned], ["comparison"])
     assert not asked.rows
+
+
+def test_each_attack_has_a_table_of_its_own(runs: tuple[Path, Path, Path], write_evaluation: Any) -> None:
+    by_pgd = {("classifier", "none", None): [1, 1, 1, 1], ("classifier", "pgd", None): [1, 1, 0, 0]}
+    for run, classifier in ((runs[2], "c1"), (runs[0], "c0")):
+        write_evaluation(
+            run, "pgd", by_pgd, classifier=classifier, second_classifier=None, purifier=None, n_samples=None
+        )
+    tables = comparison_tables([read_stored_run(path, SilentReporter()) for path in runs])
+    assert [table.title.split(": ")[1].split(",")[0] for table in tables] == ["pgd", "pgd-eot"]
+    assert [len(table.rows) for table in tables] == [2, 4]
+    assert len({table.anchor for table in tables}) == 2
