@@ -157,7 +157,10 @@ def find_record(source: str, name: str, dataset: str) -> ClassifierRecord:
             return record
     if named:
         sets = " and ".join(record.dataset for record in named)
-        raise RecipeError(f"the {source} classifier '{name}' was trained on {sets}, not on {dataset}")
+        raise RecipeError(
+            f"the {source} classifier '{name}' was trained on {sets}, not on {dataset}",
+            hint="train one with carso train-classifier RECIPE --kind at, and name its file in classifier.at",
+        )
     names = sorted({record.name for record in records})
     raise RecipeError(
         f"there is no {source} classifier '{name}'; there are {', '.join(names)}", hint=nearest(name, names)

@@ -212,8 +212,9 @@ def find_recipe_of_run(
 
     Raises:
         RecipeError: See `carso_cli.recipe.load.load_recipe`.
-        StateError: If a trained run has lost the recipe that is to be taken from it.
+        StateError: If a trained run has lost the recipe to be taken from it, or cannot follow a `--set`.
     """
+    from carso_cli.recipe.identity import refuse_other_training
     from carso_cli.runs.folder import RunFolder
 
     if reference is None:
@@ -224,4 +225,9 @@ def find_recipe_of_run(
         if folder.recipe.is_file():
             reference = str(folder.recipe.resolve())
     recipe = read_recipe(reference, overrides)
-    return recipe, run or Path(recipe.run_folder)
+    folder = RunFolder(run or Path(recipe.run_folder))
+    if overrides and folder.recipe.is_file():
+        trained = read_recipe(str(folder.recipe.resolve()), None)
+        if trained.name == recipe.name:
+            refuse_other_training(recipe, trained, overrides, str(folder.path))
+    return recipe, folder.path

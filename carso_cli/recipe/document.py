@@ -81,6 +81,7 @@ class Document:
 
 
 def _joined(base: Any, own: Any) -> Any:  # noqa: ANN401
-    if not isinstance(base, dict) or not isinstance(own, dict):
+    # Weights are one value: the name of the base's would be no part of the file that takes their place.
+    if not isinstance(base, dict) or not isinstance(own, dict) or "source" in own:
         return own
     return base | {name: _joined(base.get(name), value) for name, value in own.items()}

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from carso_cli.errors import StateError
 from carso_cli.recipe.schema import Recipe
 
 TRAINING_SECTIONS = (
@@ -20,6 +21,40 @@ TRAINING_SECTIONS = (
     "precision",
 )
 """What determines a trained purifier; `data.root` says only where the images lie and is never hashed."""
+
+_CHOSEN_AFRESH = ("precision", "compile", "threat", "evaluation", "data.root")
+
+
+def refuse_other_training(recipe: Recipe, trained: Recipe, overrides: Sequence[str], path: str) -> None:
+    """Refuse a `--set` that a trained run cannot follow, rather than leave it without effect.
+
+    Args:
+        recipe: What is asked for, with the overrides.
+        trained: What the run was trained with.
+        overrides: `section.key=value` each.
+        path: The run, for the message.
+
+    Raises:
+        StateError: If an override gives a value other than the run's to what says how a purifier was
+            trained: all but the threat, the evaluation, precision, compilation and the data's folder.
+    """
+    asked, stored = recipe.model_dump(mode="json"), trained.model_dump(mode="json")
+    for text in overrides:
+        key = text.partition("=")[0].strip()
+        if any(key == chosen or key.startswith(f"{chosen}.") for chosen in _CHOSEN_AFRESH):
+            continue
+        if _value(asked, key) != (found := _value(stored, key)):
+            elsewhere = "train it so, or attack a classifier alone, in a folder of its own with --run DIR"
+            raise StateError(
+                f"{path} was trained with {key} {json.dumps(found)}; --set {text} cannot change it",
+                hint="use --seed for the seed of an evaluation" if key == "seed" else elsewhere,
+            )
+
+
+def _value(values: Any, key: str) -> Any:  # noqa: ANN401  (whatever a recipe holds)
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
 
 
 def recipe_hash(recipe: Recipe, sections: Sequence[str] | None = None) -> str:

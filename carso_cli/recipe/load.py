@@ -34,6 +34,7 @@ MAX_VALUES = 10_000
 MAX_DEPTH = 20
 
 _OWN = ("name", "description", "reproduces")
+_OF_A_RUN = "recipe.yaml"
 """What says which recipe this is: no other takes it over."""
 
 _CORE = "tag:yaml.org,2002:"
@@ -229,6 +230,11 @@ def load_recipe_text(text: str, *, source: str = "recipe", overrides: Sequence[s
 
 
 def _read_file(path: Path) -> str:
+    if os.path.isfile(path / _OF_A_RUN):
+        raise RecipeError(
+            f"{path} is a run, not a recipe",
+            hint=f"where a trained run is used, it is given with --run {path}",
+        )
     try:
         raw = read_whole(path, MAX_BYTES)
     except OSError as error:
@@ -258,7 +264,7 @@ def locate_recipe(reference: str | None) -> Path:
     try:
         return find_recipe(name)
     except RecipeError:
-        if os.path.isfile(path):
+        if os.path.isfile(path) or os.path.isfile(path / _OF_A_RUN):
             return path
         raise
 

@@ -42,4 +42,19 @@ def parse_number(value: object) -> float:
     return number
 
 
+def refuse_pixel_counts(eps: float, norm: str) -> None:
+    """Refuse a radius of more than the whole range of pixels, such as 8 where 8/255 is meant.
+
+    Args:
+        eps: Radius of a perturbation in pixel units, of images in [0, 1].
+        norm: `linf` or `l2`; only a largest change of a pixel is bounded by 1.
+
+    Raises:
+        ValueError: If the radius is above 1 under linf.
+    """
+    if norm == "linf" and eps > 1.0:
+        meant = f"; did you mean {eps:g}/255?" if eps <= 255 else ""
+        raise ValueError(f"eps {eps:g} is more than the whole range of pixels, [0, 1]{meant}")
+
+
 Number = Annotated[float, BeforeValidator(parse_number)]

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
-from carso_cli.recipe.number import Number
+from carso_cli.recipe.number import Number, refuse_pixel_counts
 from carso_cli.recipe.purifier_training import Training
 from carso_cli.recipe.section import Count, NonNegative, Positive, Section, Share, Text, Whole, no_truth
 
@@ -170,6 +170,11 @@ class ThreatModel(Section):
     norm: Literal["linf", "l2"] = "linf"
     eps: Positive = 8 / 255
     """Radius in pixel units of images in [0, 1]."""
+
+    @model_validator(mode="after")
+    def _in_pixel_units(self) -> Self:
+        refuse_pixel_counts(self.eps, self.norm)
+        return self
 
 
 class Evaluation(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from carso_cli.errors import UsageError
+from carso_cli.errors import UsageError, nearest
 from carso_cli.reports.ablations import further_ablations, table_five, table_four, table_seventeen
 from carso_cli.reports.comparison import comparison_tables
 from carso_cli.reports.results import table_eighteen, table_nineteen, table_one, table_three, table_two
@@ -39,7 +39,8 @@ def draw_tables(runs: Sequence[StoredRun], numbers: Sequence[str] = ()) -> list[
     """
     for number in numbers:
         if number not in TABLES:
-            raise UsageError(f"there is no table '{number}' to draw", hint=f"use {', '.join(TABLES)}")
+            said = (f"there is no table '{number}' to draw", nearest(number, TABLES))
+            raise UsageError("; ".join(filter(None, said)), hint=f"use {', '.join(TABLES)}")
     drawn: list[ReportTable] = []
     for number in dict.fromkeys(numbers or TABLES):
         drawn += comparison_tables(runs) if number == _COMPARISON else [_PAPER[number](runs)]

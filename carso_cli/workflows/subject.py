@@ -80,9 +80,10 @@ class Subject:
 
 
 def run_recipe(recipe: Recipe, folder: RunFolder) -> Recipe:
-    """Return the recipe of a trained run with the threat, evaluation, precision and data folder of another.
+    """Return the recipe of a trained run with what another says of its use.
 
-    A purifier belongs to the recipe it was trained with; how it is attacked may be chosen afresh.
+    A purifier belongs to the recipe it was trained with; how it is attacked and computed, and where the data
+    lie, may be chosen afresh.
 
     Raises:
         StateError: If the run was trained with a recipe of another name, or has lost its own.
@@ -97,7 +98,12 @@ def run_recipe(recipe: Recipe, folder: RunFolder) -> Recipe:
             hint=f"leave out RECIPE to use the run's own: carso evaluate --run {folder.path}",
         )
     data = trained.data.model_copy(update={"root": recipe.data.root or trained.data.root})
-    chosen = {"precision": recipe.precision, "threat": recipe.threat, "evaluation": recipe.evaluation}
+    chosen = {
+        "precision": recipe.precision,
+        "compile": recipe.compile,
+        "threat": recipe.threat,
+        "evaluation": recipe.evaluation,
+    }
     return trained.model_copy(update={"data": data, **chosen})
 
 

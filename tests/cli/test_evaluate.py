@@ -112,6 +112,9 @@ def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (("--norm", "l1"), "unknown norm 'l1'"),
         (("--attack", "aa", "--target", "defence"), "does not fit the target 'defence'"),
         (("--set", "evaluation.n_sample=3"), "n_samples"),
+        (("--eps", "8"), "--eps: eps 8 is more than the whole range of pixels, [0, 1]; did you mean 8/255?"),
+        (("--set", "threat.eps=8"), "did you mean 8/255?"),
+        (("--set", "threat.eps=256"), "eps 256 is more than the whole range of pixels, [0, 1]"),
     ],
 )
 def test_wrong_input(
@@ -124,6 +127,45 @@ def test_wrong_input(
 def test_a_run_of_another_recipe_is_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("evaluate", "cifar10", "--run", trained) == 5
     assert "was trained with recipe 'digits', not 'cifar10'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("purifier.input_share=0.5", "trained with purifier.input_share 0.0; --set purifier.input_share=0.5"),
+        ("classifier.at={source: file, file: no.pt}", 'trained with classifier.at {"source": "shipped"'),
+        ("classifier.at.name=digits-clean", 'trained with classifier.at.name "digits-at"'),
+        ("training.epochs=20", "trained with training.epochs 12"),
+        ("seed=7", "use --seed"),
+    ],
+)
+def test_what_a_trained_run_cannot_follow_is_refused(
+    trained: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    commands = (("evaluate",), ("attack", "--out", "x.safetensors"), ("ablate", "--n-samples", "1,2"))
+    for command in commands:
+        assert call(*command, "--run", trained, "--set", override) == 5
+        assert message in capsys.readouterr().err
+
+
+def test_under_l2_a_perturbation_may_be_longer_than_the_range_of_a_pixel(trained: Path) -> None:
+    command = ("evaluate", "--run", trained, "--attack", "pgd", "--limit", 4, "--dry-run")
+    assert call(*command, "--norm", "l2", "--eps", "2") == 0
+
+
+def test_what_a_trained_run_may_be_given_afresh(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fresh = ("data.root=/nowhere", "precision=bf16", "threat.eps=0.2", "evaluation.pgd_steps=3")
+    stored = ("purifier.latent_features=4", "training.epochs=12", "seed=0")
+    options = [part for text in fresh + stored for part in ("--set", text)]
+    command = ("evaluate", "--run", trained, "--attack", "pgd", "--limit", 4)
+    assert call(*command, *options, "--dry-run", "--json") == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert (settings["eps"], settings["pgd_steps"]) == (0.2, 3)
+
+
+def test_a_run_in_a_recipes_place_is_named(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("evaluate", trained.parent / "." / trained.name) == 2
+    assert f"with --run {trained}" in capsys.readouterr().err
 
 
 def test_dry_run_predicts_and_does_nothing(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from carso_cli.errors import RecipeError
 from carso_cli.recipe import load
 from carso_cli.recipe.load import load_recipe, load_recipe_text
+from carso_cli.recipe.schema import Weights
 
 HEAD = "extends: digits\nname: mine\ndescription: my own\n"
 
@@ -25,6 +26,15 @@ def test_lists_are_replaced_whole_and_overrides_come_last() -> None:
     recipe = load_recipe_text(text, overrides=["evaluation.n_samples=2"])
     assert recipe.representation.layers == ("layer.0.block.0.conv_0",)
     assert recipe.evaluation.n_samples == 2
+
+
+def test_weights_of_another_source_take_the_place_of_the_bases() -> None:
+    at = "classifier:\n  at: {source: file, file: mine.pt}\n"
+    assert load_recipe_text(HEAD + at).classifier.at == Weights(source="file", file="mine.pt")
+    named = "classifier:\n  at: {source: robustbench, name: Gowal2020Uncovering_28_10_extra}\n"
+    recipe = load_recipe_text(HEAD.replace("digits", "cifar10-small") + named)
+    assert recipe.classifier.at == Weights(source="robustbench", name="Gowal2020Uncovering_28_10_extra")
+    assert recipe.classifier.depth == 10
 
 
 def test_what_says_which_recipe_it_is_is_not_handed_on() -> None:

@@ -349,7 +349,7 @@ def test_a_dumped_recipe_loads_back_equal(name: str) -> None:
 def test_any_text_and_number_survive_a_dump(text: str, number: float) -> None:
     base = load_recipe_text(DIGITS)
     changed = base.model_copy(
-        update={"description": text, "threat": base.threat.model_copy(update={"eps": number})}
+        update={"description": text, "threat": base.threat.model_copy(update={"norm": "l2", "eps": number})}
     )
     assert load_recipe_text(dump_recipe(changed)) == changed
 

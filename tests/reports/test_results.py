@@ -219,8 +219,10 @@ def test_tables_are_chosen_by_the_papers_numbers(write_run: Any) -> None:
     run = write_run()
     result = report([run], reporter=SilentReporter(), tables=["19", "1", "19"])
     assert [table.number for table in result.tables] == ["19", "1"]
-    with pytest.raises(UsageError, match="there is no table '6' to draw"):
-        report([run], reporter=SilentReporter(), tables=["6"])
+    with pytest.raises(
+        UsageError, match="there is no table 'comparision' to draw; did you mean 'comparison'"
+    ):
+        report([run], reporter=SilentReporter(), tables=["comparision"])
 
 
 def test_reused_perturbations_are_said_to_depart_from_the_paper(write_run: Any, read: Any) -> None:
