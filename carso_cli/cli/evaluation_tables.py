@@ -80,6 +80,9 @@ def table_two(summary: Mapping[str, Any]) -> Table:
     identity = settings["identity"]
     title = f"{summary['recipe']}: Table 2, eps {figure(identity['eps'])} under {identity['norm']}"
     caption = "AT: classifier alone; C: defence; Cl: clean; the worst case is over all attacks of the target"
+    beyond = settings.get("beyond_the_paper")
+    if beyond and identity["n_samples"] is not None:
+        caption += f". The defence is {beyond}"
     return table(("", *columns), rows, title=title, caption=caption, numeric=columns)
 
 

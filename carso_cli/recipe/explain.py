@@ -175,6 +175,9 @@ def _bounds(qualifiers: tuple[Any, ...]) -> str:
     low, high = _bound(qualifiers, "ge"), _bound(qualifiers, "le")
     above = _bound(qualifiers, "gt")
     words = f" above {above:g}" if above is not None else f" from {low:g}" if low is not None else ""
+    below = _bound(qualifiers, "lt")
+    if below is not None:
+        return f"{words} to below {below:g}" if words else f" below {below:g}"
     if high is None:
         return words
     return f"{words} to {high:g}" if words else f" up to {high:g}"

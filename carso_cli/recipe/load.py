@@ -34,8 +34,8 @@ MAX_VALUES = 10_000
 MAX_DEPTH = 20
 
 _OWN = ("name", "description", "reproduces")
-_OF_A_RUN = "recipe.yaml"
 """What says which recipe this is: no other takes it over."""
+_OF_A_RUN = "recipe.yaml"
 
 _CORE = "tag:yaml.org,2002:"
 

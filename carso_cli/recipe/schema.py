@@ -159,7 +159,7 @@ class Purifier(Section):
     """`fjoint`: features of the latent, and of the joint encoding; 0 leaves out both, beyond the paper."""
     layer_convolutions: Annotated[int, Field(ge=1, le=5, strict=True)] | None = None
     """Convolutions per layer encoder: 3 (Table 8) up to 32 pixels, 4 (Table 9) above, when left out."""
-    input_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    input_share: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the input image in what is classified, the rest being its reconstruction: a skip connection
     around the purifier, beyond the paper. The ELBO is that of the reconstruction alone."""
 

@@ -6,6 +6,7 @@ what is attacked may differ in all else. Beyond the paper, which compares accura
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from carso_cli.reports.evaluations import StoredEvaluation
-from carso_cli.reports.results import trace_of, untrusted
+from carso_cli.reports.results import trace_of
 from carso_cli.reports.stored import StoredRun
 from carso_cli.reports.table import MEASURED, Figure, ReportTable, Row, measured_figure
 from carso_cli.runs.intervals import paired_difference
@@ -45,7 +46,9 @@ class _Subject:
         identity = self.evaluation.identity
         if self.target == "classifier":
             return (identity.get("classifier"),)
-        return (identity.get("classifier"), identity["purifier"], identity["n_samples"])
+        weights = (identity.get("classifier"), identity["purifier"], identity.get("second_classifier"))
+        share = self.run.recipe["purifier"]["input_share"]
+        return (*weights, share, identity["n_samples"], identity["aggregation"])
 
     @property
     def accuracies(self) -> dict[int, float]:
@@ -77,7 +80,9 @@ def comparison_tables(runs: Sequence[StoredRun]) -> list[ReportTable]:
 
 def _table(place: int, group: Sequence[_Subject]) -> ReportTable:
     bare = [subject for subject in group if subject.target == "classifier"]
-    letters = {subject.model: letter for subject, letter in zip(bare, ascii_uppercase, strict=False)}
+    # A to Z, then AA, AB and so on.
+    names = ("".join(pair) for size in (1, 2) for pair in itertools.product(ascii_uppercase, repeat=size))
+    letters = {subject.model: letter for subject, letter in zip(bare, names, strict=False)}
     attack = f": {_attack(group[0].evaluation.identity)}" if group else ""
     return ReportTable(
         "",
@@ -110,7 +115,7 @@ def _subjects(runs: Sequence[StoredRun]) -> Iterator[_Subject]:
 def _row(subject: _Subject, bare: Sequence[_Subject], letter: str | None) -> Row:
     one = subject.evaluation
     cells = (
-        f"{subject.label(letter)}{untrusted(one)}",
+        f"{subject.label(letter)}{one.dagger if subject.target == one.headline_target else ''}",
         measured_figure(one.find(subject.target, "none")),
         measured_figure(one.worst[subject.target]),
         *(None if other is subject else _difference(subject, other) for other in bare),
@@ -121,4 +126,5 @@ def _row(subject: _Subject, bare: Sequence[_Subject], letter: str | None) -> Row
 def _difference(subject: _Subject, other: _Subject) -> Figure:
     ours, theirs = subject.accuracies, other.accuracies
     mean, low, high = paired_difference([*ours.values()], [theirs[index] for index in ours])
-    return Figure(mean, low, high, text=f"{mean:+.3f}")
+    # As many digits at both ends: whether they lie on one side of zero is what is asked.
+    return Figure(mean, low, high, text=f"{mean:+.3f}", interval_digits=3)

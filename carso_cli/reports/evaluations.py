@@ -17,6 +17,8 @@ from carso_cli.runs.files import read_json, read_json_lines
 from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record
 from carso_cli.runs.summary import attack_row, decisive, headline, worst_case
 
+UNTRUSTED = "†"
+
 _ROUNDING = 1e-9
 
 
@@ -85,6 +87,16 @@ class StoredEvaluation:
     def failed(self) -> list[str]:
         """Names of the trust checks that failed."""
         return list(self.summary["failed"])
+
+    @property
+    def dagger(self) -> str:
+        """What marks figures whose trust checks failed, or nothing."""
+        return UNTRUSTED if self.failed else ""
+
+    @property
+    def headline_target(self) -> str:
+        """The target that the trust checks are about."""
+        return str(self.identity["targets"][-1])
 
     def find(self, target: str, *attacks: str) -> dict[str, Any] | None:
         """Return the row of the first of some attacks on a target that was run."""

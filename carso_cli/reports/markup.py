@@ -133,7 +133,7 @@ def _csv_line(table: ReportTable, number: int, row: Row, column: str, figure: Fi
     trace = row.trace
     facts = {} if trace is None else {key: value for key, value in trace.facts.items() if value is not None}
     return [
-        table.number,
+        table.anchor,
         number,
         row.source,
         _harmless(label),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from carso_cli.reports.evaluations import StoredEvaluation
+from carso_cli.reports.evaluations import UNTRUSTED, StoredEvaluation
 from carso_cli.reports.stored import StoredRun
 from carso_cli.reports.table import (
     LITERATURE,
@@ -32,7 +32,6 @@ OTHER_DATA = (
 )
 NOTHING = "Nothing is stored for this table yet."
 _LARGE_EPS = 0.95
-_UNTRUSTED = "†"
 
 
 def table_one(runs: Sequence[StoredRun]) -> ReportTable:
@@ -47,7 +46,8 @@ def table_one(runs: Sequence[StoredRun]) -> ReportTable:
             time = Figure(seconds / 60.0, digits=1, unit="minutes")
             device = _device(run.environment)
             trace = Trace(str(run.path / "metrics.jsonl"), facts, unfinished)
-            rows.append(Row(MEASURED, (run.data, MEASURED, time, f"{done} of {planned}", device), trace))
+            label = ", ".join(filter(None, (MEASURED, run.beyond_the_paper)))
+            rows.append(Row(MEASURED, (run.data, label, time, f"{done} of {planned}", device), trace))
     for scenario in _scenarios(runs):
         paper = paper_figures()["1"][scenario]
         minutes = Figure(float(paper["minutes"]), digits=0, unit="minutes")
@@ -216,12 +216,7 @@ def measured_label(run: StoredRun, one: StoredEvaluation, target: str = "defence
     attack = str(one.identity["attack"])
     name = "as published" if attack == "published" else attack
     beyond = run.beyond_the_paper if target == "defence" and target in one.worst else ""
-    return ", ".join(filter(None, (MEASURED, f"{name}{untrusted(one)}", beyond)))
-
-
-def untrusted(one: StoredEvaluation) -> str:
-    """Return the dagger that marks figures whose trust checks failed, or nothing."""
-    return _UNTRUSTED if one.failed else ""
+    return ", ".join(filter(None, (MEASURED, f"{name}{one.dagger}", beyond)))
 
 
 def trace_of(run: StoredRun, one: StoredEvaluation) -> Trace:
@@ -237,7 +232,7 @@ def trace_of(run: StoredRun, one: StoredEvaluation) -> Trace:
         "aggregation": known["aggregation"],
         "draws": known["draws"],
     }
-    warnings = [f"{_UNTRUSTED} Trust checks failed: {', '.join(one.failed)}"] if one.failed else []
+    warnings = [f"{UNTRUSTED} Trust checks failed: {', '.join(one.failed)}"] if one.failed else []
     if known["view"] != "exact" and "defence" in one.worst:
         warnings.append(_beside_the_exact_view(run, one))
     return Trace(str(one.path), facts, tuple(warnings))

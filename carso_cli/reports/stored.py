@@ -16,7 +16,7 @@ from carso_cli.reports.ablated import StoredAblation, read_ablation
 from carso_cli.reports.evaluations import StoredEvaluation, read_evaluation
 from carso_cli.runs.files import read_json
 from carso_cli.runs.folder import RunFolder
-from carso_cli.runs.paper import paper_figures, scenario_of
+from carso_cli.runs.paper import beyond_the_paper, paper_figures, scenario_of
 
 _ORDER = ("adaptive", "published", "quick")
 
@@ -59,21 +59,13 @@ class StoredRun:
     @property
     def perturbations_reused(self) -> int:
         """Epochs that shared their perturbed images in training; 1 in the paper."""
-        return int(self.recipe["training"]["attack_mix"].get("reuse", 1))
+        training = self.recipe["training"]
+        return int(training["attack_mix"].get("reuse", 1)) if training["objective"] == "elbo" else 1
 
     @property
     def beyond_the_paper(self) -> str:
         """In what the defence is not the paper's, as one phrase; empty for the paper's."""
-        training, purifier = self.recipe["training"], self.recipe["purifier"]
-        objective, share = training["objective"], purifier["input_share"]
-        trades = training["adversarial"]["trades_weight"] if objective != "elbo" else None
-        found = (
-            *((objective,) if objective != "elbo" else ()),
-            *((f"TRADES weight {trades:g}",) if trades is not None else ()),
-            *((f"{share:g} of the input",) if share else ()),
-            *(() if purifier["latent_features"] else ("no latent",)),
-        )
-        return f"beyond the paper ({', '.join(found)})" if found else ""
+        return beyond_the_paper(self.recipe)
 
     @property
     def plain_evaluations(self) -> list[StoredEvaluation]:

@@ -25,6 +25,7 @@ class Figure:
         high: Upper end.
         text: What to show instead of the value, such as `< 0.047`.
         digits: Digits after the point.
+        interval_digits: The same of both ends of the interval.
         unit: `share` or `minutes`.
     """
 
@@ -33,6 +34,7 @@ class Figure:
     high: float | None = None
     text: str = ""
     digits: int = 3
+    interval_digits: int = 2
     unit: str = "share"
 
     @property
@@ -43,7 +45,9 @@ class Figure:
     @property
     def interval(self) -> str:
         """The interval as shown, such as `[0.91, 0.97]`; empty if there is none."""
-        return "" if self.low is None or self.high is None else f"[{self.low:.2f}, {self.high:.2f}]"
+        if self.low is None or self.high is None:
+            return ""
+        return f"[{self.low:.{self.interval_digits}f}, {self.high:.{self.interval_digits}f}]"
 
     def __str__(self) -> str:
         return f"{self.main} {self.interval}".rstrip()

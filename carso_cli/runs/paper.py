@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,3 +32,19 @@ def scenario_of(reproduces: str) -> str | None:
     """Return the paper's scenario, `(a)`, `(b)` or `(c)`, that a recipe says it reproduces, if any."""
     found = re.search(r"\([abc]\)", reproduces)
     return found.group() if found else None
+
+
+def beyond_the_paper(recipe: Mapping[str, Any]) -> str:
+    """Return in what a recipe's defence is not the paper's, as one phrase; empty for the paper's."""
+    training, purifier = recipe["training"], recipe["purifier"]
+    objective, share = training["objective"], purifier["input_share"]
+    through = objective != "elbo"
+    trades = training["adversarial"]["trades_weight"] if through else None
+    found = (
+        *((objective,) if through else ()),
+        *(("trained on from another purifier",) if training["initial"] and not through else ()),
+        *((f"TRADES weight {trades:g}",) if trades is not None else ()),
+        *((f"{share:g} of the input",) if share else ()),
+        *(() if purifier["latent_features"] else ("no latent",)),
+    )
+    return f"beyond the paper ({', '.join(found)})" if found else ""

@@ -40,7 +40,8 @@ def plan_ablation(
     speeds: dict[tuple[object, ...], float | None] = {}
     for path, one in {variant.run_folder(run): variant.recipe for variant in ablation.variants}.items():
         state = check_run(one, path, resume=True)
-        mix = (one.representation.layers, one.training.attack_mix.adversarial_fraction)
+        section = one.training.attack_mix if one.training.objective == "elbo" else one.training.adversarial
+        mix = (one.representation.layers, section.adversarial_fraction)
         if state != "trained" and mix not in speeds:
             speeds[mix] = purifier_cost.estimate_cost(one, device=device)["seconds"]
         seconds = 0.0 if state == "trained" else speeds[mix]

@@ -280,5 +280,11 @@ def _trained(
 ) -> Variant:
     """Return a variant whose purifier may be another than the recipe's own."""
     varied = load_recipe_text(dump_recipe(recipe), source=f"recipe '{recipe.name}'", overrides=[change])
+    start = recipe.training.initial
+    if start is not None and varied.representation != recipe.representation:
+        raise UsageError(
+            f"'{label}' cannot start from {start}: it belongs to the recipe's own classifier and layers",
+            hint="ablate the recipe that was trained from fresh weights",
+        )
     same = recipe_hash(varied, TRAINING_SECTIONS) == recipe_hash(recipe, TRAINING_SECTIONS)
     return Variant(label, values, varied, "" if same else suffix, **details)

@@ -59,19 +59,13 @@ def bench(
         and images), `flops` (operations of one call), `share_of_peak`, `ratio_to_straightforward`.
 
     Raises:
-        UsageError: If a case is unknown.
+        UsageError: If a case is unknown, or the training step is asked for and not on the paper's objective.
     """
-    for name in cases:
-        if name not in CASES:
-            raise UsageError(
-                "; ".join(filter(None, (f"there is no case '{name}'", nearest(name, CASES)))),
-                hint=f"cases: {', '.join(CASES)}",
-            )
+    chosen = _chosen(recipe, cases, reporter)
     target = device_for(recipe, device)
     models = set_up(recipe, target, batch_size, reporter)
     product = _MatrixProduct(target)
     found, products = [], []
-    chosen = [name for name in CASES if name in cases or not cases]
     with reporter.progress("timing", len(chosen), unit="cases") as progress:
         for name in chosen:
             figures, seconds = _time_case(models, name, product, rounds)
@@ -88,6 +82,24 @@ def bench(
         "peak_flops": peak,
         "cases": found,
     }
+
+
+def _chosen(recipe: Recipe, cases: Sequence[str], reporter: Reporter) -> list[str]:
+    for name in cases:
+        if name not in CASES:
+            raise UsageError(
+                "; ".join(filter(None, (f"there is no case '{name}'", nearest(name, CASES)))),
+                hint=f"cases: {', '.join(CASES)}",
+            )
+    chosen = [name for name in CASES if name in cases or not cases]
+    objective = recipe.training.objective
+    if objective != "elbo" and "training-step" in chosen:
+        said = f"the training step is timed on the paper's objective, and the recipe's is {objective}"
+        if cases:
+            raise UsageError(said, hint="bench the recipe that it extends, or name other cases with --case")
+        reporter.warn(f"{said}: left out")
+        chosen.remove("training-step")
+    return chosen
 
 
 class _MatrixProduct:

@@ -28,6 +28,7 @@ from carso_cli.runs.environment import describe_environment
 from carso_cli.runs.files import ensure_folder, read_json, read_json_lines, write_json
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.lock import locked
+from carso_cli.runs.paper import beyond_the_paper
 from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record, find_to_resume
 from carso_cli.runs.summary import job_health
 from carso_cli.workflows.evaluation_jobs import Setting, run_block
@@ -171,6 +172,7 @@ def _settings(evaluation: Evaluation) -> dict[str, Any]:
         "recipe": recipe.name,
         "recipe_hash": recipe_hash(recipe),
         "reproduces": recipe.reproduces,
+        "beyond_the_paper": beyond_the_paper(recipe.model_dump(mode="json")),
         "precision": recipe.precision,
         "jobs": [job.key for job in evaluation.plan.jobs],
         "carso": __version__,

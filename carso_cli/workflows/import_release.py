@@ -18,6 +18,7 @@ from carso_cli.build import build_classifier, build_purifier, classifier_fingerp
 from carso_cli.classifiers.weights import read_header, read_tensors
 from carso_cli.errors import UsageError, WeightsError, nearest
 from carso_cli.purifier.release import PUBLISHED_PARTS, from_release, to_release
+from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.runs.checkpoints import load_tensors, save_tensors
@@ -100,9 +101,15 @@ def export_release(run: Path, out: Path, *, name: str) -> dict[str, Path]:
 
     Raises:
         StateError: If the run holds no purifier, or a damaged one.
+        UsageError: If a share of the input is mixed in, for which that form has no place.
         CarsoError: If the files cannot be written.
     """
     purifier = RunFolder(run).require_purifier(f"carso train-purifier RECIPE --run {run}")
+    share = load_recipe(str(RunFolder(run).recipe.resolve())).purifier.input_share
+    if share:
+        raise UsageError(
+            f"{run} mixes {share:g} of the input into what it classifies; the published form cannot say so"
+        )
     state, metadata = load_tensors(purifier)
     ensure_folder(out)
     files = {part: out / f"{name}_{part}.safetensors" for part in PUBLISHED_PARTS}

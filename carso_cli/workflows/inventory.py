@@ -13,7 +13,7 @@ from carso_cli.errors import RecipeError
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.workflows.inventory_data import data_items
-from carso_cli.workflows.inventory_item import MISSING, Item
+from carso_cli.workflows.inventory_item import MISSING, PRESENT, Item
 from carso_cli.workflows.inventory_weights import weights_item
 
 
@@ -33,6 +33,10 @@ def take_stock(recipe: Recipe) -> list[Item]:
             items.append(weights_item(recipe, kind, weights, required))
         elif required:
             raise RecipeError(f"recipe '{recipe.name}' names no weights for classifier.{kind}")
+    if recipe.training.initial is not None:
+        start = Path(recipe.training.initial).expanduser()
+        state = PRESENT if start.is_file() else MISSING
+        items.append(Item("start", start.name, state, True, str(start), note="see training.initial"))
     return items
 
 

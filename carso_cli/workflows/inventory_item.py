@@ -20,7 +20,7 @@ class Item:
     """One thing that a recipe needs.
 
     Args:
-        role: `data`, `at` or `clean`.
+        role: `data`, `at`, `clean`, or `start` for the purifier that training starts from.
         what: Its name for people.
         state: Whether it is there and whole.
         required: Whether the recipe cannot run without it; clean classifiers serve the ablation only.

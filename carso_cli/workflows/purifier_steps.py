@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from carso_cli.attacks.balanced import BalancedBatch
 from carso_cli.build import (
     build_purifier,
-    build_second_classifier,
     channels_last,
     classifier_fingerprint,
     load_purifier,
@@ -56,6 +55,8 @@ class TrainingSetup:
     pool: AdversarialPool
     device: torch.device
     reporter: Reporter
+    second_classifier: nn.Module | None = None
+    """Classifier of the reconstructions, where it is another one."""
 
     @property
     def world(self) -> World:
@@ -91,7 +92,7 @@ def initial_state(setup: TrainingSetup) -> TrainingState:
     setup.world.synchronise(purifier)
     trained: nn.Module = purifier
     if recipe.training.objective != "elbo":
-        second = build_second_classifier(recipe, setup.device)
+        second = setup.second_classifier
         trained = ThroughDefence(recipe, setup.classifier, purifier, second)
         # Outside of the training's own sections, and part of what is trained here.
         identity |= {

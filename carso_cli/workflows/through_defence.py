@@ -15,6 +15,8 @@ frozen as ever. Under `adversarial` the posterior's encoder takes no part and ge
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -167,6 +169,10 @@ def adversarial_terms(
     loss = trades_loss(logits, clean_logits, labels, section.trades_weight or 0.0)
     terms = {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels).sum()}
     if noise is not None:
+        if not found[1].detach().isfinite().all():
+            # Its cross-entropy refuses this by an error of its own, on a GPU by one that ends the process;
+            # the sum over processes is told in words on all of them.
+            return terms | dict.fromkeys(("loss", "bce", "kl"), loss.new_tensor(math.nan))
         elbo = negative_elbo(found[1], clean, found[2], found[3], beta)
         terms |= {"loss": loss + section.elbo_weight * elbo.total, "bce": elbo.bce, "kl": elbo.kl}
     return terms

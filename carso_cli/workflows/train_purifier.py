@@ -20,6 +20,7 @@ from torch import nn
 from carso_cli import __version__
 from carso_cli.build import (
     build_classifier,
+    build_second_classifier,
     device_for,
     load_images,
     own_classifier,
@@ -137,8 +138,11 @@ def _set_up(
         images = load_images(recipe, "train", limit=limit, reporter=reporter)
     train, held_out = split_holdout(images, recipe.data.holdout, recipe.seed)
     perturb = balanced_batch(recipe, frozen, reporter)
-    pool = AdversarialPool(recipe.training.attack_mix.reuse)
-    return TrainingSetup(recipe, frozen, train.to(device), held_out, perturb, pool, device, reporter)
+    through = recipe.training.objective != "elbo"
+    # The defence under attack changes with every step: nothing that was made against it is kept.
+    pool = AdversarialPool(1 if through else recipe.training.attack_mix.reuse)
+    second = build_second_classifier(recipe, device)
+    return TrainingSetup(recipe, frozen, train.to(device), held_out, perturb, pool, device, reporter, second)
 
 
 def _check_warmup(setup: TrainingSetup) -> None:
@@ -198,10 +202,8 @@ def _follow(setup: TrainingSetup, state: TrainingState) -> dict[str, Any]:
     """
     recipe = setup.recipe
     names = ["defence_clean_accuracy"]
-    second = None
     if isinstance(state.trained, ThroughDefence):
         names.append("defence_attacked_accuracy")
-        second = state.trained.defence.second_classifier
     count = len(setup.held_out)
     if count == 0:
         return {**dict.fromkeys(names), "held_out_images": 0}
@@ -211,7 +213,7 @@ def _follow(setup: TrainingSetup, state: TrainingState) -> dict[str, Any]:
         recipe.representation.layers,
         n_samples=recipe.evaluation.n_samples,
         aggregation=recipe.evaluation.aggregation,
-        second_classifier=second,
+        second_classifier=setup.second_classifier,
         precision=recipe.precision,
     )
     correct = torch.zeros(len(names), dtype=torch.float64)

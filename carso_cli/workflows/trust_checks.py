@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from math import isfinite
+from math import isfinite, log1p
 from typing import Any
 
 from carso_cli.attacks.names import TRANSFERS
@@ -158,9 +158,12 @@ def _logit_lead(evidence: Evidence) -> Check:
         return not_run("logit-lead", "no image has finite logits")
     meaning = (
         "mean lead of the label's logit over the next on unperturbed images, for comparison: from "
-        f"{min(leads):.3g} to {max(leads):.3g}; where the logits of 8 samples lead by more than about 1.5, "
-        "log(P / (1 - P)) saturates in float32"
+        f"{min(leads):.3g} to {max(leads):.3g}"
     )
+    if clean[0].aggregation == "doubly-exponential":
+        # float32 loses 1 - P where the sums of exponentials are 17 apart.
+        bound = log1p(17.0 / (clean[0].n_samples or 1))
+        meaning += f"; log(P / (1 - P)) saturates where they lead others near 0 by about {bound:.2g}"
     return Check("logit-lead", sum(leads) / len(leads), None, None, meaning)
 
 

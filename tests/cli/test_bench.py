@@ -44,6 +44,7 @@ def test_json_stays_alone_on_stdout_beside_a_comparison(
         (["--batch-size", "7"], "'7' is not allowed; use a whole number from 8", 2),
         (["--compare", "absent.json"], "there is no file absent.json", 3),
         (["--set", "classifier.depth=15"], "15", 2),
+        (["digits-adversarial", "--case", "training-step"], "timed on the paper's objective", 2),
     ],
 )
 def test_says_what_is_wrong(

@@ -115,6 +115,11 @@ def test_a_recipe_of_ones_own(capsys: Capture) -> None:
     assert "torchvision has no 'resnet19'; did you mean 'resnet18'" in capsys.readouterr().out
 
 
+def test_the_purifier_that_training_starts_from(capsys: Capture) -> None:
+    assert carso(["doctor", "digits-adversarial"]) == 3
+    assert "runs/digits/purifier.safetensors" in "".join(capsys.readouterr().out.split())
+
+
 # --- --fetch ---
 
 

@@ -161,6 +161,8 @@ LAYERS = "use a list of at least one, each item text, not empty"
             "'logit-meen' is not allowed; use one of 'doubly-exponential', 'logit-mean', 'probability-mean', "
             "'majority-vote'; did you mean 'logit-mean' or 'probability-mean'?",
         ),
+        ("purifier.input_share=1", f"1 is not allowed; use a number from 0 to below 1, {NUMBERS}"),
+        ("purifier.input_share=false", f"false {NO_NUMBER.replace('above 0', 'from 0 to below 1')}"),
         ("representation.layers=[]", f"[] is not allowed; {LAYERS}"),
         ("representation.layers=a", f"'a' is not allowed; {LAYERS}"),
         ("data.mean=0.5", f"0.5 is not allowed; use a list, each item a number from 0 to 1, {NUMBERS}"),

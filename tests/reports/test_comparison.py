@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import pytest
 
 from carso_cli.reporter import SilentReporter
 from carso_cli.reports.comparison import comparison_tables
-from carso_cli.reports.results import table_two
+from carso_cli.reports.markup import to_csv
+from carso_cli.reports.results import table_one, table_two
 from carso_cli.reports.table import Figure, ReportTable
 from carso_cli.reports.tables import draw_tables
 from carso_cli.runs.intervals import paired_difference
@@ -82,6 +85,7 @@ def test_every_model_is_set_against_every_classifier(runs: tuple[Path, Path, Pat
         ),
         (["purifier.input_share=0.5"], "beyond the paper (0.5 of the input)"),
         (["purifier.latent_features=0"], "beyond the paper (no latent)"),
+        ([START], "beyond the paper (trained on from another purifier)"),
         (["training.adversarial.trades_weight=6"], ""),
         (["training.attack_mix.adversarial_fraction=0.25"], ""),
     ],
@@ -93,8 +97,9 @@ def test_what_is_beyond_the_paper_is_named(
     write_evaluation(path, "pgd-eot", PLAIN, classifier="c0", second_classifier="c0")
     run = read_stored_run(path, SilentReporter())
     assert run.beyond_the_paper == phrase
-    (row,) = [row for row in table_two([run]).rows if row.trace]
-    assert row.cells[1] == ("measured, pgd-eot, " + phrase).removesuffix(", ")
+    for table, label in ((table_one([run]), "measured"), (table_two([run]), "measured, pgd-eot")):
+        (row,) = [row for row in table.rows if row.trace]
+        assert row.cells[1] == f"{label}, {phrase}".removesuffix(", ")
     of_classifier, of_defence = (cells(drawn(path), place)[0] for place in range(2))
     assert phrase in of_defence
     assert "beyond" not in of_classifier
@@ -170,3 +175,55 @@ def test_each_attack_has_a_table_of_its_own(runs: tuple[Path, Path, Path], write
     assert [table.title.split(": ")[1].split(",")[0] for table in tables] == ["pgd", "pgd-eot"]
     assert [len(table.rows) for table in tables] == [2, 4]
     assert len({table.anchor for table in tables}) == 2
+
+
+def test_defences_that_differ_in_more_than_weights_have_a_row_each(
+    write_run: Any, write_evaluation: Any
+) -> None:
+    whole = {"classifier": "c0", "second_classifier": "c0"}
+    others: list[tuple[str, list[str], dict[str, Any]]] = [
+        ("plain", [], {}),
+        ("share", ["purifier.input_share=0.5"], {}),
+        ("rule", ["evaluation.aggregation=logit-mean"], {"aggregation": "logit-mean"}),
+        ("second", ["evaluation.second_kind=clean"], {"second_classifier": "c9"}),
+    ]
+    paths = [write_run(name, overrides=overrides) for name, overrides, _ in others]
+    for path, (_, _, facts) in zip(paths, others, strict=True):
+        write_evaluation(path, "pgd-eot", PLAIN, **whole | facts)
+    table = drawn(*paths)
+    assert [cells(table, row)[0].split(":")[0] for row in range(len(table.rows))] == [
+        *("[A] plain", "plain", "share", "rule", "second")
+    ]
+
+
+def test_more_classifiers_than_letters(write_run: Any, write_evaluation: Any) -> None:
+    alone = {"second_classifier": None, "purifier": None, "n_samples": None}
+    paths = [write_run(f"run-{place}") for place in range(28)]
+    for place, path in enumerate(paths):
+        write_evaluation(path, "pgd-eot", LONGER, classifier=f"c{place}", **alone)
+    table = drawn(*paths)
+    assert [cells(table, row)[0].split()[0] for row in (0, 25, 26, 27)] == ["[A]", "[Z]", "[AA]", "[AB]"]
+    assert len(table.columns) == 3 + 28
+
+
+def test_only_what_was_checked_is_marked_as_not_to_be_trusted(write_run: Any, write_evaluation: Any) -> None:
+    run = write_run()
+    write_evaluation(
+        run, "pgd-eot", PLAIN, classifier="c0", second_classifier="c0", failed=["zero-gradients"]
+    )
+    assert [cells(drawn(run), row)[0].endswith("†") for row in range(2)] == [False, True]
+
+
+def test_ends_of_an_interval_keep_their_side_of_zero_and_csv_its_keys(
+    runs: tuple[Path, Path, Path], write_evaluation: Any
+) -> None:
+    assert str(Figure(0.018, -0.0012, 0.037, text="+0.018", interval_digits=3)) == "+0.018 [-0.001, 0.037]"
+    by_pgd = {
+        (target, attack.replace("pgd-eot", "pgd"), view): right
+        for (target, attack, view), right in PLAIN.items()
+    }
+    write_evaluation(runs[0], "pgd", by_pgd, classifier="c0", second_classifier="c0")
+    tables = comparison_tables([read_stored_run(path, SilentReporter()) for path in runs])
+    lines = [*csv.DictReader(io.StringIO(to_csv(tables)))]
+    keys = [(line["table"], line["row"], line["column"]) for line in lines]
+    assert len(set(keys)) == len(keys) == 19

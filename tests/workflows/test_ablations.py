@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from carso_cli.errors import RecipeError, UsageError
 from carso_cli.recipe.load import load_recipe
+from carso_cli.recipe.schema import Recipe
 from carso_cli.workflows.ablations import (
     adversarial_fractions,
     aggregations,
@@ -95,6 +96,20 @@ def test_counts_and_sizes_are_checked() -> None:
     for wrong in ([0.0], [0.1, -0.1]):
         with pytest.raises(UsageError, match="at least one size above 0 and none below"):
             perturbation_sizes(DIGITS, wrong)
+
+
+@pytest.mark.parametrize(
+    "vary",
+    [
+        lambda recipe: layer_subsets(recipe, ["all", "first"]),
+        lambda recipe: first_and_second(recipe, [("clean", "at")]),
+    ],
+)
+def test_a_start_of_other_layers_is_refused_before_training(vary: Callable[[Recipe], object]) -> None:
+    started = load_recipe("digits", ["training.initial=a.safetensors"])
+    with pytest.raises(UsageError, match=r"cannot start from a\.safetensors"):
+        vary(started)
+    adversarial_fractions(started, [0.0, 0.5])
 
 
 def test_rows_are_kept_in_the_papers_order_or_by_size() -> None:

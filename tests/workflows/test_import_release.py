@@ -193,6 +193,14 @@ def test_the_run_says_what_it_is(trained: Path, released: Path, tmp_path: Path) 
     assert metadata["imported_from"] == {path.name: file_sha256(path) for path in sorted(released.iterdir())}
 
 
+def test_a_share_of_the_input_has_no_place_in_the_published_form(tmp_path: Path) -> None:
+    recipe = load_recipe("digits", (*SHORT, "purifier.input_share=0.5"))
+    train_purifier(recipe, run=tmp_path / "run", reporter=QUIET, device="cpu", limit=24)
+    with pytest.raises(UsageError, match=r"mixes 0\.5 of the input into what it classifies"):
+        export_release(tmp_path / "run", tmp_path / "release", name="any")
+    assert not (tmp_path / "release").exists()
+
+
 def test_evaluate_takes_it_like_any_other(trained: Path, released: Path, tmp_path: Path) -> None:
     import_release(released, recipe_of(trained), run=tmp_path / "back", reporter=QUIET)
     options: dict[str, Any] = {"attack": "none", "limit": 10, "device": "cpu", "reporter": QUIET}

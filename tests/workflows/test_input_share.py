@@ -17,6 +17,7 @@ from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import SILENT
 from carso_cli.workflows.export import export_run
+from carso_cli.workflows.through_defence import ThroughDefence
 from carso_cli.workflows.train_purifier import train_purifier
 
 SHARE = 0.25
@@ -92,6 +93,15 @@ def test_it_is_trained_from_the_paper_s_purifier_and_exported(tmp_path: Path) ->
     assert defence.purifier.input_share == 0.5
     # Each program is held against the defence before it is kept.
     export_run(tmp_path / "b", out=tmp_path / "out", reporter=SILENT)
+
+
+def test_training_sees_the_share(recipe: Recipe, pair: tuple[Defence, Defence], images: torch.Tensor) -> None:
+    mixed, plain = pair
+    latents = plain.draw_latents(len(images), generator=generator(0, "here"))
+    (found,) = ThroughDefence(recipe, mixed.classifier, mixed.purifier, None)(images, latents)
+    samples = SHARE * images[:, None] + (1 - SHARE) * plain.purify(images, latents=latents)
+    logits = torch.stack([plain.second_classifier(samples[:, sample]) for sample in range(2)], dim=1)
+    torch.testing.assert_close(found, logits.logsumexp(dim=1), rtol=1e-4, atol=1e-4)
 
 
 def test_without_a_share_runs_keep_their_hash(recipe: Recipe) -> None:

@@ -21,7 +21,7 @@ from carso_cli.build import (
     load_images,
 )
 from carso_cli.distributed import World
-from carso_cli.errors import InterruptedRun, RecipeError, StateError, WeightsError
+from carso_cli.errors import InterruptedRun, NumericsError, RecipeError, StateError, WeightsError
 from carso_cli.purifier.vae import ENCODER_PARTS
 from carso_cli.randomness import derive_seed, generator, seeded
 from carso_cli.recipe.load import load_recipe
@@ -31,6 +31,7 @@ from carso_cli.runs.checkpoints import load_tensors, save_tensors
 from carso_cli.runs.files import read_json_lines
 from carso_cli.workflows import purifier_steps, through_defence
 from carso_cli.workflows import train_purifier as workflow
+from carso_cli.workflows.adversarial_pool import AdversarialPool
 from carso_cli.workflows.through_defence import ThroughDefence, adversarial_terms, perturbed
 from carso_cli.workflows.train_purifier import train_purifier
 
@@ -261,6 +262,33 @@ def test_what_training_starts_from_is_checked(elbo_run: Path, tmp_path: Path) ->
     with pytest.raises(WeightsError, match="was trained for a classifier with checksum"):
         train(through(elbo_run, "representation.kind=clean"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_reconstruction_that_is_not_finite_ends_training_in_words(elbo_run: Path, tmp_path: Path) -> None:
+    tensors, header = load_tensors(elbo_run / "purifier.safetensors")
+    # The standard deviation overflows; what is trained through the defence draws from the prior and does not.
+    tensors["to_log_variance.bias"] += 1e3
+    save_tensors(tmp_path / "purifier.safetensors", tensors, header)
+    with pytest.raises(NumericsError, match=r"became .* in epoch 1, batch 1"):
+        train(through(tmp_path, "training.objective=both"), tmp_path / "run")
+
+
+def test_batches_are_drawn_anew_in_every_epoch_whatever_is_reused(
+    elbo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[int]] = []
+    original = AdversarialPool.batches
+
+    def batches(self: AdversarialPool, *arguments: Any) -> Any:
+        found = [*original(self, *arguments)]
+        drawn.append([int(index) for batch, _ in found for index in batch])
+        return found
+
+    monkeypatch.setattr(AdversarialPool, "batches", batches)
+    train(through(elbo_run, "training.attack_mix.reuse=2"), tmp_path / "run")
+    assert len(drawn) == 2
+    assert sorted(drawn[0]) == sorted(drawn[1])
+    assert drawn[0] != drawn[1]
 
 
 def test_an_objective_without_a_start_or_a_rule_without_gradients_is_refused(elbo_run: Path) -> None:
