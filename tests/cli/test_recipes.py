@@ -17,11 +17,13 @@ NAMES = [
     "cifar10-gowal2020",
     "cifar10-rebuffi2021",
     "cifar10-small",
-    *(f"cifar10-small-{kind}" for kind in ("adversarial", "both", "no-latent", "skip", "trades")),
+    *(f"cifar10-small-{kind}" for kind in ("adversarial", "both", "no-latent")),
+    *(f"cifar10-small-{kind}" for kind in ("skip", "skip-longer", "skip-pgd", "trades")),
     "cifar100",
     "cifar100-rebuffi2021",
     "digits",
     *(f"digits-{kind}" for kind in ("adversarial", "both", "no-latent", "skip", "trades")),
+    "tinyimagenet-small",
     "tinyimagenet200",
 ]
 Capture = pytest.CaptureFixture[str]
