@@ -83,7 +83,8 @@ def _row_html(table: ReportTable, row: Row, name: str, numeric: Sequence[bool]) 
         mark = table.mark(row)
         if place == table.marked and mark is not None:
             text += f'<sup><a href="#{name}-{mark}">{mark}</a></sup>'
-        cells.append(f'<th scope="row">{text}</th>' if place == 0 else f"<td{_flush(flush)}>{text}</td>")
+        kind = ' class="source"' if place == table.marked else _flush(flush)
+        cells.append(f'<th scope="row"{kind}>{text}</th>' if place == 0 else f"<td{kind}>{text}</td>")
     return f'<tr class="{escape(row.source)}">{"".join(cells)}</tr>'
 
 

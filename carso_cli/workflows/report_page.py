@@ -139,12 +139,15 @@ def _pictures(shown: Sequence[Shown]) -> str:
 
 def _tiles(run: StoredRun) -> str:
     tiles: list[tuple[str, str, str]] = []
-    one = next((one for one in run.plain_evaluations if "defence" in one.worst), None)
+    plain = (one for one in run.plain_evaluations if "defence" in one.worst)
+    one = next(plain, None) or next(iter(run.evaluations), None)
     if one is not None:
-        images = f"{one.identity['n_images']} images, {one.path.name}"
+        departing = (key for key in sorted(run.departures(one)) if key in one.identity)
+        other = "".join(f", {key} {one.identity[key]}" for key in departing)
+        images = f"{one.identity['n_images']} images{other}, {one.path.name}"
         rows = {
             "defence, clean": one.find("defence", "none"),
-            f"defence, worst case of {one.identity['attack']}": one.worst["defence"],
+            f"defence, worst case of {one.identity['attack']}": one.worst.get("defence"),
             "classifier alone, clean": one.find("classifier", "none"),
             f"classifier alone, worst case of {one.identity['attack']}": one.worst.get("classifier"),
         }

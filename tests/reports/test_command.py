@@ -171,6 +171,18 @@ def test_page_and_pictures(run: Path, tmp_path: Path, capsys: Capture) -> None:
     assert "http" not in text.replace("http-equiv", "")
 
 
+def test_a_page_heads_a_run_with_what_it_has(write_run: Any, write_evaluation: Any, tmp_path: Path) -> None:
+    run, page = write_run(), tmp_path / "page.html"
+    alone = {("classifier", "none", None): [1, 1, 1, 0], ("classifier", "pgd", None): [1, 0, 0, 0]}
+    facts = {"classifier": "c0", "second_classifier": None, "purifier": None, "n_samples": None}
+    write_evaluation(run, "pgd", alone, eps=0.2, **facts)
+    assert carso(["report", str(run), "--html", str(page)]) == 0
+    text = page.read_text()
+    assert "classifier alone, worst case of pgd" in text
+    assert "4 images, eps 0.2, pgd-" in text
+    assert "defence, clean" not in text
+
+
 def test_pictures_of_two_runs_of_one_name_are_refused(run: Path, tmp_path: Path, capsys: Capture) -> None:
     other = tmp_path / "elsewhere" / run.name
     shutil.copytree(run, other)
