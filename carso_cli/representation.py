@@ -67,6 +67,8 @@ def extract_representation(
     recorded: dict[str, Tensor] = {}
 
     def recorder(layer: str) -> Callable[[nn.Module, object, object], None]:
+        """Return a forward hook that keeps a layer's output and ends the pass at the last one."""
+
         def record(_module: nn.Module, _inputs: object, output: object) -> None:
             if not isinstance(output, Tensor):
                 raise UsageError(f"layer '{layer}' returns {type(output).__name__}, not a tensor")

@@ -167,6 +167,7 @@ class DefenceTarget:
         latents = self._draw(draws * batch)
 
         def one_pass(part: slice) -> tuple[Tensor, ...]:
+            """Return losses, correctness, saturation and slopes of some units, each (units, ...)."""
             # Unit u of the K * B is draw u // B of image u % B.
             images = torch.arange(part.start, part.stop, device=condition.device) % batch
             chunk = condition[images].requires_grad_(with_gradient)

@@ -22,7 +22,8 @@ TRAINING_SECTIONS = (
 )
 """What determines a trained purifier; `data.root` says only where the images lie and is never hashed."""
 
-_CHOSEN_AFRESH = ("precision", "compile", "threat", "evaluation", "data.root")
+CHOSEN_AFRESH = ("precision", "compile", "threat", "evaluation")
+"""What a trained purifier may be used with other than it was trained with; `data.root` too."""
 
 
 def refuse_other_training(recipe: Recipe, trained: Recipe, overrides: Sequence[str], path: str) -> None:
@@ -41,7 +42,7 @@ def refuse_other_training(recipe: Recipe, trained: Recipe, overrides: Sequence[s
     asked, stored = recipe.model_dump(mode="json"), trained.model_dump(mode="json")
     for text in overrides:
         key = text.partition("=")[0].strip()
-        if any(key == chosen or key.startswith(f"{chosen}.") for chosen in _CHOSEN_AFRESH):
+        if any(key == chosen or key.startswith(f"{chosen}.") for chosen in (*CHOSEN_AFRESH, "data.root")):
             continue
         if _value(asked, key) != (found := _value(stored, key)):
             elsewhere = "train it so, or attack a classifier alone, in a folder of its own with --run DIR"

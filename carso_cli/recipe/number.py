@@ -42,19 +42,20 @@ def parse_number(value: object) -> float:
     return number
 
 
-def refuse_pixel_counts(eps: float, norm: str) -> None:
-    """Refuse a radius of more than the whole range of pixels, such as 8 where 8/255 is meant.
+def too_large(eps: float, norm: str) -> str:
+    """Say what is wrong with a radius of more than the whole range of pixels, such as 8 for 8/255.
 
     Args:
         eps: Radius of a perturbation in pixel units, of images in [0, 1].
         norm: `linf` or `l2`; only a largest change of a pixel is bounded by 1.
 
-    Raises:
-        ValueError: If the radius is above 1 under linf.
+    Returns:
+        A sentence if the radius is above 1 under linf, otherwise nothing.
     """
-    if norm == "linf" and eps > 1.0:
-        meant = f"; did you mean {eps:g}/255?" if eps <= 255 else ""
-        raise ValueError(f"eps {eps:g} is more than the whole range of pixels, [0, 1]{meant}")
+    if norm != "linf" or eps <= 1.0:
+        return ""
+    meant = f"; did you mean {eps:g}/255?" if eps <= 255 else ""
+    return f"eps {eps:g} is more than the whole range of pixels, [0, 1]{meant}"
 
 
 Number = Annotated[float, BeforeValidator(parse_number)]

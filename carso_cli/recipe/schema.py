@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
-from carso_cli.recipe.number import Number, refuse_pixel_counts
+from carso_cli.recipe.number import Number, too_large
 from carso_cli.recipe.purifier_training import Training
 from carso_cli.recipe.section import Count, NonNegative, Positive, Section, Share, Text, Whole, no_truth
 
@@ -173,7 +173,8 @@ class ThreatModel(Section):
 
     @model_validator(mode="after")
     def _in_pixel_units(self) -> Self:
-        refuse_pixel_counts(self.eps, self.norm)
+        if problem := too_large(self.eps, self.norm):
+            raise ValueError(problem)
         return self
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from carso_cli.errors import UsageError, nearest
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.load import dump_recipe, load_recipe_text
-from carso_cli.recipe.number import refuse_pixel_counts
+from carso_cli.recipe.number import too_large
 from carso_cli.recipe.schema import Recipe
 
 PAIRS = (("clean", "clean"), ("at", "clean"), ("clean", "at"), ("at", "at"))
@@ -221,11 +221,8 @@ def perturbation_sizes(recipe: Recipe, sizes: Sequence[float]) -> Ablation:
     Raises:
         UsageError: If no size is above 0, one is negative or, under linf, above 1.
     """
-    try:
-        for size in sizes:
-            refuse_pixel_counts(size, recipe.threat.norm)
-    except ValueError as error:
-        raise UsageError(f"--eps: {error}") from None
+    if problem := too_large(max(sizes, default=0.0), recipe.threat.norm):
+        raise UsageError(f"--eps: {problem}")
     if not any(size > 0 for size in sizes) or any(size < 0 for size in sizes):
         raise UsageError(
             f"--eps needs at least one size above 0 and none below; got {', '.join(map(str, sizes))}",

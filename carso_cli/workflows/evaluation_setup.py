@@ -22,7 +22,7 @@ from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed import join
 from carso_cli.errors import UsageError
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
-from carso_cli.recipe.number import refuse_pixel_counts
+from carso_cli.recipe.number import too_large
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.runs.folder import RunFolder
@@ -107,10 +107,8 @@ def prepare_evaluation(
     plan = plan_evaluation(options.get("attack", "adaptive"), target=target, view=options.get("view"))
     eps = options.get("eps") or recipe.threat.eps
     norm = options.get("norm") or recipe.threat.norm
-    try:
-        refuse_pixel_counts(eps, norm)
-    except ValueError as error:
-        raise UsageError(f"--eps: {error}") from None
+    if problem := too_large(eps, norm):
+        raise UsageError(f"--eps: {problem}")
     images, seed = options.get("images"), options.get("seed")
     limit = options.get("limit") or recipe.evaluation.images
     with world.first_on_machine():

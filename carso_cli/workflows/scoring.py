@@ -108,6 +108,7 @@ class DefenceScorer:
         owner = torch.arange(len(latents), device=condition.device) // self.draws
 
         def one_pass(part: slice) -> tuple[Tensor, Tensor]:
+            """Return decisions, (units,), and exact logits, (units, C), of some draws."""
             sample_logits = require_finite_logits(
                 self.defence.sample_logits(condition[owner[part]], latents[part]),
                 "the defence's reconstructions",

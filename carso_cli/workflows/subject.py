@@ -21,6 +21,7 @@ from carso_cli.defence import Defence
 from carso_cli.errors import StateError, UsageError
 from carso_cli.precision import in_precision
 from carso_cli.randomness import generator
+from carso_cli.recipe.identity import CHOSEN_AFRESH
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import SILENT, Reporter
@@ -98,12 +99,7 @@ def run_recipe(recipe: Recipe, folder: RunFolder) -> Recipe:
             hint=f"leave out RECIPE to use the run's own: carso evaluate --run {folder.path}",
         )
     data = trained.data.model_copy(update={"root": recipe.data.root or trained.data.root})
-    chosen = {
-        "precision": recipe.precision,
-        "compile": recipe.compile,
-        "threat": recipe.threat,
-        "evaluation": recipe.evaluation,
-    }
+    chosen = {name: getattr(recipe, name) for name in CHOSEN_AFRESH}
     return trained.model_copy(update={"data": data, **chosen})
 
 
