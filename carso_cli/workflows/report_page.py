@@ -140,7 +140,8 @@ def _pictures(shown: Sequence[Shown]) -> str:
 def _tiles(run: StoredRun) -> str:
     tiles: list[tuple[str, str, str]] = []
     plain = (one for one in run.plain_evaluations if "defence" in one.worst)
-    one = next(plain, None) or next(iter(run.evaluations), None)
+    attacked = (one for one in run.evaluations if one.identity["attack"] != "noise")
+    one = next(plain, None) or next(attacked, None)
     if one is not None:
         departing = (key for key in sorted(run.departures(one)) if key in one.identity)
         other = "".join(f", {key} {one.identity[key]}" for key in departing)

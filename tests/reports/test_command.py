@@ -176,6 +176,8 @@ def test_a_page_heads_a_run_with_what_it_has(write_run: Any, write_evaluation: A
     alone = {("classifier", "none", None): [1, 1, 1, 0], ("classifier", "pgd", None): [1, 0, 0, 0]}
     facts = {"classifier": "c0", "second_classifier": None, "purifier": None, "n_samples": None}
     write_evaluation(run, "pgd", alone, eps=0.2, **facts)
+    noise = {("defence", "none", None): [2, 2, 2, 2], ("defence", "noise", None): [2, 2, 2, 0]}
+    write_evaluation(run, "noise", noise, eps=0.2)
     assert carso(["report", str(run), "--html", str(page)]) == 0
     text = page.read_text()
     assert "classifier alone, worst case of pgd" in text
