@@ -95,6 +95,8 @@ def _hashed_values(recipe: Recipe) -> dict[str, Any]:
         del values["purifier"]["input_share"]
     if training["attack_mix"]["reuse"] == 1:
         del training["attack_mix"]["reuse"]
+    if not training["adversarial"]["augment"]:
+        del training["adversarial"]["augment"]
     if training["objective"] == "elbo":
         del training["objective"], training["adversarial"]
     return values

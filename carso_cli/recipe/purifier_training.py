@@ -34,6 +34,8 @@ class AdversarialTraining(Section):
     trades_weight: Positive | None = None
     """Weight of KL(P(clean) || P(perturbed)), beside the cross-entropy of the clean images in place of that
     of the perturbed ones (1/lambda of TRADES, Zhang et al., 2019; the attack is still on cross-entropy)."""
+    augment: bool = False
+    """Shift the images of a batch, and mirror them where `classifier.training.flip` allows it."""
     elbo_weight: Positive = 1e-3
     """For `both`: weight of the negative ELBO, which is in the hundreds of nats an image."""
 

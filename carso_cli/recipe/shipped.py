@@ -7,6 +7,7 @@ from pathlib import Path
 
 import carso_cli
 from carso_cli.errors import RecipeError, nearest
+from carso_cli.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,16 @@ def find_recipe(name: str) -> Path:
         + f"\nshipped recipes: {', '.join(known)}",
         hint="`carso recipes ls` shows the shipped recipes; a recipe of your own is given by its path",
     )
+
+
+def start_command(recipe: Recipe) -> str:
+    """Return the command that leads to the purifier that training starts from; empty where none is known.
+
+    It is the training of the shipped recipe whose run the purifier lies in; for another run of a shipped
+    recipe's, to show that recipe, whose head says how its start is trained.
+    """
+    known = [shipped.name for shipped in list_recipes()]
+    run = Path(recipe.training.initial or "").parent
+    if run.name in known and run == Path("runs", run.name):
+        return f"carso train-purifier {run.name}"
+    return f"carso recipes show {recipe.reference}" if recipe.reference in known else ""

@@ -11,6 +11,7 @@ from carso_cli.classifiers.architectures import check_architecture
 from carso_cli.download import fetch
 from carso_cli.errors import RecipeError
 from carso_cli.recipe.schema import Recipe
+from carso_cli.recipe.shipped import start_command
 from carso_cli.reporter import Reporter
 from carso_cli.workflows.inventory_data import data_items
 from carso_cli.workflows.inventory_item import MISSING, PRESENT, Item
@@ -36,7 +37,10 @@ def take_stock(recipe: Recipe) -> list[Item]:
     if recipe.training.initial is not None:
         start = Path(recipe.training.initial).expanduser()
         state = PRESENT if start.is_file() else MISSING
-        items.append(Item("start", start.name, state, True, str(start), note="see training.initial"))
+        command = start_command(recipe)
+        items.append(
+            Item("start", start.name, state, True, str(start), note="see training.initial", command=command)
+        )
     return items
 
 

@@ -23,6 +23,7 @@ from carso_cli.build import (
     load_purifier,
 )
 from carso_cli.checksums import fingerprint
+from carso_cli.data.augmentation import augment
 from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed import World, join
 from carso_cli.errors import NumericsError, StateError, WeightsError
@@ -33,6 +34,7 @@ from carso_cli.purifier.vae import Purifier
 from carso_cli.randomness import derive_seed, generator, seeded
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.schema import Recipe
+from carso_cli.recipe.shipped import start_command
 from carso_cli.reporter import SILENT, Reporter
 from carso_cli.representation import extract_representation
 from carso_cli.workflows.adversarial_pool import AdversarialPool, Place
@@ -132,10 +134,12 @@ def _initial_purifier(recipe: Recipe, classifier: nn.Module) -> Purifier:
         return build_purifier(recipe, classifier)
     path = Path(recipe.training.initial).expanduser()
     if not path.is_file():
+        command = start_command(recipe)
         raise WeightsError(
             f"the purifier to start from, {path}, is missing",
-            hint="train it with: carso train-purifier RECIPE, and name its purifier.safetensors in "
-            "training.initial",
+            hint=f"next: {command}"
+            if command
+            else "train it with: carso train-purifier RECIPE, and name its file in training.initial",
         )
     try:
         purifier = load_purifier(path, recipe, classifier)
@@ -183,7 +187,14 @@ def train_step(
     Raises:
         NumericsError: If the reconstruction or a term of the loss is not finite.
     """
-    clean = setup.train.pixels(positions).to(setup.device)
+    clean, through = setup.train.pixels(positions), isinstance(state.trained, ThroughDefence)
+    if through and setup.recipe.training.adversarial.augment:
+        flip, drawn = (
+            setup.recipe.classifier.training.flip,
+            generator(setup.recipe.seed, "augmentation", *place),
+        )
+        clean = augment(clean, flip=flip, generator=drawn)
+    clean = clean.to(setup.device)
     labels = setup.train.labels[positions].to(setup.device)
     if isinstance(state.trained, ThroughDefence):
         terms = adversarial_terms(state.trained, state.replica, clean, labels, place, beta, setup.world)

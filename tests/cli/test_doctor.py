@@ -18,7 +18,7 @@ import yaml
 from carso_cli.classifiers.registry import ClassifierRecord, Published
 from carso_cli.cli.app import run as carso
 from carso_cli.recipe.load import load_recipe, read_recipe_file
-from carso_cli.recipe.shipped import list_recipes
+from carso_cli.recipe.shipped import find_recipe, list_recipes
 from carso_cli.workflows import doctor as workflow
 from carso_cli.workflows import inventory_data
 
@@ -116,8 +116,21 @@ def test_a_recipe_of_ones_own(capsys: Capture) -> None:
 
 
 def test_the_purifier_that_training_starts_from(capsys: Capture) -> None:
-    assert carso(["doctor", "digits-adversarial"]) == 3
-    assert "runs/digits/purifier.safetensors" in "".join(capsys.readouterr().out.split())
+    for recipe, command in (
+        ("digits-skip", "carso train-purifier digits"),
+        ("digits-no-latent", "carso recipes show digits-no-latent"),
+    ):
+        assert carso(["doctor", recipe]) == 3
+        assert capsys.readouterr().out.splitlines()[-1] == f"next:  {command}"
+        assert carso(["train-purifier", recipe, "--device", "cpu"]) == 3
+        assert f"next: {command}" in capsys.readouterr().err
+    elsewhere = "training.initial=other/digits/purifier.safetensors"
+    assert carso(["doctor", "digits-skip", "--set", elsewhere]) == 3
+    assert capsys.readouterr().out.splitlines()[-1] == "next:  carso recipes show digits-skip"
+    text = find_recipe("digits-skip").read_text().replace("name: digits-skip", "name: own")
+    Path("own.yaml").write_text(f"{text}\ntraining:\n  initial: other/purifier.safetensors\n")
+    assert carso(["doctor", "own.yaml"]) == 3
+    assert capsys.readouterr().out.splitlines()[-1] == "next:  put purifier.safetensors into other"
 
 
 # --- --fetch ---

@@ -17,7 +17,7 @@ NAMES = [
     "cifar10-gowal2020",
     "cifar10-rebuffi2021",
     "cifar10-small",
-    *(f"cifar10-small-{kind}" for kind in ("adversarial", "both", "no-latent")),
+    *(f"cifar10-small-{kind}" for kind in ("adversarial", "augmented", "both", "no-latent")),
     *(f"cifar10-small-{kind}" for kind in ("skip", "skip-longer", "skip-pgd", "trades")),
     "cifar100",
     "cifar100-rebuffi2021",

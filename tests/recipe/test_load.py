@@ -369,6 +369,10 @@ def test_a_hash_outlives_a_new_version() -> None:
     assert recipe_hash(load_recipe("digits"), ["training"]) == (
         "81b1a125db4bb40b377f55400982a82ce4d9a8c693243aedd10fa46685c659b1"
     )
+    # As it was before training.adversarial.augment was one.
+    assert recipe_hash(load_recipe("digits-adversarial"), ["training"]) == (
+        "0e4ee2ee594d19c56f01071f606292a3bdce46ad72c8bb981c80ac94e704d423"
+    )
 
 
 def test_where_files_lie_is_not_hashed() -> None:

@@ -20,6 +20,7 @@ from carso_cli.build import (
     load_defence,
     load_images,
 )
+from carso_cli.data.augmentation import augment
 from carso_cli.distributed import World
 from carso_cli.errors import InterruptedRun, NumericsError, RecipeError, StateError, WeightsError
 from carso_cli.purifier.vae import ENCODER_PARTS
@@ -201,6 +202,33 @@ def test_training_goes_down_the_loss_and_moves_only_what_it_should(
     assert len(kept) > 20
     assert all(torch.equal(earlier[0][name], later[0][name]) for name in kept)
     assert later[1]["objective"] == "adversarial"
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_images_are_shifted_and_mirrored_as_for_the_classifier(elbo_run: Path, flip: bool) -> None:
+    more = "training.adversarial.augment=true", f"classifier.training.flip={str(flip).lower()}"
+    images = load_images(recipe(), "train", limit=20)
+    moved = augment(images.pixels(slice(None)), flip=flip, generator=generator(0, "augmentation", *PLACE))
+
+    def setup(chosen: Recipe) -> purifier_steps.TrainingSetup:
+        classifier = build_classifier(chosen, "at")
+        perturb, pool = purifier_steps.balanced_batch(chosen, classifier), AdversarialPool(reuse=1)
+        device = torch.device("cpu")
+        return purifier_steps.TrainingSetup(
+            chosen, classifier, images, images, perturb, pool, device, SilentReporter()
+        )
+
+    losses = []
+    for chosen in (through(elbo_run, *more), through(elbo_run)):
+        whole = setup(chosen)
+        state = purifier_steps.initial_state(whole)
+        sums = purifier_steps.train_step(whole, state, torch.arange(20), PLACE, 1.0)
+        losses.append(sums[0].item())
+    fresh = purifier_steps.initial_state(setup(through(elbo_run))).trained
+    assert isinstance(fresh, ThroughDefence)
+    terms = adversarial_terms(fresh, fresh, moved, images.labels, PLACE, 1.0, World(torch.device("cpu")))
+    assert losses[0] == pytest.approx(terms["loss"].item(), rel=1e-5)
+    assert losses[1] != pytest.approx(losses[0], rel=1e-4)
 
 
 def test_a_killed_run_resumes_to_the_same_weights(
