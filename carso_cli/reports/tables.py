@@ -26,6 +26,18 @@ TABLES = (*_PAPER, _COMPARISON)
 """What can be asked for: the paper's tables by number, and one beyond them."""
 
 
+def require_tables(numbers: Sequence[str]) -> None:
+    """Refuse what is not among `TABLES`.
+
+    Raises:
+        UsageError: If a number is not; the message holds the nearest.
+    """
+    for number in numbers:
+        if number not in TABLES:
+            said = (f"there is no table '{number}' to draw", nearest(number, TABLES))
+            raise UsageError("; ".join(filter(None, said)), hint=f"use {', '.join(TABLES)}")
+
+
 def draw_tables(runs: Sequence[StoredRun], numbers: Sequence[str] = ()) -> list[ReportTable]:
     """Draw tables from what runs have stored.
 
@@ -37,10 +49,7 @@ def draw_tables(runs: Sequence[StoredRun], numbers: Sequence[str] = ()) -> list[
     Raises:
         UsageError: If a number is not among `TABLES`.
     """
-    for number in numbers:
-        if number not in TABLES:
-            said = (f"there is no table '{number}' to draw", nearest(number, TABLES))
-            raise UsageError("; ".join(filter(None, said)), hint=f"use {', '.join(TABLES)}")
+    require_tables(numbers)
     drawn: list[ReportTable] = []
     for number in dict.fromkeys(numbers or TABLES):
         drawn += comparison_tables(runs) if number == _COMPARISON else [_PAPER[number](runs)]

@@ -19,7 +19,7 @@ from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
 from carso_cli.reports.stored import StoredRun, read_run
 from carso_cli.reports.table import ReportTable
-from carso_cli.reports.tables import draw_tables
+from carso_cli.reports.tables import draw_tables, require_tables
 from carso_cli.runs.files import ensure_folder, read_json, write_atomically
 from carso_cli.runs.folder import RunFolder
 
@@ -61,6 +61,7 @@ def report(
         StateError: If a folder holds no run, or there is none.
         CarsoError: If a file cannot be written.
     """
+    require_tables(tables)
     folders = list(dict.fromkeys(runs)) or find_runs(Path("runs"))
     stored = [read_stored_run(folder, reporter) for folder in folders]
     drawn = draw_tables(stored, tables)

@@ -96,6 +96,8 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: Capture, monkeypatch:
     assert "nowhere holds no run" in capsys.readouterr().err
     assert carso(["report"]) == 5
     assert "runs holds no run to report" in capsys.readouterr().err
+    assert carso(["report", "nowhere", "--table", "comparision"]) == 2
+    assert "did you mean 'comparison'?" in capsys.readouterr().err
 
 
 def test_all_runs_are_reported_where_none_is_named(
