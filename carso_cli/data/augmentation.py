@@ -14,9 +14,9 @@ def augment(images: Tensor, *, flip: bool, generator: torch.Generator) -> Tensor
     """Shift each image by up to 4 pixels each way, filling with zeros, and mirror half of them.
 
     Args:
-        images: (B, channels, H, W), on the CPU.
+        images: (B, channels, H, W).
         flip: Mirror left and right with probability 1/2.
-        generator: Source of the choices.
+        generator: Source of the choices, on the CPU: they are the same wherever the images are.
 
     Returns:
         Same shape.
