@@ -27,7 +27,6 @@ from carso_cli.cli.options import (
 )
 from carso_cli.cli.progress import RichReporter
 from carso_cli.errors import UsageError
-from carso_cli.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from carso_cli.recipe.schema import Recipe
@@ -138,6 +137,7 @@ def command(
         _show_plan(chosen, ablations, folder, options, note, as_json=json)
         return
     from carso_cli.workflows.ablate import ablate
+    from carso_cli.workflows.ablation_rows import table_file
 
     tables = []
     for ablation in ablations:
@@ -147,7 +147,8 @@ def command(
         tables.append(stored)
         if not json:
             show_ablation(stored, [variant.label for variant in ablation.variants])
-            output().print(f"stored in {RunFolder(folder).ablations / ablation.name}.json", soft_wrap=True)
+            file = table_file(folder, ablation.name, stored["attack"])
+            output().print(f"stored in {file}", soft_wrap=True)
     if json:
         print_json({"ablations": tables})
 

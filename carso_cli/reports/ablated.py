@@ -61,7 +61,7 @@ class StoredAblation:
     """One table of `carso ablate`.
 
     Args:
-        name: Name of its file, without ending.
+        name: Which ablation it is.
         title: What it shows.
         varies: Heading of what is varied.
         attack: Attack or protocol of all rows.
@@ -78,7 +78,7 @@ class StoredAblation:
 
 
 def read_ablation(path: Path, known: Mapping[Path, StoredEvaluation]) -> StoredAblation:
-    """Read `<run>/ablations/<name>.json` and the records of its rows.
+    """Read `<run>/ablations/<name>-<attack>.json` and the records of its rows.
 
     Args:
         path: The file.
@@ -93,8 +93,8 @@ def read_ablation(path: Path, known: Mapping[Path, StoredEvaluation]) -> StoredA
     root = path.parents[1]
     try:
         rows = tuple(_read_row(root, row, known) for row in stored["rows"])
-        title, varies, attack, note = (str(stored[key]) for key in ("title", "varies", "attack", "note"))
-        return StoredAblation(path.stem, title, varies, attack, note, rows)
+        texts = {key: str(stored[key]) for key in ("title", "varies", "attack", "note")}
+        return StoredAblation(str(stored["ablation"]), **texts, rows=rows)
     except (KeyError, TypeError) as error:
         raise StateError(f"{path} lacks or misplaces {error}") from error
 

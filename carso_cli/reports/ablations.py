@@ -103,8 +103,7 @@ def table_seventeen(runs: Sequence[StoredRun]) -> ReportTable:
 
 def _kinds(run: StoredRun) -> list[tuple[str, StoredEvaluation]]:
     """Return evaluations by training of first and second instance: the ablation's, then the run's own."""
-    ablation = run.ablations.get(_FIRST_SECOND)
-    found = [(row.label, row.evaluation) for row in ablation.rows] if ablation else []
+    found = [(row.label, row.evaluation) for one in run.ablations_of(_FIRST_SECOND) for row in one.rows]
     listed = {one.path.resolve() for _, one in found}
     first, second = run.recipe["representation"]["kind"], run.recipe["evaluation"]["second_kind"]
     own = [one for one in run.plain_evaluations if one.path.resolve() not in listed]
@@ -117,8 +116,8 @@ def further_ablations(runs: Sequence[StoredRun]) -> list[ReportTable]:
     return [
         ablation_table(run, ablation)
         for run in runs
-        for name, ablation in run.ablations.items()
-        if name not in _IN_TABLES
+        for ablation in run.ablations
+        if ablation.name not in _IN_TABLES
     ]
 
 
@@ -140,7 +139,8 @@ def ablation_table(run: StoredRun, ablation: StoredAblation) -> ReportTable:
         for row in ablation.rows
     ]
     columns = ("data", "figures", ablation.varies, "clean", "attacked", "random noise")
-    return ReportTable("", ablation.title, columns, tuple(rows), tuple(filter(None, (ablation.note,))))
+    title = f"{ablation.title}, {ablation.attack}"
+    return ReportTable("", title, columns, tuple(rows), tuple(filter(None, (ablation.note,))))
 
 
 def _figures_of_rule(run: StoredRun, one: StoredEvaluation) -> tuple[Figure | None, ...]:
@@ -154,8 +154,7 @@ def _transferred(run: StoredRun, one: StoredEvaluation) -> tuple[Mapping[str, An
 
     They come from the ablation, or else from the evaluation's own attacks on stand-ins.
     """
-    ablation = run.ablations.get("aggregations")
-    for row in ablation.rows if ablation else ():
+    for row in (row for ablation in run.ablations_of("aggregations") for row in ablation.rows):
         if row.evaluation.path.resolve() == one.path.resolve() and row.worst is not None:
             return row.transferred, row.worst
     return one.worst_of("defence", "transfer-"), one.worst["defence"]

@@ -88,9 +88,9 @@ def caption_of(found: Sequence[StoredEvaluation]) -> str:
 def layer_bars(run: StoredRun) -> list[tuple[str, tuple[Bar, ...]]]:
     """Return accuracy of the defence by the layers that it looks at, clean and attacked.
 
-    From the ablation of that name; empty where it was not run.
+    From the first table of that ablation, in the order of attacks; empty where it was not run.
     """
-    ablation = run.ablations.get("layers")
+    ablation = next(iter(run.ablations_of("layers")), None)
     if ablation is None:
         return []
     clean = tuple(_bar(row.label, row.clean) for row in ablation.rows if row.clean)

@@ -31,7 +31,7 @@ class StoredRun:
         environment: `environment.json`, empty if there is none.
         metrics: Lines of `metrics.jsonl`.
         evaluations: Complete evaluations, protocols first.
-        ablations: Tables of `carso ablate` by name.
+        ablations: Tables of `carso ablate`.
     """
 
     path: Path
@@ -39,12 +39,16 @@ class StoredRun:
     environment: Mapping[str, Any] = field(default_factory=dict)
     metrics: Sequence[Mapping[str, Any]] = ()
     evaluations: Sequence[StoredEvaluation] = ()
-    ablations: Mapping[str, StoredAblation] = field(default_factory=dict)
+    ablations: Sequence[StoredAblation] = ()
 
     @property
     def name(self) -> str:
         """Name of the recipe."""
         return str(self.recipe["name"])
+
+    def ablations_of(self, name: str) -> list[StoredAblation]:
+        """Return the tables of one ablation, which may have been attacked in more ways than one."""
+        return [one for one in self.ablations if one.name == name]
 
     @property
     def scenario(self) -> str | None:
@@ -131,10 +135,10 @@ def read_run(path: Path, recipe: Mapping[str, Any], reporter: Reporter) -> Store
         else:
             evaluations.append(found)
     known = {one.path.resolve(): one for one in evaluations}
-    ablations = {}
+    ablations = []
     for file in sorted(folder.ablations.glob("*.json")):
         try:
-            ablations[file.stem] = read_ablation(file, known)
+            ablations.append(read_ablation(file, known))
         except StateError as error:
             reporter.warn(f"left out: {error.message}")
     evaluations.sort(key=_protocols_first)

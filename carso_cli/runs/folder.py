@@ -102,7 +102,7 @@ class RunFolder:
 
     @property
     def ablations(self) -> Path:
-        """Folder of ablations' tables, `NAME.json`."""
+        """Folder of ablations' tables, `NAME-ATTACK.json`."""
         return self.inside("ablations")
 
     def check(self, *, resume: bool, restarted: bool = False) -> bool:

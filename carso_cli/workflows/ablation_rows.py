@@ -1,13 +1,13 @@
-"""The stored form of an ablation: `<root run>/ablations/<name>.json`, a table whose rows name their records.
+"""The stored form of an ablation: a table, `<root run>/ablations/<name>-<attack>.json`.
 
     {"schema": 1, "ablation": "first-second", "title": …, "varies": …, "tables": ["17"], "recipe": …,
      "reproduces": …, "attack": …, "label": …, "note": …, "settings": {…}, "rows": [row, …]}
 
-All rows of a table share its `settings`: images, seed, attack and budget. A row holds `label`, `values` (what
-was chosen), `run` and `evaluation` (paths relative to the root run), the accuracies as
-`{"accuracy", "ci95", …}` in [0, 1] under `clean`, `attacked`, `noise` and, for aggregations, `transferred`
-and `worst`, the checks that failed, what the attack's gradients were like, the purifier's training, and the
-paper's figures. What is unknown or was not run is null.
+Rows name their records. All rows of a table share its `settings`: images, seed, attack and budget. A row
+holds `label`, `values` (what was chosen), `run` and `evaluation` (paths relative to the root run), the
+accuracies as `{"accuracy", "ci95", …}` in [0, 1] under `clean`, `attacked`, `noise` and, for aggregations,
+`transferred` and `worst`, the checks that failed, what the attack's gradients were like, the purifier's
+training, and the paper's figures. What is unknown or was not run is null.
 """
 
 from __future__ import annotations
@@ -127,6 +127,11 @@ def _paper(variant: Variant) -> dict[str, Any] | None:
     return {"table": table, "clean": found[names[0]], "attacked": found[names[1]]}
 
 
+def table_file(root: Path, name: str, attack: str) -> Path:
+    """Return the file of an ablation's table: one for each attack or protocol, to stand side by side."""
+    return RunFolder(root).ablations / f"{name}-{attack}.json"
+
+
 def store_table(
     root: Path,
     ablation: Ablation,
@@ -146,7 +151,7 @@ def store_table(
         facts: The table's other fields, `settings` among them.
         reporter: Where it is said that earlier rows do not fit.
     """
-    path = RunFolder(root).ablations / f"{ablation.name}.json"
+    path = table_file(root, ablation.name, facts["attack"])
     labels = {row["label"] for row in rows}
     kept = [
         row for row in _stored_rows(path, root, facts["settings"], reporter) if row["label"] not in labels

@@ -256,7 +256,7 @@ def test_one_combination_from_nothing_to_a_stored_table(tmp_path: Path, capsys: 
     arguments = ["ablate", "digits", *SET, "--run", str(root), "--device", "cpu", "--limit", "4"]
     assert app.run([*arguments, "--first", "clean", "--second", "at", "--json"]) == 0
     (table,) = json.loads(capsys.readouterr().out)["ablations"]
-    assert read_json(root / "ablations" / "first-second.json") == table
+    assert read_json(root / "ablations" / "first-second-pgd-eot.json") == table
     assert [one["label"] for one in table["rows"]] == ["clean/AT"]
     assert (root / table["rows"][0]["evaluation"] / "records.jsonl").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny", "tiny-first-clean"]

@@ -92,7 +92,7 @@ PLACES = (
     "runs/x/evaluation/pgd-1/records.jsonl",
     "runs/x/evaluation/pgd-1/summary.json",
     "runs/x/attacks/pgd-defence.safetensors",
-    "runs/x/ablations/first-second.json",
+    "runs/x/ablations/first-second-pgd.json",
 )
 
 

@@ -66,9 +66,10 @@ def write_ablation() -> Callable[..., Path]:
             for label, values, path, further in rows
         ]
         (run / "ablations").mkdir(exist_ok=True)
-        file = run / "ablations" / f"{name}.json"
-        table = {"schema": 1, "title": f"About {name}", "varies": name, "attack": "adaptive", "note": ""}
-        write_json(file, {**table, **facts, "rows": described})
+        table = {"schema": 1, "ablation": name, "title": f"About {name}", "varies": name, "note": ""}
+        table = {**table, "attack": "adaptive", **facts}
+        file = run / "ablations" / f"{name}-{table['attack']}.json"
+        write_json(file, {**table, "rows": described})
         return file
 
     return write

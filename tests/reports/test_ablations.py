@@ -107,6 +107,22 @@ def test_table_seventeen_takes_the_ablations_rows_and_each_evaluation_once(
     assert str(measured[0].trace).startswith(str(varied))
 
 
+def test_protocols_of_one_ablation_stand_side_by_side(
+    write_run: Any, write_evaluation: Any, write_ablation: Any
+) -> None:
+    path, other = write_run(), write_run("digits-first-clean", overrides=["representation.kind=clean"])
+    evaluations = {attack: write_evaluation(other, attack, OUTCOMES) for attack in ("adaptive", "published")}
+    for attack, folder in evaluations.items():
+        write_ablation(path, "first-second", [("clean/AT", {}, folder, {})], attack=attack)
+        write_ablation(path, "eps", [("0.1", {"eps": 0.1}, folder, {})], attack=attack)
+    run = read_stored_run(path, SilentReporter())
+    measured = ours(table_seventeen([run]))
+    assert [row.cells[1] for row in measured] == ["measured, adaptive", "measured, as published"]
+    assert [str(row.trace).split(",")[0] for row in measured] == [str(one) for one in evaluations.values()]
+    titles = [table.title for table in further_ablations([run])]
+    assert titles == ["About eps, adaptive", "About eps, published"]
+
+
 def test_further_ablations_become_tables_of_their_own(
     write_run: Any, write_evaluation: Any, write_ablation: Any
 ) -> None:
@@ -116,8 +132,8 @@ def test_further_ablations_become_tables_of_their_own(
     write_ablation(path, "eps", rows, note="a tenth of the budget")
     write_ablation(path, "aggregations", [])
     (table,) = further_ablations([read_stored_run(path, SilentReporter())])
-    assert (table.number, table.title, table.notes) == ("", "About eps", ("a tenth of the budget",))
-    assert table.anchor == "about-eps"
+    assert (table.number, table.title, table.notes) == ("", "About eps, adaptive", ("a tenth of the budget",))
+    assert table.anchor == "about-eps-adaptive"
     assert table.columns[2] == "eps"
     assert [(row.cells[2], *values(row)[3:]) for row in table.rows] == [
         ("0", 1.0, 1.0, 1.0),

@@ -119,7 +119,7 @@ def test_one_purifier_is_trained_per_first_instance(table: tuple[Path, dict[str,
 
 def test_every_number_is_that_of_its_records(table: tuple[Path, dict[str, Any]]) -> None:
     root, stored = table
-    assert read_json(root / "ablations" / "first-second.json") == stored
+    assert read_json(root / "ablations" / "first-second-pgd-eot.json") == stored
     for row in stored["rows"]:
         assert row["clean"]["accuracy"] == pytest.approx(accuracy(root, row, "none"))
         assert row["attacked"]["accuracy"] == pytest.approx(accuracy(root, row, "pgd-eot"))
