@@ -14,6 +14,7 @@ from carso_cli.runs.files import write_atomically
 _INCHES = 1.1
 _PIXELS_PER_INCH = 120
 _FONT = 11
+_LONGEST = 9
 
 
 def amplified(change: Tensor, largest: float) -> Tensor:
@@ -27,6 +28,13 @@ def amplified(change: Tensor, largest: float) -> Tensor:
         Same shape, in [0, 1].
     """
     return (0.5 + change / (2.0 * largest)).clamp(0.0, 1.0)
+
+
+def decision_caption(label: str, decision: str) -> str:
+    """Write label and decision to stand above an image: no wider than a dozen letters, or they would meet."""
+    names = (label, decision)
+    first, second = (name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names)
+    return f"{first} > {second}" if len(first) + len(second) <= _LONGEST else f"{first}\n> {second}"
 
 
 def render_grid(

@@ -22,7 +22,7 @@ from carso_cli.data.image_files import read_images
 from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed import World, join
 from carso_cli.errors import UsageError
-from carso_cli.pictures.grids import amplified, save_grid
+from carso_cli.pictures.grids import amplified, decision_caption, save_grid
 from carso_cli.randomness import generator
 from carso_cli.recipe.schema import Recipe
 from carso_cli.reporter import Reporter
@@ -178,10 +178,10 @@ def _draw(path: Path, setting: Setting, job: Job, tensors: dict[str, Tensor]) ->
         ("adversarial", shown["adversarial"]),
     ]
     if job.target == "defence":
-        rows.append(("one\nreconstruction", _reconstruct(setting, shown["adversarial"])))
+        rows.append(("one recon-\nstruction", _reconstruct(setting, shown["adversarial"])))
     names = setting.images.classes
     captions = [
-        f"{names[label]} > {names[said]}"
+        decision_caption(names[label], names[said])
         for label, said in zip(shown["labels"].tolist(), shown["predictions"].tolist(), strict=True)
     ]
     save_grid(path, rows, captions)

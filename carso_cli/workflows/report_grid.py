@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from carso_cli.build import load_defence
+from carso_cli.pictures.grids import decision_caption
 from carso_cli.recipe.load import load_recipe
 from carso_cli.runs.checkpoints import load_tensors
 from carso_cli.runs.folder import RunFolder
@@ -15,7 +16,6 @@ from carso_cli.workflows.predict import class_names, classify
 
 _IMAGES = 6
 _SAMPLES = 8
-_LONGEST = 9
 _PREFERRED = ("pgd-eot", "apgd-ce", "pgd")
 
 
@@ -59,7 +59,7 @@ def reconstruction_grid(run: Path, device: str) -> Grid | None:
     rows.append(("mean", after.reconstructions.mean(dim=1)))
     rows.append(("mean,\nunperturbed", before.reconstructions.mean(dim=1)))
     captions = [
-        _caption(names[label], names[said])
+        decision_caption(names[label], names[said])
         for label, said in zip(tensors["labels"][:_IMAGES].tolist(), after.decision.tolist(), strict=True)
     ]
     caption = (
@@ -68,12 +68,6 @@ def reconstruction_grid(run: Path, device: str) -> Grid | None:
         f"seed {seed}. The samples are those of the perturbed image."
     )
     return Grid(rows, captions, caption)
-
-
-def _caption(label: str, said: str) -> str:
-    """Write label and decision above a column no wider than a dozen letters."""
-    first, second = (name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in (label, said))
-    return f"{first} > {second}" if len(first) + len(second) <= _LONGEST else f"{first}\n> {second}"
 
 
 def _preference(path: Path) -> tuple[int, str]:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from carso_cli.errors import UsageError
-from carso_cli.pictures.grids import amplified, render_grid, save_grid, save_image
+from carso_cli.pictures.grids import amplified, decision_caption, render_grid, save_grid, save_image
 
 
 def test_no_change_is_mid_grey_and_the_largest_black_or_white() -> None:
@@ -29,6 +29,19 @@ def test_a_saved_image_reads_back_as_it_was(tmp_path: Path, channels: int) -> No
     first = read.getpixel((1, 0))
     expected = tuple((image[:, 0, 1] * 255).round().int().tolist())
     assert (first if channels == 3 else (first,)) == expected
+
+
+@pytest.mark.parametrize(
+    ("label", "decision", "caption"),
+    [
+        ("3", "8", "3 > 8"),
+        ("frog", "truck", "frog > truck"),
+        ("horse", "truck", "horse\n> truck"),
+        ("airplane", "automobile", "airplane\n> automobi…"),
+    ],
+)
+def test_long_names_stand_on_two_lines(label: str, decision: str, caption: str) -> None:
+    assert decision_caption(label, decision) == caption
 
 
 def test_names_are_no_formulas_and_no_markup() -> None:
