@@ -187,20 +187,17 @@ def train_step(
     Raises:
         NumericsError: If the reconstruction or a term of the loss is not finite.
     """
-    clean, through = setup.train.pixels(positions), isinstance(state.trained, ThroughDefence)
-    if through and setup.recipe.training.adversarial.augment:
-        flip, drawn = (
-            setup.recipe.classifier.training.flip,
-            generator(setup.recipe.seed, "augmentation", *place),
-        )
-        clean = augment(clean, flip=flip, generator=drawn)
+    recipe, clean = setup.recipe, setup.train.pixels(positions)
+    if recipe.training.objective != "elbo" and recipe.training.adversarial.augment:
+        drawn = generator(recipe.seed, "augmentation", *place)
+        clean = augment(clean, flip=recipe.classifier.training.flip, generator=drawn)
     clean = clean.to(setup.device)
     labels = setup.train.labels[positions].to(setup.device)
     if isinstance(state.trained, ThroughDefence):
         terms = adversarial_terms(state.trained, state.replica, clean, labels, place, beta, setup.world)
     else:
         terms = _elbo_terms(setup, state, clean, labels, place, beta, perturbations or place)
-    names = figures(setup.recipe)
+    names = figures(recipe)
     sums = setup.world.sum(torch.stack([terms[name].detach().double().cpu() for name in names]))
     for name, value in zip(reversed(names), reversed(sums.tolist()), strict=True):
         if not math.isfinite(value):
