@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from carso_cli.build import load_defence as load_defence
-    from carso_cli.defence import Defence as Defence
+    from carso_cli.defence.defended_model import Defence as Defence
+    from carso_cli.evaluation.run import evaluate as evaluate
     from carso_cli.recipe.load import load_recipe as load_recipe
-    from carso_cli.workflows.evaluate import evaluate as evaluate
-    from carso_cli.workflows.train_purifier import train_purifier as train_purifier
+    from carso_cli.training.purifier import train_purifier as train_purifier
 
 __all__ = ["Defence", "__version__", "evaluate", "load_defence", "load_recipe", "train_purifier"]
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Defence": "carso_cli.defence",
-    "evaluate": "carso_cli.workflows.evaluate",
+    "Defence": "carso_cli.defence.defended_model",
+    "evaluate": "carso_cli.evaluation.run",
     "load_defence": "carso_cli.build",
     "load_recipe": "carso_cli.recipe.load",
-    "train_purifier": "carso_cli.workflows.train_purifier",
+    "train_purifier": "carso_cli.training.purifier",
 }
 
 

@@ -10,9 +10,9 @@ import sys
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    from carso_cli.allocator import keep_freed_memory
     from carso_cli.cli.app import run
-    from carso_cli.launch import launch
+    from carso_cli.distributed.launch import launch
+    from carso_cli.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
     _open_streams()
@@ -29,7 +29,7 @@ def main() -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-        from carso_cli.distributed import leave
+        from carso_cli.distributed.world import leave
 
         leave()
     sys.exit(code)

@@ -11,24 +11,24 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from carso_cli.checksums import fingerprint
 from carso_cli.classifiers.blueprint import Blueprint
 from carso_cli.classifiers.interface import check_classifier
 from carso_cli.classifiers.load import load_classifier
 from carso_cli.classifiers.weights import load_strict, require_finite
 from carso_cli.data.datasets import load_split
 from carso_cli.data.image_set import ImageSet, balanced_subset
-from carso_cli.defence import Defence
-from carso_cli.distributed import device_of_process
+from carso_cli.defence.defended_model import Defence
+from carso_cli.defence.representation import extract_representation
+from carso_cli.defence.vae import Purifier
+from carso_cli.distributed.world import device_of_process
 from carso_cli.errors import RecipeError, StateError, UsageError, WeightsError
-from carso_cli.precision import set_products
-from carso_cli.purifier.vae import Purifier
+from carso_cli.io.checksum import fingerprint
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
-from carso_cli.reporter import Reporter, SilentReporter
-from carso_cli.representation import extract_representation
 from carso_cli.runs.checkpoints import load_tensors
 from carso_cli.runs.folder import RunFolder
+from carso_cli.runtime.precision import set_products
+from carso_cli.runtime.reporter import Reporter, SilentReporter
 
 TRAINING_IMAGES = {"digits": 1442, "cifar10": 50_000, "cifar100": 50_000, "tinyimagenet200": 100_000}
 """Training images of the data sets whose size is known before they are read."""

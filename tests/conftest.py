@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from carso_cli.reporter import Progress
+from carso_cli.runtime.reporter import Progress
 
 # `--hypothesis-profile long --hypothesis-seed N` tries twenty times as many cases, and others each time.
 settings.register_profile("suite", max_examples=100, deadline=None, derandomize=True)
@@ -116,7 +116,7 @@ def site() -> Iterator[Site]:
 @pytest.fixture(scope="session")
 def toys() -> ModuleType:
     """The toy defences, loaded by path: tests are no package."""
-    path = Path(__file__).parent / "workflows" / "toys.py"
+    path = Path(__file__).with_name("toys.py")
     found = importlib.util.spec_from_file_location("toys", path)
     assert found is not None
     assert found.loader is not None

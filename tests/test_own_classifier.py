@@ -15,14 +15,14 @@ from carso_cli import load_defence
 from carso_cli.build import build_purifier, load_images
 from carso_cli.classifiers import load
 from carso_cli.cli.app import run as carso
-from carso_cli.defence import Defence
+from carso_cli.defence.defended_model import Defence
+from carso_cli.defence.elbo import negative_elbo
+from carso_cli.defence.representation import extract_representation
 from carso_cli.errors import UsageError, WeightsError
-from carso_cli.purifier.elbo import negative_elbo
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
-from carso_cli.reporter import SilentReporter
-from carso_cli.representation import extract_representation
-from carso_cli.workflows.train_purifier import train_purifier
+from carso_cli.runtime.reporter import SilentReporter
+from carso_cli.training.purifier import train_purifier
 
 SHORT = (
     "training.epochs=1",

@@ -28,10 +28,10 @@ from carso_cli.build import build_purifier, load_images, untrained_classifier
 from carso_cli.classifiers import registry
 from carso_cli.cli.app import run as carso
 from carso_cli.data.cifar import cifar_class
-from carso_cli.defence import Defence
-from carso_cli.home import data_home, weights_home
-from carso_cli.purifier.release import PUBLISHED_PARTS, to_release
-from carso_cli.purifier.vae import Purifier
+from carso_cli.defence.defended_model import Defence
+from carso_cli.defence.release_format import PUBLISHED_PARTS, to_release
+from carso_cli.defence.vae import Purifier
+from carso_cli.io.paths import data_home, weights_home
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.recipe.shipped import list_recipes

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from carso_cli.classifiers import load
 from carso_cli.cli.app import run as carso
-from carso_cli.compat import prepare, quiet
 from carso_cli.recipe.load import read_recipe_file
+from carso_cli.runtime.third_party import prepare, quiet
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 SHORT = {

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from carso_cli.attacks.losses import cross_entropy
 from carso_cli.attacks.target import Model
-from carso_cli.attacks.threat import ThreatModel
-from carso_cli.compat import prepare
-from carso_cli.randomness import seeded
+from carso_cli.attacks.threat_model import ThreatModel
+from carso_cli.runtime.seed import seeded
+from carso_cli.runtime.third_party import prepare
 
 
 def gradient_step(model: Model, threat: ThreatModel, images: Tensor, labels: Tensor) -> Tensor:

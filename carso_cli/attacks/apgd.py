@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from carso_cli.attacks.attack import BestPoint, require_finite
-from carso_cli.attacks.diagnostics import GradientRecorder
+from carso_cli.attacks.gradient_health import GradientRecorder
 from carso_cli.attacks.losses import Loss, cross_entropy, dlr
 from carso_cli.attacks.target import AttackTarget, LossGradient
-from carso_cli.attacks.threat import ThreatModel, per_image
-from carso_cli.randomness import generator
+from carso_cli.attacks.threat_model import ThreatModel, per_image
+from carso_cli.runtime.seed import generator
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr}
 

@@ -29,7 +29,7 @@ View = str | Callable[[Tensor], Tensor]
 
 
 class AttackedDefence(Protocol):
-    """The part of `carso_cli.defence.Defence` that attacks use."""
+    """The part of `carso_cli.defence.defended_model.Defence` that attacks use."""
 
     n_samples: int
 

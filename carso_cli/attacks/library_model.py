@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from carso_cli.attacks.attack import BestPoint
-from carso_cli.attacks.diagnostics import GradientRecorder
+from carso_cli.attacks.gradient_health import GradientRecorder
 from carso_cli.attacks.losses import cross_entropy
 from carso_cli.attacks.target import AttackTarget, correctness, ordered_loss, saturation
 

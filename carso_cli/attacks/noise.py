@@ -17,8 +17,8 @@ from torch import Tensor
 
 from carso_cli.attacks.attack import require_finite
 from carso_cli.attacks.target import AttackTarget
-from carso_cli.attacks.threat import ThreatModel
-from carso_cli.randomness import generator
+from carso_cli.attacks.threat_model import ThreatModel
+from carso_cli.runtime.seed import generator
 
 
 class NoPerturbation:

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from carso_cli.attacks.advertorch_steps import projected_descent, random_change
 from carso_cli.attacks.attack import BestPoint, require_finite
-from carso_cli.attacks.diagnostics import GradientRecorder
+from carso_cli.attacks.gradient_health import GradientRecorder
 from carso_cli.attacks.library_model import LibraryModel
 from carso_cli.attacks.target import AttackTarget, Model, as_target
-from carso_cli.attacks.threat import ThreatModel
+from carso_cli.attacks.threat_model import ThreatModel
 
 
 @dataclass(frozen=True, eq=False)

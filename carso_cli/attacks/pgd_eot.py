@@ -17,11 +17,11 @@ from dataclasses import KW_ONLY, dataclass
 from torch import Tensor
 
 from carso_cli.attacks.attack import BestPoint, require_finite
-from carso_cli.attacks.diagnostics import GradientRecorder
+from carso_cli.attacks.gradient_health import GradientRecorder
 from carso_cli.attacks.losses import cross_entropy
 from carso_cli.attacks.target import AttackTarget
-from carso_cli.attacks.threat import ThreatModel
-from carso_cli.randomness import generator
+from carso_cli.attacks.threat_model import ThreatModel
+from carso_cli.runtime.seed import generator
 
 
 @dataclass(frozen=True, eq=False)

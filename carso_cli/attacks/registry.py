@@ -13,20 +13,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypedDict
 
-from carso_cli.attacks import transfer
+from carso_cli.attacks import surrogates as transfer
 from carso_cli.attacks.apgd import APGD
 from carso_cli.attacks.attack import Attack
-from carso_cli.attacks.auto_attack import AutoAttack
-from carso_cli.attacks.auto_attack_parts import FAB, LibraryAPGD, Square
-from carso_cli.attacks.diagnostics import GradientRecorder
+from carso_cli.attacks.autoattack import AutoAttack
+from carso_cli.attacks.autoattack_parts import FAB, LibraryAPGD, Square
 from carso_cli.attacks.fgsm import FGSM
+from carso_cli.attacks.gradient_health import GradientRecorder
 from carso_cli.attacks.names import ATTACKS, DEFENCE_ONLY, DETERMINISTIC_ONLY
 from carso_cli.attacks.noise import NoPerturbation, RandomNoise
 from carso_cli.attacks.pgd import PGD
 from carso_cli.attacks.pgd_eot import PGDEoT
-from carso_cli.attacks.rand_aa import RandAutoAttack
-from carso_cli.attacks.square_eot import SquareEoT
-from carso_cli.attacks.threat import ThreatModel
+from carso_cli.attacks.rand_autoattack import RandAutoAttack
+from carso_cli.attacks.square import SquareEoT
+from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.errors import UsageError, nearest
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from carso_cli.compat import prepare, quiet
 from carso_cli.errors import MissingError, RecipeError, nearest
+from carso_cli.runtime.third_party import prepare, quiet
 
 LIBRARIES = ("torchvision", "timm")
 

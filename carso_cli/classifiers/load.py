@@ -22,9 +22,9 @@ from carso_cli.classifiers.blueprint import Blueprint
 from carso_cli.classifiers.interface import check_classifier
 from carso_cli.classifiers.registry import PUBLISHED_FILES, ClassifierRecord, Published, find_record
 from carso_cli.classifiers.weights import load_strict, read_header, read_state_dict
-from carso_cli.download import fetch_command, recorded_problem
 from carso_cli.errors import RecipeError, WeightsError, nearest
-from carso_cli.home import weights_home
+from carso_cli.io.download import fetch_command, recorded_problem
+from carso_cli.io.paths import weights_home
 
 ENTRY_POINT_GROUP = "carso.classifiers"
 

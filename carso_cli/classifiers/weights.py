@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from carso_cli.checksums import SEAL, tensor_seal
 from carso_cli.errors import WeightsError, nearest
+from carso_cli.io.checksum import SEAL, tensor_seal
 
 _WRAPPERS = ("state_dict", "model_state_dict")
 # The first is that of nn.Sequential inside DataParallel, as in the files of Wang et al. (2023).

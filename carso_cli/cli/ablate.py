@@ -29,8 +29,8 @@ from carso_cli.cli.progress import RichReporter
 from carso_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from carso_cli.ablation.variants import Ablation
     from carso_cli.recipe.schema import Recipe
-    from carso_cli.workflows.ablations import Ablation
 
 _KINDS = ("clean", "at")
 
@@ -120,7 +120,7 @@ def command(
     in RUN/ablations. What is trained or evaluated already is used again.
     """
     chosen, folder = find_recipe_of_run(recipe, run, overrides)
-    from carso_cli.workflows.ablations import choose_budget
+    from carso_cli.ablation.variants import choose_budget
 
     ablations = _ablations(
         chosen,
@@ -136,8 +136,8 @@ def command(
     if dry_run:
         _show_plan(chosen, ablations, folder, options, note, as_json=json)
         return
-    from carso_cli.workflows.ablate import ablate
-    from carso_cli.workflows.ablation_rows import table_file
+    from carso_cli.ablation.run import ablate
+    from carso_cli.ablation.table import table_file
 
     tables = []
     for ablation in ablations:
@@ -180,8 +180,8 @@ def _ablations(
     Raises:
         UsageError: If none is, or a list cannot be read.
     """
+    from carso_cli.ablation import variants as known
     from carso_cli.recipe.number import parse_number
-    from carso_cli.workflows import ablations as known
 
     found = []
     if pairs is not None:
@@ -217,7 +217,7 @@ def _show_plan(
     *,
     as_json: bool,
 ) -> None:
-    from carso_cli.workflows.ablation_cost import plan_ablation
+    from carso_cli.ablation.preflight import plan_ablation
 
     plans = [
         plan_ablation(recipe, ablation, run=folder, reporter=RichReporter(), options=options)

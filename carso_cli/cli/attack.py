@@ -69,7 +69,7 @@ def command(
     distances, and a picture beside them. Image files have no labels; the target's own decision on each
     stands in for it.
     """
-    from carso_cli.workflows.attack import attack as make_examples
+    from carso_cli.evaluation.attack import attack as make_examples
 
     chosen, folder = find_recipe_of_run(recipe, run, overrides)
     result = make_examples(

@@ -51,7 +51,7 @@ def command(
     --batch-size is given.
     """
     chosen = read_recipe(recipe, overrides)
-    from carso_cli.workflows import bench as workflow
+    from carso_cli.bench import run as workflow
 
     earlier = None if compare is None else workflow.read_bench(compare)
     reporter = RichReporter()

@@ -31,7 +31,7 @@ def command(
     given, cannot run. Only --fetch downloads anything; interrupted, it goes on
     where it stopped when it is called again.
     """
-    from carso_cli.workflows.doctor import doctor
+    from carso_cli.tools.doctor import doctor
 
     if fetch:
         _fetch(recipe, overrides or ())
@@ -49,7 +49,7 @@ def command(
 def _fetch(recipe: str | None, overrides: Sequence[str]) -> None:
     if recipe is None:
         raise UsageError("--fetch needs a RECIPE: all of them together are many gigabytes")
-    from carso_cli.workflows.inventory import fetch_missing
+    from carso_cli.tools.assets import fetch_missing
 
     fetched = fetch_missing(read_recipe(recipe, overrides), RichReporter())
     messages().print(f"downloaded: {', '.join(item.what for item in fetched) or 'nothing, it is all here'}")

@@ -84,7 +84,7 @@ def command(
     if dry_run:
         _show_cost(chosen, folder, options, as_json=json)
         return
-    from carso_cli.workflows.evaluate import evaluate
+    from carso_cli.evaluation.run import evaluate
 
     summary = evaluate(
         chosen, run=folder, reporter=RichReporter(), resume=resume, force=force, **_typed(options)
@@ -106,8 +106,8 @@ def _typed(options: dict[str, Any]) -> Any:  # noqa: ANN401  (an EvaluationOptio
 
 def _show_cost(recipe: Recipe, folder: Path, options: dict[str, Any], *, as_json: bool) -> None:
     """Show the resolved settings and the predicted time; attack nothing."""
-    from carso_cli.workflows.evaluation_cost import estimate_cost
-    from carso_cli.workflows.evaluation_setup import prepare_evaluation
+    from carso_cli.evaluation.preflight import estimate_cost
+    from carso_cli.evaluation.setup import prepare_evaluation
 
     evaluation = prepare_evaluation(recipe, run=folder, reporter=RichReporter(), **_typed(options))
     cost = estimate_cost(evaluation)

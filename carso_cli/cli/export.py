@@ -34,7 +34,7 @@ def command(
     return log-probabilities. Each is held against the defence before it is kept.
     """
     source = run or Path(read_recipe(None, None).run_folder)
-    from carso_cli.workflows.export import export_run
+    from carso_cli.tools.export import export_run
 
     result = export_run(
         source,

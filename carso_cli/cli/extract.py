@@ -67,7 +67,7 @@ def command(
     ):
         if value not in allowed:
             raise UsageError(f"{option} {value} is not allowed; use {allowed[0]} or {allowed[1]}")
-    from carso_cli.workflows.extract import extract, list_layers
+    from carso_cli.tools.extract import extract, list_layers
 
     if list_only:
         found = list_layers(chosen, pattern=layers or "*", kind=kind)

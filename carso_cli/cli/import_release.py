@@ -38,7 +38,7 @@ def command(
     """
     chosen = read_recipe(recipe, overrides)
     target = run or Path(chosen.run_folder)
-    from carso_cli.workflows.import_release import import_release
+    from carso_cli.tools.import_release import import_release
 
     result = import_release(folder, chosen, run=target, reporter=RichReporter())
     if json:

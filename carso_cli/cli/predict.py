@@ -50,7 +50,7 @@ def command(
     --resize fits them. The same image and seed always give the same answer.
     """
     named = _named(images)
-    from carso_cli.workflows.predict import predict
+    from carso_cli.tools.predict import predict
 
     result = predict(
         named,

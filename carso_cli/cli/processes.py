@@ -8,8 +8,8 @@ import re
 import signal
 from collections.abc import Iterator, Sequence
 
+from carso_cli.distributed.launch import launch
 from carso_cli.errors import CarsoError, UsageError
-from carso_cli.launch import launch
 
 SHARED = ("train-classifier", "train-purifier", "attack", "evaluate", "ablate")
 """Commands whose work several processes share."""
@@ -46,7 +46,7 @@ def claim_error() -> str | None:
     if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
         # This process ends by itself now; torchrun, which stops all when one ends, must not cut it short.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    from carso_cli import distributed
+    from carso_cli.distributed import world as distributed
 
     return distributed.claim_error()
 
@@ -55,7 +55,7 @@ def lost_process(error: BaseException | None) -> CarsoError | None:
     """Return what to say of an error that only means that another process has died; None of any other."""
     if launch().size == 1 or not isinstance(error, RuntimeError):
         return None
-    from carso_cli.distributed import is_lost_process
+    from carso_cli.distributed.world import is_lost_process
 
     if not is_lost_process(error):
         return None

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from carso_cli import reporter
 from carso_cli.cli.display import duration, figure, messages
+from carso_cli.runtime import reporter
 
 SECONDS_BETWEEN_LINES = 5.0
 

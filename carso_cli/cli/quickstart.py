@@ -17,7 +17,7 @@ def command(run: RunOption = None, device: DeviceOption = "auto", json: JsonOpti
 
     Needs no data and no network: the images come with scikit-learn, the classifier with carso.
     """
-    from carso_cli.workflows.quickstart import quickstart
+    from carso_cli.tools.quickstart import quickstart
 
     folder = run or Path("runs") / "digits"
     result = quickstart(run=folder, reporter=RichReporter(), device=device)

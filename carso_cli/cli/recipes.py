@@ -74,8 +74,8 @@ def copy(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Copy a recipe, comments included, to change it."""
+    from carso_cli.io.atomic import written_whole
     from carso_cli.recipe.load import locate_recipe
-    from carso_cli.whole_file import written_whole
 
     source = locate_recipe(name)
     target = destination or Path(source.name)

@@ -65,7 +65,7 @@ def command(
     Nothing is measured anew: every row of ours names the records it was drawn from. With --html, a page of
     tables, curves, picture grids, trust checks and settings.
     """
-    from carso_cli.workflows.report import report
+    from carso_cli.reports.report import report
 
     result = report(
         runs or (), reporter=RichReporter(), tables=tables or (), html=html, pictures=pictures, device=device

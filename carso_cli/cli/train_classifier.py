@@ -51,7 +51,7 @@ def command(
     chosen = read_recipe(recipe, overrides, seed)
     trained_as = _check_kind(kind)
     folder = run or Path("runs") / f"{chosen.name}-classifier-{trained_as}"
-    from carso_cli.workflows.train_classifier import estimate_cost, train_classifier
+    from carso_cli.training.classifier import estimate_cost, train_classifier
 
     if dry_run:
         _show_cost(chosen, folder, estimate_cost(chosen, trained_as, device=device, limit=limit), json)

@@ -51,11 +51,11 @@ def command(
     chosen = read_recipe(recipe, overrides, seed)
     folder = run or Path(chosen.run_folder)
     if dry_run:
-        from carso_cli.workflows.purifier_cost import estimate_cost
+        from carso_cli.training.preflight import estimate_cost
 
         show_cost(chosen, folder, estimate_cost(chosen, device=device, limit=limit), as_json=json)
         return
-    from carso_cli.workflows.train_purifier import train_purifier
+    from carso_cli.training.purifier import train_purifier
 
     result = train_purifier(
         chosen, run=folder, reporter=RichReporter(), resume=resume, device=device, limit=limit

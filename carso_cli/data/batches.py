@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from carso_cli.errors import UsageError
-from carso_cli.randomness import generator
+from carso_cli.runtime.seed import generator
 
 
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from carso_cli.data import array_pickles
 from carso_cli.data.image_set import ImageSet
-from carso_cli.download import fetch, file_digest
 from carso_cli.errors import DataError
-from carso_cli.reporter import Reporter
-from carso_cli.whole_file import written_whole
+from carso_cli.io.atomic import written_whole
+from carso_cli.io.download import fetch, file_digest
+from carso_cli.runtime.reporter import Reporter
 
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 """The folder that each data set's official archive unpacks to."""
@@ -79,7 +79,7 @@ def load_cifar_split(name: str, split: str, *, channels: int, root: Path, report
 
 def cifar_class(name: str) -> _CifarClass:
     """Return torchvision's class for a data set; torchvision is imported here and not before."""
-    from carso_cli.compat import prepare
+    from carso_cli.runtime.third_party import prepare
 
     prepare()
     from torchvision import datasets

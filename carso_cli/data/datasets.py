@@ -13,13 +13,13 @@ from pathlib import Path
 from carso_cli.data.cifar import FOLDERS as CIFAR_FOLDERS
 from carso_cli.data.cifar import load_cifar_split
 from carso_cli.data.digits import load_digits_split
-from carso_cli.data.given_file import similar_file
 from carso_cli.data.image_folder import load_folder_split
 from carso_cli.data.image_set import ImageSet
 from carso_cli.data.tinyimagenet import find_tinyimagenet, load_tinyimagenet_split
 from carso_cli.errors import DataError, UsageError, nearest
-from carso_cli.home import data_home
-from carso_cli.reporter import Reporter
+from carso_cli.io.given_file import similar_file
+from carso_cli.io.paths import data_home
+from carso_cli.runtime.reporter import Reporter
 
 SPLITS = ("train", "test")
 

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from carso_cli.data.decoding import SUFFIXES
-from carso_cli.data.given_file import read_given, similar_file
+from carso_cli.data.decode import SUFFIXES
 from carso_cli.data.zip_store import ZipStore
 from carso_cli.errors import DataError
+from carso_cli.io.given_file import read_given, similar_file
 
 # lead / split / class / images / file, and one to spare; also ends loops of symbolic links
 _MAX_DEPTH = 6

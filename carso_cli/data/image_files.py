@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from carso_cli.data.decoding import decode_image
-from carso_cli.data.given_file import read_given
+from carso_cli.data.decode import decode_image
 from carso_cli.errors import DataError, UsageError
+from carso_cli.io.given_file import read_given
 
 _MOST_SHOWN = 5
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
+from carso_cli.data.cache import load_images
 from carso_cli.data.checks import check_class_count, check_same_classes, name_some
-from carso_cli.data.decoded_cache import load_images
 from carso_cli.data.file_tree import FileTree, open_tree
 from carso_cli.data.image_set import ImageSet
 from carso_cli.errors import DataError
-from carso_cli.reporter import Reporter
+from carso_cli.runtime.reporter import Reporter
 
 SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "validation")}
 """Folder names that count as each split; the first that exists is used."""

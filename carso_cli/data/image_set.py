@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from carso_cli.checksums import fingerprint
 from carso_cli.errors import DataError, UsageError
-from carso_cli.randomness import generator
+from carso_cli.io.checksum import fingerprint
+from carso_cli.runtime.seed import generator
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,9 +17,9 @@ from carso_cli.data.checks import check_class_count, name_some
 from carso_cli.data.file_tree import FileTree, open_tree
 from carso_cli.data.image_folder import Listing, load_listing
 from carso_cli.data.image_set import ImageSet
-from carso_cli.download import fetch
 from carso_cli.errors import DataError
-from carso_cli.reporter import Reporter
+from carso_cli.io.download import fetch
+from carso_cli.runtime.reporter import Reporter
 
 NAME = "tiny-imagenet-200"
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"

@@ -13,8 +13,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from carso_cli.reports.curve import Bar, Curve
-from carso_cli.runs.files import write_atomically
+from carso_cli.io.json_files import write_atomically
+from carso_cli.pictures.points import Bar, Curve
 
 Axes = Any
 _WIDTH, _HEIGHT = 4.6, 3.1

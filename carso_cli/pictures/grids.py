@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from carso_cli.errors import UsageError
-from carso_cli.runs.files import write_atomically
+from carso_cli.io.json_files import write_atomically
 
 _INCHES = 1.1
 _PIXELS_PER_INCH = 120

@@ -20,13 +20,13 @@ import yaml
 from pydantic import ValidationError
 
 from carso_cli.errors import RecipeError
+from carso_cli.io.atomic import read_whole
 from carso_cli.recipe.document import Document, Key, Problem
 from carso_cli.recipe.explain import HINT, explain, show
 from carso_cli.recipe.schedule import scale_epochs
 from carso_cli.recipe.schema import Recipe
 from carso_cli.recipe.sealed import check_seal
 from carso_cli.recipe.shipped import find_recipe, recipes_folder
-from carso_cli.whole_file import read_whole
 
 DEFAULT_RECIPE = "digits"
 MAX_BYTES = 1_000_000

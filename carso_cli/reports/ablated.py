@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from carso_cli.errors import StateError
+from carso_cli.io.json_files import read_json, read_json_lines
 from carso_cli.reports.evaluations import StoredEvaluation, read_evaluation
-from carso_cli.runs.files import read_json, read_json_lines
 from carso_cli.runs.folder import ABLATION_SCHEMA
 from carso_cli.runs.records import Record
 from carso_cli.runs.summary import attack_row, decisive, headline

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from carso_cli.errors import StateError
-from carso_cli.runs.files import read_json, read_json_lines
+from carso_cli.io.json_files import read_json, read_json_lines
 from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record
 from carso_cli.runs.summary import attack_row, decisive, headline, worst_case
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from carso_cli.reports.curve import Bar, Curve, Point
+from carso_cli.pictures.points import Bar, Curve, Point
 from carso_cli.reports.evaluations import StoredEvaluation
 from carso_cli.reports.stored import StoredRun
 

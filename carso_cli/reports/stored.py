@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from carso_cli.errors import StateError
-from carso_cli.reporter import Reporter
+from carso_cli.io.json_files import read_json
 from carso_cli.reports.ablated import StoredAblation, read_ablation
 from carso_cli.reports.evaluations import StoredEvaluation, read_evaluation
-from carso_cli.runs.files import read_json
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.paper import beyond_the_paper, paper_figures, scenario_of
+from carso_cli.runtime.reporter import Reporter
 
 _ORDER = ("adaptive", "published", "quick")
 

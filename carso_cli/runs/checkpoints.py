@@ -19,12 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from carso_cli.checksums import SEAL, tensor_seal
 from carso_cli.errors import CarsoError, StateError
-from carso_cli.reporter import Reporter
-from carso_cli.runs.files import write_atomically
+from carso_cli.io.atomic import sync_folder
+from carso_cli.io.checksum import SEAL, tensor_seal
+from carso_cli.io.json_files import write_atomically
 from carso_cli.runs.folder import previous_state
-from carso_cli.whole_file import sync_folder
+from carso_cli.runtime.reporter import Reporter
 
 _RESTORE = "restore the file from a copy, or compute it anew"
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from carso_cli.errors import StateError, UsageError
-from carso_cli.reporter import Reporter
-from carso_cli.runs.files import ensure_folder, read_json_lines
+from carso_cli.io.json_files import ensure_folder, read_json_lines
 from carso_cli.runs.lock import locked
+from carso_cli.runtime.reporter import Reporter
 
 ABLATION_SCHEMA = 1
 """Version of an ablation's table; raised when a field changes its meaning."""

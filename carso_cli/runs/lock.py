@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from carso_cli.errors import CarsoError, StateError
-from carso_cli.reporter import Reporter
+from carso_cli.runtime.reporter import Reporter
 
 LOCK_FILE = ".lock"
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from carso_cli.runs.files import read_plain_json
+from carso_cli.io.json_files import read_plain_json
 
 
 @cache

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from carso_cli.errors import StateError
-from carso_cli.reporter import Reporter
-from carso_cli.runs.files import (
+from carso_cli.io.json_files import (
     append_json_line,
     append_json_lines,
     ensure_folder,
@@ -32,6 +31,7 @@ from carso_cli.runs.files import (
     write_json,
     write_json_lines,
 )
+from carso_cli.runtime.reporter import Reporter
 
 SCHEMA = 1
 """Version of the settings, records and summary; raised when a field changes its meaning."""

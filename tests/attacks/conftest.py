@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from carso_cli.attacks.defence_target import DefenceTarget
-from carso_cli.randomness import generator
+from carso_cli.runtime.seed import generator
 
 Model = Callable[[Tensor], Tensor]
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from carso_cli.attacks.apgd import APGD
 from carso_cli.attacks.losses import cross_entropy, dlr, margin
 from carso_cli.attacks.target import ClassifierTarget
-from carso_cli.attacks.threat import ThreatModel
-from carso_cli.compat import prepare
-from carso_cli.randomness import generator
+from carso_cli.attacks.threat_model import ThreatModel
+from carso_cli.runtime.seed import generator
+from carso_cli.runtime.third_party import prepare
 
 EPS = {"linf": 0.15, "l2": 0.8}
 

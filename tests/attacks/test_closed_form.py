@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from carso_cli.attacks.apgd import APGD
 from carso_cli.attacks.attack import Attack
-from carso_cli.attacks.auto_attack_parts import LibraryAPGD
+from carso_cli.attacks.autoattack_parts import LibraryAPGD
 from carso_cli.attacks.fgsm import FGSM
 from carso_cli.attacks.pgd import PGD
 from carso_cli.attacks.pgd_eot import PGDEoT
 from carso_cli.attacks.target import ClassifierTarget, LossGradient
-from carso_cli.attacks.threat import ThreatModel
+from carso_cli.attacks.threat_model import ThreatModel
 
 NORMS = ["linf", "l2"]
 EPS = {"linf": 0.02, "l2": 0.08}

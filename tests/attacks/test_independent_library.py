@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from carso_cli.attacks.apgd import APGD
 from carso_cli.attacks.defence_target import DefenceTarget
 from carso_cli.attacks.pgd_eot import PGDEoT
-from carso_cli.attacks.rand_aa import RandAutoAttack
+from carso_cli.attacks.rand_autoattack import RandAutoAttack
 from carso_cli.attacks.target import ClassifierTarget
-from carso_cli.attacks.threat import ThreatModel
+from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.build import build_classifier, load_defence, load_images
-from carso_cli.defence import Defence
-from carso_cli.randomness import generator
+from carso_cli.defence.defended_model import Defence
+from carso_cli.evaluation.scoring import REPORT, SELECTION, DefenceScorer
 from carso_cli.recipe.load import load_recipe
-from carso_cli.reporter import SilentReporter
-from carso_cli.workflows.scoring import REPORT, SELECTION, DefenceScorer
-from carso_cli.workflows.train_purifier import train_purifier
+from carso_cli.runtime.reporter import SilentReporter
+from carso_cli.runtime.seed import generator
+from carso_cli.training.purifier import train_purifier
 
 RECIPE = load_recipe("digits")
 STEPS = 20

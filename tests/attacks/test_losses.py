@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from carso_cli.attacks.losses import cross_entropy, dlr, margin
-from carso_cli.compat import prepare
 from carso_cli.errors import UsageError
+from carso_cli.runtime.third_party import prepare
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0, 1.0], [0.0, 3.0, 1.0, 2.0]], dtype=torch.float64)
 

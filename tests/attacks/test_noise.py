@@ -5,7 +5,7 @@ import torch
 
 from carso_cli.attacks.noise import NoPerturbation, RandomNoise
 from carso_cli.attacks.target import ClassifierTarget
-from carso_cli.attacks.threat import ThreatModel
+from carso_cli.attacks.threat_model import ThreatModel
 
 IMAGES = torch.full((400, 1, 8, 8), 0.5)
 LABELS = torch.zeros(400, dtype=torch.long)

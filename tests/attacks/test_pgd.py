@@ -17,7 +17,7 @@ from carso_cli.attacks.losses import cross_entropy
 from carso_cli.attacks.pgd import PGD
 from carso_cli.attacks.pgd_eot import PGDEoT
 from carso_cli.attacks.target import ClassifierTarget
-from carso_cli.attacks.threat import ThreatModel
+from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.errors import NumericsError
 
 NORMS = ["linf", "l2"]

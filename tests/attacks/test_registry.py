@@ -14,7 +14,7 @@ from torch import Tensor
 
 from carso_cli.attacks.attack import candidates
 from carso_cli.attacks.defence_target import DefenceTarget
-from carso_cli.attacks.diagnostics import GradientRecorder
+from carso_cli.attacks.gradient_health import GradientRecorder
 from carso_cli.attacks.losses import margin
 from carso_cli.attacks.names import (
     ATTACKS,
@@ -24,10 +24,10 @@ from carso_cli.attacks.names import (
     PROTOCOLS,
     check_name,
 )
-from carso_cli.attacks.rand_aa import RandAutoAttack
+from carso_cli.attacks.rand_autoattack import RandAutoAttack
 from carso_cli.attacks.registry import Budget, build_attack
 from carso_cli.attacks.target import ClassifierTarget
-from carso_cli.attacks.threat import ThreatModel
+from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.errors import UsageError
 
 BUDGET = Budget(

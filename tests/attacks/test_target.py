@@ -14,7 +14,7 @@ from carso_cli.attacks.defence_target import DefenceTarget
 from carso_cli.attacks.losses import cross_entropy, margin
 from carso_cli.attacks.target import ClassifierTarget, as_target, ordered_loss, saturation
 from carso_cli.errors import UsageError
-from carso_cli.randomness import generator
+from carso_cli.runtime.seed import generator
 
 DRAWS = 7
 

@@ -14,10 +14,10 @@ from carso_cli.classifiers.architectures import Standardised, build_architecture
 from carso_cli.classifiers.blueprint import Blueprint
 from carso_cli.classifiers.interface import check_classifier
 from carso_cli.classifiers.load import load_classifier
-from carso_cli.compat import prepare, quiet
+from carso_cli.defence.representation import extract_representation
 from carso_cli.errors import RecipeError, WeightsError
-from carso_cli.home import weights_home
-from carso_cli.representation import extract_representation
+from carso_cli.io.paths import weights_home
+from carso_cli.runtime.third_party import prepare, quiet
 
 prepare()
 with quiet():

@@ -11,9 +11,9 @@ from torch import nn
 from carso_cli.build import untrained_classifier
 from carso_cli.classifiers.architectures import build_architecture
 from carso_cli.classifiers.layer_choice import default_layers
+from carso_cli.defence.representation import module_shapes
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.shipped import list_recipes
-from carso_cli.representation import module_shapes
 
 TABLE_7 = [
     *(f"layer.0.block.{block}.conv_{number}" for block in range(4) for number in range(2)),

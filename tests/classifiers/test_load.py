@@ -18,9 +18,9 @@ from carso_cli.classifiers.blueprint import Blueprint
 from carso_cli.classifiers.load import load_classifier
 from carso_cli.classifiers.registry import find_record
 from carso_cli.classifiers.wide_resnet import WideResNet
-from carso_cli.compat import import_robustbench
 from carso_cli.errors import RecipeError, WeightsError
-from carso_cli.home import weights_home
+from carso_cli.io.paths import weights_home
+from carso_cli.runtime.third_party import import_robustbench
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 CUI = "Cui2023Decoupled_WRN-28-10"

@@ -6,9 +6,9 @@ import pytest
 
 from carso_cli.classifiers.registry import RECORDS, ClassifierRecord, find_record
 from carso_cli.classifiers.wide_resnet import ACTIVATIONS
-from carso_cli.compat import import_robustbench
 from carso_cli.errors import RecipeError
 from carso_cli.recipe.load import load_recipe
+from carso_cli.runtime.third_party import import_robustbench
 
 SHIPPED = [record for record in RECORDS if record.source == "shipped"]
 ROBUSTBENCH = [record for record in RECORDS if record.source == "robustbench"]

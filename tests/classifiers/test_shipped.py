@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from carso_cli.attacks.pgd import PGD
-from carso_cli.attacks.threat import ThreatModel
+from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.build import build_classifier, load_images
 from carso_cli.classifiers.registry import SHIPPED_FOLDER
 from carso_cli.recipe.load import load_recipe

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from carso_cli.classifiers.wide_resnet import WideResNet, folded
-from carso_cli.compat import import_robustbench
 from carso_cli.errors import UsageError
+from carso_cli.runtime.third_party import import_robustbench
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from carso_cli.ablation import preflight as ablation_cost
+from carso_cli.ablation import run as workflow
 from carso_cli.cli import app
 from carso_cli.cli.ablation_tables import ablation_parts
-from carso_cli.runs.files import read_json
-from carso_cli.workflows import ablate as workflow
-from carso_cli.workflows import ablation_cost
+from carso_cli.io.json_files import read_json
 
 Capture = pytest.CaptureFixture[str]
 TINY = (

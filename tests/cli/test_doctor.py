@@ -19,8 +19,8 @@ from carso_cli.classifiers.registry import ClassifierRecord, Published
 from carso_cli.cli.app import run as carso
 from carso_cli.recipe.load import load_recipe, read_recipe_file
 from carso_cli.recipe.shipped import find_recipe, list_recipes
-from carso_cli.workflows import doctor as workflow
-from carso_cli.workflows import inventory_data
+from carso_cli.tools import asset_data as inventory_data
+from carso_cli.tools import doctor as workflow
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 Capture = pytest.CaptureFixture[str]

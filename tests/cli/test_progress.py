@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from carso_cli.cli.progress import SECONDS_BETWEEN_LINES, RichReporter
-from carso_cli.reporter import Reporter
+from carso_cli.runtime.reporter import Reporter
 
 
 class Clock:

@@ -7,7 +7,7 @@ import pytest
 
 from carso_cli.cli.app import run
 from carso_cli.recipe.load import load_recipe
-from carso_cli.workflows.purifier_cost import estimate_cost, parameter_counts
+from carso_cli.training.preflight import estimate_cost, parameter_counts
 
 SHORT = (
     *("--set", "training.epochs=1", "--set", "training.batch_size=10", "--set", "data.holdout=0.1"),

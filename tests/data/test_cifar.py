@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from carso_cli import download
 from carso_cli.data import cifar
 from carso_cli.data.cifar import load_cifar_split
 from carso_cli.errors import DataError, MissingError
-from carso_cli.reporter import SilentReporter
+from carso_cli.io import download
+from carso_cli.runtime.reporter import SilentReporter
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
 

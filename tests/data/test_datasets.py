@@ -10,9 +10,9 @@ import pytest
 from carso_cli.data.datasets import DATASETS, find_data, load_split, resolve_source
 from carso_cli.data.image_set import ImageSet
 from carso_cli.errors import CarsoError, DataError, UsageError
-from carso_cli.home import data_home
+from carso_cli.io.paths import data_home
 from carso_cli.recipe.schema import Data
-from carso_cli.reporter import SilentReporter
+from carso_cli.runtime.reporter import SilentReporter
 
 
 def load(

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from carso_cli.data import given_file
 from carso_cli.data.image_files import read_images
 from carso_cli.errors import DataError, UsageError
+from carso_cli.io import given_file
 
 WriteImage = Callable[..., Path]
 

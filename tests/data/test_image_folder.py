@@ -15,7 +15,7 @@ from PIL import Image
 from carso_cli.data.image_folder import load_folder_split
 from carso_cli.data.image_set import ImageSet
 from carso_cli.errors import DataError
-from carso_cli.reporter import Reporter, SilentReporter
+from carso_cli.runtime.reporter import Reporter, SilentReporter
 
 WriteImage = Callable[..., Path]
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from carso_cli import download
 from carso_cli.data import tinyimagenet
 from carso_cli.data.image_set import ImageSet
 from carso_cli.data.tinyimagenet import find_tinyimagenet, load_tinyimagenet_split
 from carso_cli.errors import DataError, MissingError
-from carso_cli.reporter import Reporter, SilentReporter
+from carso_cli.io import download
+from carso_cli.runtime.reporter import Reporter, SilentReporter
 
 WriteImage = Callable[..., Path]
 WNIDS = ("n3", "n1", "n2")

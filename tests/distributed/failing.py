@@ -7,9 +7,10 @@ from typing import Any
 from unittest import mock
 
 from carso_cli.__main__ import main
+from carso_cli.distributed.launch import launch
 from carso_cli.errors import NumericsError
-from carso_cli.launch import launch
-from carso_cli.workflows import purifier_steps, train_purifier
+from carso_cli.training import purifier as train_purifier
+from carso_cli.training import purifier_step as purifier_steps
 
 
 def train_step(*arguments: Any) -> Any:

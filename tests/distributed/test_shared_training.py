@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from carso_cli.reporter import SilentReporter
+from carso_cli.io.json_files import read_json_lines
 from carso_cli.runs.checkpoints import load_tensors
-from carso_cli.runs.files import read_json_lines
+from carso_cli.runtime.reporter import SilentReporter
 
 Answers = tuple[Path, list[dict[str, Any]]]
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from carso_cli.reporter import SilentReporter
+from carso_cli.io.json_files import read_json, read_json_lines
 from carso_cli.runs.checkpoints import load_tensors
-from carso_cli.runs.files import read_json, read_json_lines
+from carso_cli.runtime.reporter import SilentReporter
 
 Answers = tuple[Path, list[dict[str, Any]]]
 
@@ -61,7 +61,7 @@ def test_every_process_returns_the_result_that_one_writes(answers: Answers) -> N
 def test_examples_do_not_depend_on_the_number_of_processes(
     answers: Answers, toys: ModuleType, tmp_path: Path
 ) -> None:
-    from carso_cli.workflows.attack import attack
+    from carso_cli.evaluation.attack import attack
 
     defence = toys.LinearDefence(noise=0.5)
     images = toys.images_with_margins(defence, [0.3, 0.6, 0.9, 1.1, 1.3, 1.6, 0.5, 1.2, 2.0])

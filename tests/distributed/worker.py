@@ -15,21 +15,22 @@ from typing import Any
 import torch
 
 from carso_cli.build import build_classifier, load_images
-from carso_cli.checksums import fingerprint
 from carso_cli.data.batches import epoch_batches
 from carso_cli.data.image_set import ImageSet
-from carso_cli.distributed import World, join, leave
+from carso_cli.distributed.world import World, join, leave
 from carso_cli.errors import DataError, InterruptedRun
+from carso_cli.evaluation.attack import attack
+from carso_cli.io.checksum import fingerprint
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
-from carso_cli.reporter import SilentReporter
 from carso_cli.runs.checkpoints import save_tensors
-from carso_cli.workflows import classifier_steps, purifier_steps
-from carso_cli.workflows.adversarial_pool import AdversarialPool
-from carso_cli.workflows.attack import attack
-from carso_cli.workflows.classifier_state import ClassifierState
-from carso_cli.workflows.train_classifier import train_classifier
-from carso_cli.workflows.train_purifier import train_purifier
+from carso_cli.runtime.reporter import SilentReporter
+from carso_cli.training import classifier_step as classifier_steps
+from carso_cli.training import purifier_step as purifier_steps
+from carso_cli.training.adversarial_cache import AdversarialPool
+from carso_cli.training.classifier import train_classifier
+from carso_cli.training.classifier_state import ClassifierState
+from carso_cli.training.purifier import train_purifier
 
 # 60 images to train on: batches of 29, 29 and 2, the last of which leaves a third process without any.
 SETTINGS = (
@@ -199,7 +200,7 @@ def stopped(out: Path) -> str:
 
 def main() -> None:
     out = Path(sys.argv[1])
-    sys.path.insert(0, str(Path(__file__).parents[1] / "workflows"))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     toys = importlib.import_module("toys")
     world = join(torch.device("cpu"))
     reporter = Listening()

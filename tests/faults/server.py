@@ -37,11 +37,11 @@ def main() -> None:
     import torch._dynamo
     import torch.distributed.tensor
 
-    import carso_cli.workflows.ablate
-    import carso_cli.workflows.attack
-    import carso_cli.workflows.extra_checks
-    import carso_cli.workflows.train_classifier  # noqa: F401
-    from carso_cli import compat
+    import carso_cli.ablation.run
+    import carso_cli.evaluation.attack
+    import carso_cli.evaluation.rerun_checks
+    import carso_cli.training.classifier  # noqa: F401
+    from carso_cli.runtime import third_party as compat
 
     # Forked processes inherit no threads, and torch must not have started any to be forked from.
     torch.set_num_threads(1)

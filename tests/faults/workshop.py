@@ -18,10 +18,10 @@ from typing import Any
 
 from PIL import Image
 
-from carso_cli.checksums import fingerprint
 from carso_cli.errors import StateError
+from carso_cli.io.checksum import fingerprint
+from carso_cli.io.json_files import read_json, read_json_lines
 from carso_cli.runs.checkpoints import load_tensors
-from carso_cli.runs.files import read_json, read_json_lines
 
 _SETTINGS = (
     "training.epochs=3",

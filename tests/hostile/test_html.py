@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from carso_cli.io.json_files import append_json_line, write_json
 from carso_cli.recipe.load import dump_recipe, load_recipe
 from carso_cli.reports.html import checks_html, page_html, settings_html, table_html, tiles_html
 from carso_cli.reports.table import Figure, ReportTable, Row, Trace
-from carso_cli.runs.files import append_json_line, write_json
 
 Call = Callable[[list[str]], tuple[int, str]]
 EVIL = "<script>alert(1)</script>"

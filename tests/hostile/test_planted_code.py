@@ -19,15 +19,15 @@ import torch
 
 from carso_cli.build import build_classifier, build_purifier, classifier_fingerprint
 from carso_cli.classifiers.registry import RECORDS
-from carso_cli.data import decoded_cache
+from carso_cli.data import cache as decoded_cache
 from carso_cli.data.cifar import cifar_class
 from carso_cli.errors import CarsoError
-from carso_cli.home import data_home, weights_home
+from carso_cli.io.json_files import write_json
+from carso_cli.io.paths import data_home, weights_home
 from carso_cli.recipe.load import dump_recipe, load_recipe
 from carso_cli.recipe.schema import Recipe
-from carso_cli.reporter import SilentReporter
 from carso_cli.runs.checkpoints import save_tensors
-from carso_cli.runs.files import write_json
+from carso_cli.runtime.reporter import SilentReporter
 
 Call = Callable[[list[str]], tuple[int, str]]
 

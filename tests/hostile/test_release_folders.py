@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from carso_cli.build import build_classifier, build_purifier, classifier_fingerprint
+from carso_cli.defence.release_format import PUBLISHED_PARTS, to_release
 from carso_cli.errors import CarsoError
-from carso_cli.purifier.release import PUBLISHED_PARTS, to_release
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
-from carso_cli.reporter import SilentReporter
 from carso_cli.runs.checkpoints import save_tensors
-from carso_cli.workflows.import_release import import_release
+from carso_cli.runtime.reporter import SilentReporter
+from carso_cli.tools.import_release import import_release
 
 Bounded = Callable[[], AbstractContextManager[None]]
 NAMES = [f"model_{part}.safetensors" for part in PUBLISHED_PARTS]

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from carso_cli.checksums import fingerprint
 from carso_cli.classifiers.weights import load_strict, read_header, read_state_dict
 from carso_cli.errors import CarsoError, StateError, WeightsError
+from carso_cli.io.checksum import fingerprint
 from carso_cli.runs.checkpoints import load_tensors, save_tensors
 
 Bounded = Callable[[], AbstractContextManager[None]]

@@ -20,7 +20,7 @@ from carso_cli.pictures.curves import (
     save_pictures,
     training_pictures,
 )
-from carso_cli.reports.curve import Bar, Curve, Point
+from carso_cli.pictures.points import Bar, Curve, Point
 
 METRICS = [
     {

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from carso_cli.io.json_files import append_json_lines, write_json
 from carso_cli.recipe.load import dump_recipe, load_recipe
-from carso_cli.runs.files import append_json_lines, write_json
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record, evaluation_id
 from carso_cli.runs.summary import attack_row

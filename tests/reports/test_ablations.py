@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from carso_cli.errors import StateError
-from carso_cli.reporter import SilentReporter
+from carso_cli.io.json_files import read_json, write_json
 from carso_cli.reports.ablated import read_ablation
 from carso_cli.reports.ablations import further_ablations, table_five, table_four, table_seventeen
+from carso_cli.reports.report import read_stored_run
 from carso_cli.reports.table import Figure, ReportTable, Row
-from carso_cli.runs.files import read_json, write_json
-from carso_cli.workflows.report import read_stored_run
+from carso_cli.runtime.reporter import SilentReporter
 
 OUTCOMES = {
     ("defence", "none", None): [2, 2, 2, 2],

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from carso_cli.reporter import SilentReporter
 from carso_cli.reports.comparison import comparison_tables
 from carso_cli.reports.markup import to_csv
+from carso_cli.reports.report import read_stored_run
 from carso_cli.reports.results import table_one, table_two
 from carso_cli.reports.table import Figure, ReportTable
 from carso_cli.reports.tables import draw_tables
 from carso_cli.runs.intervals import paired_difference
-from carso_cli.workflows.report import read_stored_run
+from carso_cli.runtime.reporter import SilentReporter
 
 FINE_TUNED = {
     ("defence", "none", None): [2, 2, 2, 2],

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from carso_cli.errors import UsageError
-from carso_cli.reporter import SilentReporter
+from carso_cli.reports.report import read_stored_run, report
 from carso_cli.reports.results import (
     NOTHING,
     OTHER_DATA,
@@ -21,7 +21,7 @@ from carso_cli.reports.results import (
 from carso_cli.reports.stored import StoredRun
 from carso_cli.reports.table import Figure, ReportTable, Row
 from carso_cli.runs.intervals import wilson
-from carso_cli.workflows.report import read_stored_run, report
+from carso_cli.runtime.reporter import SilentReporter
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from carso_cli.reporter import SilentReporter
-from carso_cli.reports.curve import Point
+from carso_cli.pictures.points import Point
+from carso_cli.reports.report import read_stored_run
 from carso_cli.reports.series import caption_of, comparable, eps_curves, sample_curves
 from carso_cli.runs.intervals import wilson
-from carso_cli.workflows.report import read_stored_run
+from carso_cli.runtime.reporter import SilentReporter
 
 
 def outcomes(attacked: int) -> dict[tuple[str, str, str | None], list[int]]:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from carso_cli.errors import StateError
+from carso_cli.io.json_files import read_json, write_json
 from carso_cli.recipe.load import load_recipe
-from carso_cli.reporter import SilentReporter
 from carso_cli.reports.evaluations import read_evaluation
 from carso_cli.reports.stored import read_run
-from carso_cli.runs.files import read_json, write_json
+from carso_cli.runtime.reporter import SilentReporter
 
 
 class Warnings(SilentReporter):

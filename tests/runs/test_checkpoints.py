@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from carso_cli.errors import CarsoError, StateError
-from carso_cli.reporter import SilentReporter
 from carso_cli.runs import checkpoints
 from carso_cli.runs.checkpoints import load_state, load_tensors, save_state, save_tensors
+from carso_cli.runtime.reporter import SilentReporter
 
 
 class Listening(SilentReporter):

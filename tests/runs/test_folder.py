@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from carso_cli.errors import CarsoError, StateError, UsageError
-from carso_cli.reporter import SilentReporter
-from carso_cli.runs.files import append_json_line, write_atomically
+from carso_cli.io.json_files import append_json_line, write_atomically
 from carso_cli.runs.folder import RunFolder
+from carso_cli.runtime.reporter import SilentReporter
 
 
 @pytest.fixture

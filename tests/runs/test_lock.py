@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from carso_cli.errors import CarsoError, StateError
-from carso_cli.reporter import SilentReporter
 from carso_cli.runs.lock import LOCK_FILE, locked
+from carso_cli.runtime.reporter import SilentReporter
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from carso_cli.reporter import SilentReporter
+from carso_cli.runtime.reporter import SilentReporter
 from carso_cli.runs.lock import locked
 with locked(Path(sys.argv[1]), SilentReporter()):
     print("held", flush=True)

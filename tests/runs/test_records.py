@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from carso_cli.errors import StateError
-from carso_cli.reporter import SilentReporter
-from carso_cli.runs.files import append_json_line
+from carso_cli.io.json_files import append_json_line
 from carso_cli.runs.records import EvaluationFolder, Record, evaluation_id, find_to_resume
+from carso_cli.runtime.reporter import SilentReporter
 
 
 def record(index: int, *, job: str = "defence/pgd", block: int = 0, **changes: Any) -> Record:

@@ -1,0 +1,1 @@
+"""Ablations: variants of a recipe, each trained and evaluated, in one table."""

@@ -1,0 +1,219 @@
+"""Run an ablation: train the purifiers that are missing, evaluate every variant, store one table.
+
+    ablation = first_and_second(recipe, [("clean", "at")])
+    table = ablate(recipe, ablation, run=Path("runs/digits"), reporter=reporter, attack="pgd-eot", limit=100)
+    table["rows"][0]["attacked"]["accuracy"]
+
+Trained purifiers and complete evaluations of the same settings are used again; unfinished ones go on with
+`resume`. Every number in the table comes from records in an evaluation folder, which its row names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Unpack
+
+from carso_cli.ablation.table import find_figures, make_row, shared_settings, store_table
+from carso_cli.ablation.transfer import transfer_to_rules, with_transfers
+from carso_cli.ablation.variants import Ablation, Variant
+from carso_cli.build import build_classifier, choose_device
+from carso_cli.distributed.world import join
+from carso_cli.errors import InterruptedRun, StateError, UsageError
+from carso_cli.evaluation.run import run_evaluation
+from carso_cli.evaluation.setup import Evaluation, EvaluationOptions, prepare_evaluation
+from carso_cli.io.json_files import ensure_folder
+from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
+from carso_cli.recipe.load import load_recipe
+from carso_cli.recipe.schema import Recipe
+from carso_cli.runs.folder import RunFolder
+from carso_cli.runs.lock import locked
+from carso_cli.runs.records import EvaluationFolder
+from carso_cli.runtime.reporter import Reporter
+from carso_cli.training.purifier import train_purifier
+
+_RESUME = "go on with the same command and --resume"
+
+
+def ablate(
+    recipe: Recipe,
+    ablation: Ablation,
+    *,
+    run: Path,
+    reporter: Reporter,
+    resume: bool = False,
+    note: str = "",
+    **options: Unpack[EvaluationOptions],
+) -> dict[str, Any]:
+    """Run an ablation.
+
+    Args:
+        recipe: The resolved recipe that the ablation was made from.
+        ablation: One of `carso_cli.ablation.variants`.
+        run: Run folder of the recipe itself; the purifiers of variants lie beside it.
+        reporter: Where progress goes.
+        resume: Go on with purifiers and evaluations that were interrupted.
+        note: Stored with the table: what the reader must know of its budget.
+        options: Attack, images, seed and device of every evaluation.
+
+    Returns:
+        The table, as stored; see `carso_cli.ablation.table`.
+
+    Raises:
+        RecipeError: If the recipe names no weights of a kind that is needed.
+        WeightsError: If a classifier's weights are missing.
+        StateError: If a run folder belongs to another configuration.
+        UsageError: If something unfinished is stored and `resume` is not given.
+        InterruptedRun: On Ctrl-C; whole epochs and blocks are saved.
+    """
+    world = join(choose_device(options.get("device", "auto")))
+    reporter, resume = world.reporter(reporter), resume or world.restarted
+    trained = {variant.run_folder(run): variant.recipe for variant in ablation.variants}
+    # Whatever can stop an ablation stops it here, before hours of training.
+    with world.first_on_machine():
+        for kind in ablation.kinds:
+            build_classifier(recipe, kind)
+    states = world.on_main(
+        lambda: {path: check_run(one, path, resume=resume) for path, one in trained.items()}
+    )
+    with world.main_holds(lambda: locked(ensure_folder(RunFolder(run).ablations), reporter)):
+        for path, state in states.items():
+            _train_if_missing(trained[path], path, state, reporter, options.get("device", "auto"))
+        rows, summary = _evaluate_all(ablation, run, reporter, resume, options)
+        if ablation.with_transfers:
+            rows = _with_transfers(recipe, ablation, rows, run, reporter, resume, options)
+        _warn_of_unequal_training(rows, reporter)
+        settings = shared_settings(summary["settings"]["identity"], recipe_hash(recipe, TRAINING_SECTIONS))
+        facts = {
+            "recipe": recipe.name,
+            "reproduces": recipe.reproduces,
+            "attack": summary["attack"],
+            "label": summary["label"],
+            "note": note,
+            "settings": settings,
+        }
+        return world.on_main(lambda: store_table(run, ablation, rows, facts, reporter))
+
+
+def check_run(recipe: Recipe, path: Path, *, resume: bool) -> str:
+    """Return the state of a run folder: `trained`, `unfinished` or `missing`.
+
+    Raises:
+        StateError: If it was trained with other settings, naming the sections.
+        UsageError: If its training is unfinished, or its recipe lost, and `resume` is not given.
+    """
+    folder = RunFolder(path)
+    if not folder.recipe.is_file():
+        if not folder.trained_here:
+            return "missing"
+        if not resume:
+            raise UsageError(f"{folder.recipe} is missing beside the state of a training", hint=_RESUME)
+        # Resuming holds the state against the recipe asked for, and writes the file anew.
+        return "unfinished"
+    stored = load_recipe(str(folder.recipe.resolve()))
+    other = [name for name in TRAINING_SECTIONS if recipe_hash(stored, [name]) != recipe_hash(recipe, [name])]
+    if other:
+        raise StateError(
+            f"{path} was trained with another configuration: its {' and '.join(other)} "
+            f"differ{'s' * (len(other) == 1)} from what is asked for here",
+            hint="give the same options as in training, or another root folder with --run DIR",
+        )
+    if folder.purifier.is_file():
+        return "trained"
+    if not resume:
+        raise UsageError(f"{path} holds an unfinished training", hint=_RESUME)
+    return "unfinished"
+
+
+def _train_if_missing(recipe: Recipe, path: Path, state: str, reporter: Reporter, device: str) -> None:
+    if state == "trained":
+        reporter.say(f"using the purifier in {path}")
+        return
+    reporter.say(f"training the purifier of {path}")
+    try:
+        train_purifier(recipe, run=path, reporter=reporter, resume=state == "unfinished", device=device)
+    except InterruptedRun as error:
+        raise InterruptedRun(error.message, hint=_RESUME) from None
+
+
+def _evaluate_all(
+    ablation: Ablation, root: Path, reporter: Reporter, resume: bool, options: EvaluationOptions
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Evaluate every variant; return the rows, and the summary of one evaluation for what all share."""
+    rows: list[dict[str, Any]] = []
+    summary: dict[str, Any] = {}
+    folder = EvaluationFolder(root)
+    for variant in ablation.variants:
+        reporter.say(f"{ablation.varies}: {variant.label}")
+        if variant.eps != 0.0:
+            chosen = variant_options(ablation, variant, options)
+            summary, folder = _evaluate_variant(variant, root, reporter, resume, chosen)
+        row = make_row(variant, root, folder.path, summary)
+        if ablation.with_baselines and row["noise"] is None:
+            chosen = EvaluationOptions(
+                **{**options, "target": "defence", "eps": variant.eps, "attack": "noise"}
+            )
+            noise, _ = _evaluate_variant(variant, root, reporter, resume, chosen)
+            row["noise"] = find_figures(noise, "defence", "noise")
+        rows.append(row)
+    return rows, summary
+
+
+def variant_recipe(variant: Variant) -> Recipe:
+    """Return the recipe that a variant is evaluated with."""
+    section = variant.recipe.evaluation.model_copy(update=dict(variant.evaluation))
+    return variant.recipe.model_copy(update={"evaluation": section})
+
+
+def variant_options(ablation: Ablation, variant: Variant, options: EvaluationOptions) -> EvaluationOptions:
+    """Return the options of a variant's evaluation, given those of the whole ablation."""
+    target = None if ablation.with_baselines else "defence"
+    selects = ablation.with_transfers
+    return EvaluationOptions(**{**options, "target": target, "eps": variant.eps, "selects": selects})
+
+
+def prepare_variant(
+    variant: Variant, root: Path, reporter: Reporter, options: EvaluationOptions
+) -> Evaluation:
+    """Resolve the evaluation of a variant, whose purifier is trained."""
+    path = variant.run_folder(root)
+    return prepare_evaluation(variant_recipe(variant), run=path, reporter=reporter, **options)
+
+
+def _evaluate_variant(
+    variant: Variant, root: Path, reporter: Reporter, resume: bool, options: EvaluationOptions
+) -> tuple[dict[str, Any], EvaluationFolder]:
+    """Evaluate one variant, or bring back its complete evaluation.
+
+    Raises:
+        UsageError: If its evaluation is unfinished and `resume` is not given.
+    """
+    evaluation = prepare_variant(variant, root, reporter, options)
+    folder = evaluation.folder
+    if folder.exists and not folder.summary.is_file() and not resume:
+        raise UsageError(f"{folder.path} holds an unfinished evaluation", hint=_RESUME)
+    return run_evaluation(evaluation, reporter=reporter, resume=folder.exists), folder
+
+
+def _with_transfers(
+    recipe: Recipe,
+    ablation: Ablation,
+    rows: list[dict[str, Any]],
+    root: Path,
+    reporter: Reporter,
+    resume: bool,
+    options: EvaluationOptions,
+) -> list[dict[str, Any]]:
+    rules = [str(row["aggregation"]) for row in rows]
+    chosen = EvaluationOptions(**options)
+    folder = transfer_to_rules(recipe, rules, run=root, root=root, reporter=reporter, resume=resume, **chosen)
+    if folder is None:
+        reporter.warn("the chosen attack follows no gradients, so no examples are transferred between rules")
+        return rows
+    return [with_transfers(row, rule, folder, root) for row, rule in zip(rows, rules, strict=True)]
+
+
+def _warn_of_unequal_training(rows: list[dict[str, Any]], reporter: Reporter) -> None:
+    counts = {row["label"]: row["training"]["images"] for row in rows if row["training"]}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{label}: {count}" for label, count in counts.items())
+        reporter.warn(f"the purifiers were trained on different numbers of images ({told})")

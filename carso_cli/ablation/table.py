@@ -1,0 +1,185 @@
+"""The stored form of an ablation: a table, `<root run>/ablations/<name>-<attack>.json`.
+
+    {"schema": 1, "ablation": "first-second", "title": …, "varies": …, "tables": ["17"], "recipe": …,
+     "reproduces": …, "attack": …, "label": …, "note": …, "settings": {…}, "rows": [row, …]}
+
+Rows name their records. All rows of a table share its `settings`: images, seed, attack and budget. A row
+holds `label`, `values` (what was chosen), `run` and `evaluation` (paths relative to the root run), the
+accuracies as `{"accuracy", "ci95", …}` in [0, 1] under `clean`, `attacked`, `noise` and, for aggregations,
+`transferred` and `worst`, the checks that failed, what the attack's gradients were like, the purifier's
+training, and the paper's figures. What is unknown or was not run is null.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from carso_cli.ablation.variants import Ablation, Variant, row_order
+from carso_cli.errors import StateError
+from carso_cli.io.json_files import read_json, write_json
+from carso_cli.runs.folder import ABLATION_SCHEMA, RunFolder
+from carso_cli.runs.paper import paper_row
+from carso_cli.runtime.reporter import Reporter
+
+GRADIENT_CHECKS = ("nan-gradients", "zero-gradients", "saturated-outputs")
+"""Trust checks whose failure says that an attack had no gradients to follow."""
+_VARYING = frozenset(
+    {
+        "eps",
+        "n_samples",
+        "aggregation",
+        "second_kind",
+        "recipe",
+        "classifier",
+        "purifier",
+        "second_classifier",
+    }
+) | {"pgd_step_size", "pgd_eot_step_size"}
+_FIGURES = ("accuracy", "ci95", "worst_of_draws", "majority")
+
+
+def shared_settings(identity: Mapping[str, Any], training: str) -> dict[str, Any]:
+    """Return what all rows of a table must share.
+
+    Args:
+        identity: Identity of one of its evaluations.
+        training: Hash of what the root recipe's training depends on.
+    """
+    return {
+        **{key: value for key, value in identity.items() if key not in _VARYING},
+        "training": training,
+    }
+
+
+def make_row(variant: Variant, root: Path, evaluation: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Draw a row from the summary of its evaluation.
+
+    Args:
+        variant: What is varied.
+        root: Run folder of the recipe itself.
+        evaluation: Folder of the evaluation.
+        summary: Its summary.
+    """
+    identity, headline = summary["settings"]["identity"], summary["headline"]
+    unattacked = variant.eps == 0.0
+    clean, noise = (find_figures(summary, "defence", attack) for attack in ("none", "noise"))
+    classifier = summary["classifier"]
+    if unattacked and classifier is not None:
+        kept = {"attacked": classifier["clean"], "attacked_ci95": classifier["clean_ci95"]}
+        classifier = {**classifier, **kept}
+    checks = {check["name"]: check["value"] for check in summary["checks"]}
+    path = variant.run_folder(root)
+    return {
+        "label": variant.label,
+        "values": dict(variant.values),
+        "run": os.path.relpath(path, root),
+        "evaluation": os.path.relpath(evaluation, root),
+        "eps": 0.0 if unattacked else identity["eps"],
+        "norm": identity["norm"],
+        "n_samples": identity["n_samples"],
+        "aggregation": identity["aggregation"],
+        "n_images": summary["n_images"],
+        "clean": clean,
+        "attacked": clean if unattacked else {key: headline[key] for key in _FIGURES},
+        "noise": clean if unattacked else noise,
+        "classifier": classifier,
+        "transferred": None,
+        "worst": None,
+        "failed": [] if unattacked else list(summary["failed"]),
+        "gradients": {} if unattacked else {name: checks.get(name) for name in GRADIENT_CHECKS},
+        "unreliable_gradients": not unattacked and bool(set(GRADIENT_CHECKS) & set(summary["failed"])),
+        "training": _training(variant, path),
+        "paper": _paper(variant),
+        "seconds": 0.0 if unattacked else summary["seconds"],
+    }
+
+
+def find_figures(summary: Mapping[str, Any], target: str, attack: str) -> dict[str, Any] | None:
+    """Return the accuracies of one job of an evaluation, None if it was not run."""
+    for row in summary["results"]:
+        if (row["target"], row["attack"]) == (target, attack):
+            return {key: row[key] for key in _FIGURES}
+    return None
+
+
+def _training(variant: Variant, path: Path) -> dict[str, Any] | None:
+    lines = RunFolder(path).read_metrics(variant.recipe.training.epochs)
+    if not lines:
+        return None
+    return {
+        "seconds": sum(line["seconds"] for line in lines),
+        "epochs": len(lines),
+        "images": lines[-1]["images"],
+    }
+
+
+def _paper(variant: Variant) -> dict[str, Any] | None:
+    if variant.paper is None:
+        return None
+    table, entry = variant.paper
+    found = (paper_row(variant.recipe.reproduces, table) or {}).get(entry)
+    if found is None:
+        return None
+    names = ("Clean", "randAA") if table == "17" else ("C/Cl", "C/randAA")
+    return {"table": table, "clean": found[names[0]], "attacked": found[names[1]]}
+
+
+def table_file(root: Path, name: str, attack: str) -> Path:
+    """Return the file of an ablation's table: one for each attack or protocol, to stand side by side."""
+    return RunFolder(root).ablations / f"{name}-{attack}.json"
+
+
+def store_table(
+    root: Path,
+    ablation: Ablation,
+    rows: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Write an ablation's table and return it.
+
+    Rows that are stored already stay where they share the table's settings and their records are still
+    there, so that a table may be filled row by row; otherwise the table starts anew.
+
+    Args:
+        root: Run folder of the recipe itself.
+        ablation: What was run.
+        rows: Its rows.
+        facts: The table's other fields, `settings` among them.
+        reporter: Where it is said that earlier rows do not fit.
+    """
+    path = table_file(root, ablation.name, facts["attack"])
+    labels = {row["label"] for row in rows}
+    kept = [
+        row for row in _stored_rows(path, root, facts["settings"], reporter) if row["label"] not in labels
+    ]
+    table = {
+        "schema": ABLATION_SCHEMA,
+        "ablation": ablation.name,
+        "title": ablation.title,
+        "varies": ablation.varies,
+        "tables": list(ablation.tables),
+        **facts,
+        "rows": sorted([*rows, *kept], key=row_order),
+    }
+    write_json(path, table)
+    return table
+
+
+def _stored_rows(
+    path: Path, root: Path, settings: Mapping[str, Any], reporter: Reporter
+) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    try:
+        stored = read_json(path)
+    except StateError as error:
+        reporter.warn(f"{error.message}; it is written anew")
+        return []
+    if (stored.get("schema"), stored.get("settings")) != (ABLATION_SCHEMA, settings):
+        reporter.say(f"{path} held rows of other settings; their evaluations stay, the table starts anew")
+        return []
+    return [row for row in stored["rows"] if (root / row["evaluation"] / "summary.json").is_file()]

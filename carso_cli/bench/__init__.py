@@ -1,0 +1,1 @@
+"""`carso bench`: times the work of a recipe beside a naive baseline."""

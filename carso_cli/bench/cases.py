@@ -1,0 +1,231 @@
+"""The cases that `carso bench` times: our work, and the same done straightforwardly.
+
+Weights are random and of the recipe's shapes, images are noise: time depends on neither. Ours and the
+straightforward version get the same weights, images, latents and starts, and return what must agree: in
+float32, for the straightforward version knows no bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from carso_cli.attacks.defence_target import DefenceTarget
+from carso_cli.attacks.losses import cross_entropy
+from carso_cli.attacks.target import ClassifierTarget, Model
+from carso_cli.attacks.threat_model import ThreatModel
+from carso_cli.bench.naive_baseline import Straightforward, StraightforwardTraining
+from carso_cli.build import build_classifier, build_purifier, channels_last, untrained_classifier
+from carso_cli.classifiers.inference import attacked
+from carso_cli.data.image_set import ImageSet
+from carso_cli.defence.defended_model import Defence
+from carso_cli.defence.representation import extract_representation
+from carso_cli.defence.vae import Purifier
+from carso_cli.evaluation.models import Subject, given_subject
+from carso_cli.recipe.schema import Recipe
+from carso_cli.runtime.precision import in_precision, reduced
+from carso_cli.runtime.reporter import SILENT, Reporter
+from carso_cli.runtime.seed import derive_seed, generator, seeded
+from carso_cli.training.adversarial_cache import AdversarialPool
+from carso_cli.training.balanced_batch import quarter_size
+from carso_cli.training.purifier_step import TrainingSetup, balanced_batch, initial_state, train_step
+
+_PLACE = (0, 0)
+"""Epoch and batch of the timed training step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One thing to time.
+
+    Args:
+        images: Images of one call.
+        ours: What carso does; returns a tensor, or tensors by name.
+        straightforward: The same, straightforwardly.
+    """
+
+    images: int
+    ours: Callable[[], Any]
+    straightforward: Callable[[], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """Models with random weights, and noise for images.
+
+    Args:
+        recipe: The recipe; its norm counts as linf and its aggregation as the paper's.
+        device: Where everything is.
+        batch_size: Images of every case; None for the recipe's own, cut on a CPU.
+    """
+
+    recipe: Recipe
+    device: torch.device
+    batch_size: int | None
+    classifier: nn.Module
+    purifier: Purifier
+    reporter: Reporter = SILENT
+
+    def case(self, name: str) -> Case:
+        """Return the case of one of the names in `CASES`."""
+        return CASES[name](self)
+
+    def batch(self, count: int, most_on_cpu: int) -> tuple[Tensor, Tensor]:
+        """Return uint8 noise images (B, channels, H, W) and labels (B,), on the CPU."""
+        data = self.recipe.data
+        if self.batch_size is not None:
+            count = self.batch_size
+        elif self.device.type == "cpu":
+            count = min(count, most_on_cpu)
+        noise = generator(self.recipe.seed, "bench")
+        shape = (count, data.channels, data.image_size, data.image_size)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise)
+        return images, torch.randint(0, data.classes, (count,), generator=noise)
+
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """Return images in [0, 1] and labels for everything but training."""
+        images, labels = self.batch(self.recipe.evaluation.batch_size, most_on_cpu=16)
+        return images.to(self.device) / 255.0, labels.to(self.device)
+
+    def straightforward(self) -> Straightforward:
+        """Return the straightforward implementation, with the same weights."""
+        return Straightforward(self.classifier, self.purifier, self.recipe.representation.layers)
+
+    def defence(self) -> Defence:
+        """Return the defence."""
+        n_samples = self.recipe.evaluation.n_samples
+        layers = self.recipe.representation.layers
+        precision = self.recipe.precision
+        return Defence(self.classifier, self.purifier, layers, n_samples=n_samples, precision=precision)
+
+    def subject(self) -> Subject:
+        """Return the defence as `carso evaluate` runs it."""
+        return given_subject(self.recipe, self.device, defence=self.defence(), reporter=self.reporter)
+
+    def model(self) -> Model:
+        """Return the classifier as it is attacked, in the recipe's precision."""
+        return in_precision(attacked(self.classifier, self.recipe, self.reporter), self.recipe.precision)
+
+
+def set_up(
+    recipe: Recipe, device: torch.device, batch_size: int | None = None, reporter: Reporter = SILENT
+) -> Bench:
+    """Build the recipe's models with random weights; a classifier of an installed package keeps its own."""
+    threat = recipe.threat.model_copy(update={"norm": "linf"})
+    # A purifier that training starts from belongs to trained weights, and these are random.
+    training = recipe.training.model_copy(update={"initial": None})
+    recipe = recipe.model_copy(update={"threat": threat, "training": training})
+    with seeded(recipe.seed, "bench weights"):
+        external = recipe.classifier.family == "external"
+        kind = recipe.representation.kind
+        classifier = build_classifier(recipe, kind) if external else untrained_classifier(recipe)
+        purifier = build_purifier(recipe, classifier)
+    for module in (classifier, purifier):
+        channels_last(module.to(device).eval().requires_grad_(False))
+    return Bench(recipe, device, batch_size, classifier, purifier, reporter)
+
+
+def _classifier_forward(bench: Bench) -> Case:
+    images, _ = bench.inputs()
+    target, plain = ClassifierTarget(bench.model()), bench.straightforward()
+    return Case(len(images), lambda: target(images), lambda: plain.classify(images))
+
+
+def _classifier_gradient(bench: Bench) -> Case:
+    images, labels = bench.inputs()
+    target, plain = ClassifierTarget(bench.model()), bench.straightforward()
+    return Case(
+        len(images),
+        lambda: target.loss_and_gradient(images, labels, cross_entropy, 1).gradient,
+        lambda: plain.classifier_gradient(images, labels),
+    )
+
+
+def _defence_forward(bench: Bench) -> Case:
+    images, _ = bench.inputs()
+    defence, plain = cast(Defence, bench.subject().defence), bench.straightforward()
+    latents = defence.draw_latents(len(images), generator=generator(bench.recipe.seed, "bench latents"))
+    ours = torch.no_grad()(lambda: defence(images, latents=latents))
+    return Case(len(images), ours, lambda: plain.defend(images, latents))
+
+
+def _eot_step(bench: Bench) -> Case:
+    images, labels = bench.inputs()
+    recipe, plain = bench.recipe, bench.straightforward()
+    draws, step_size = recipe.evaluation.eot_draws, recipe.evaluation.pgd_eot_step_size
+    subject = bench.subject()
+    defence, per_pass = subject.require_defence(), subject.samples_per_pass
+    threat = ThreatModel("linf", recipe.threat.eps)
+
+    def latents() -> torch.Generator:
+        return generator(recipe.seed, "bench latents")
+
+    def ours() -> Tensor:
+        target = DefenceTarget(defence, "exact", samples_per_pass=per_pass, generator=latents())
+        gradient = target.loss_and_gradient(images, labels, cross_entropy, draws).gradient
+        return threat.project(images + step_size * threat.ascent_direction(gradient), images)
+
+    def straightforward() -> Tensor:
+        drawn = defence.draw_latents(draws * len(images), generator=latents())
+        drawn = drawn.reshape(draws, len(images), *drawn.shape[1:])
+        return plain.eot_step(images, images, labels, drawn, eps=recipe.threat.eps, step_size=step_size)
+
+    return Case(len(images), ours, straightforward)
+
+
+def _training_step(bench: Bench) -> Case:
+    recipe, device = bench.recipe, bench.device
+    images, labels = bench.batch(recipe.training.batch_size, most_on_cpu=64)
+    classes = tuple(str(label) for label in range(recipe.data.classes))
+    train = ImageSet(images, labels, torch.arange(len(images)), classes)
+    perturb = balanced_batch(recipe, bench.classifier, bench.reporter)
+    nothing = train.select(torch.arange(0))
+    pool = AdversarialPool(reuse=1)
+    setup = TrainingSetup(recipe, bench.classifier, train, nothing, perturb, pool, device, SILENT)
+    state = initial_state(setup)
+    state.purifier.train()
+    plain = StraightforwardTraining(
+        bench.classifier, state.purifier, recipe.representation.layers, recipe.training
+    )
+    clean, known = train.pixels(slice(None)).to(device), labels.to(device)
+    seed, mix = recipe.seed, recipe.training.attack_mix
+
+    def straightforward() -> Tensor:
+        quarter = quarter_size(len(clean), mix.adversarial_fraction)
+        with seeded(derive_seed(seed, "perturbation", *_PLACE), "pgd-start"):
+            starts = torch.empty_like(clean[: 2 * quarter]).uniform_(-1.0, 1.0)
+        noise = torch.randn(
+            len(clean), state.purifier.latent_features, generator=generator(seed, "posterior", *_PLACE)
+        )
+        return plain.step(clean, known, starts, noise.to(device), eps=recipe.threat.eps)
+
+    return Case(
+        len(images), lambda: train_step(setup, state, torch.arange(len(images)), _PLACE, 1.0), straightforward
+    )
+
+
+def _extraction(bench: Bench) -> Case:
+    images, _ = bench.inputs()
+    plain, layers = bench.straightforward(), bench.recipe.representation.layers
+
+    @torch.no_grad()
+    def ours() -> dict[str, Tensor]:
+        with reduced(bench.recipe.precision, bench.device):
+            return extract_representation(bench.classifier, images, layers)
+
+    return Case(len(images), ours, lambda: plain.extract(images))
+
+
+CASES: dict[str, Callable[[Bench], Case]] = {
+    "classifier-forward": _classifier_forward,
+    "classifier-gradient": _classifier_gradient,
+    "defence-forward": _defence_forward,
+    "eot-step": _eot_step,
+    "training-step": _training_step,
+    "extraction": _extraction,
+}
+"""Name to what sets a case up, in the order in which they are shown."""

@@ -1,0 +1,178 @@
+"""How fast carso is on a device: each kind of work, beside a straightforward implementation of the same.
+
+result = bench(recipe, reporter=reporter, batch_size=16)
+for case in result["cases"]:
+case["name"], case["images_per_second"], case["share_of_peak"], case["ratio_to_straightforward"]
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from carso_cli.bench.cases import CASES, Bench, set_up
+from carso_cli.bench.profiling import alternating_seconds, counted_operations, peak_bytes
+from carso_cli.build import device_for
+from carso_cli.errors import DataError, UsageError, nearest
+from carso_cli.io.json_files import read_plain_json
+from carso_cli.recipe.schema import Recipe
+from carso_cli.runs.environment import describe_environment
+from carso_cli.runtime.reporter import Reporter
+
+SCHEMA = 1
+
+_PATIENCE = 60.0
+"""Seconds after which a case is timed no further, once three rounds are made."""
+
+
+def bench(
+    recipe: Recipe,
+    *,
+    reporter: Reporter,
+    device: str = "auto",
+    batch_size: int | None = None,
+    cases: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    rounds: int = 7,
+) -> dict[str, Any]:
+    """Time the recipe's work with random weights on random images.
+
+    In every round each case runs once our way, once straightforwardly, and a matrix product of known size
+    once; figures are medians over rounds, and a ratio is the median of each round's.
+
+    Args:
+        recipe: The recipe; neither its data nor its weights are needed.
+        reporter: Where progress goes.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        batch_size: Images of every case; the recipe's when None, at most 16 (training: 64) on a CPU.
+        cases: Names in `carso_cli.bench.cases.CASES`; all when empty.
+        overrides: What was changed in the recipe, to name it by.
+        rounds: Most rounds of a case.
+
+    Returns:
+        `schema`, `device`, `recipe`, `peak_flops` (operations a second of the matrix product) and `cases`,
+        each with `name`, `images_per_second`, `seconds`, `peak_memory_bytes` (of tensors, on top of weights
+        and images), `flops` (operations of one call), `share_of_peak`, `ratio_to_straightforward`.
+
+    Raises:
+        UsageError: If a case is unknown, or the training step is asked for and not on the paper's objective.
+    """
+    chosen = _chosen(recipe, cases, reporter)
+    target = device_for(recipe, device)
+    models = set_up(recipe, target, batch_size, reporter)
+    product = _MatrixProduct(target)
+    found, products = [], []
+    with reporter.progress("timing", len(chosen), unit="cases") as progress:
+        for name in chosen:
+            figures, seconds = _time_case(models, name, product, rounds)
+            found.append(figures)
+            products += seconds
+            progress.advance()
+    peak = product.operations / statistics.median(products)
+    for figures in found:
+        figures["share_of_peak"] = figures["flops"] / figures["seconds"] / peak
+    return {
+        "schema": SCHEMA,
+        "device": _describe(target),
+        "recipe": " ".join((recipe.name, *(f"--set {text}" for text in overrides))),
+        "peak_flops": peak,
+        "cases": found,
+    }
+
+
+def _chosen(recipe: Recipe, cases: Sequence[str], reporter: Reporter) -> list[str]:
+    for name in cases:
+        if name not in CASES:
+            raise UsageError(
+                "; ".join(filter(None, (f"there is no case '{name}'", nearest(name, CASES)))),
+                hint=f"cases: {', '.join(CASES)}",
+            )
+    chosen = [name for name in CASES if name in cases or not cases]
+    objective = recipe.training.objective
+    if objective != "elbo" and "training-step" in chosen:
+        said = f"the training step is timed on the paper's objective, and the recipe's is {objective}"
+        if cases:
+            raise UsageError(said, hint="bench the recipe that it extends, or name other cases with --case")
+        reporter.warn(f"{said}: left out")
+        chosen.remove("training-step")
+    return chosen
+
+
+class _MatrixProduct:
+    """A product of two square matrices, large enough to show what the device reaches."""
+
+    def __init__(self, device: torch.device) -> None:
+        size = 2048 if device.type == "cpu" else 8192
+        self.operations = 2 * size**3
+        self._factors = (torch.rand(size, size, device=device), torch.rand(size, size, device=device))
+        self()
+
+    def __call__(self) -> object:
+        return self._factors[0] @ self._factors[1]
+
+
+def _time_case(
+    models: Bench, name: str, product: _MatrixProduct, rounds: int
+) -> tuple[dict[str, Any], list[float]]:
+    """Return the figures of a case, the share of the peak still open, and the seconds of the products."""
+    case, device = models.case(name), models.device
+    operations, memory = counted_operations(case.ours), peak_bytes(case.ours, device)
+    case.straightforward()
+    ours, theirs, products = alternating_seconds(
+        (case.ours, case.straightforward, product), device, rounds=rounds, patience=_PATIENCE
+    )
+    seconds = statistics.median(ours)
+    figures = {
+        "name": name,
+        "images_per_second": case.images / seconds,
+        "seconds": seconds,
+        "peak_memory_bytes": memory,
+        "flops": operations,
+        "share_of_peak": 0.0,
+        "ratio_to_straightforward": statistics.median(
+            slow / fast for fast, slow in zip(ours, theirs, strict=True)
+        ),
+    }
+    return figures, products
+
+
+def _describe(device: torch.device) -> str:
+    environment = describe_environment(device)
+    threads = environment["threads"]
+    counted = f", {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else ""
+    return f"{device}: {environment['device_name']}{counted}"
+
+
+def read_bench(path: Path) -> dict[str, Any]:
+    """Read a stored result.
+
+    Raises:
+        DataError: If there is none, or it is none of `carso bench --json`.
+    """
+    hint = "write one with: carso bench --json > FILE"
+    if not path.is_file():
+        raise DataError(f"there is no file {path}", hint=hint)
+    stored = read_plain_json(path)
+    if stored.get("schema") != SCHEMA or "cases" not in stored:
+        raise DataError(f"{path} holds no result of carso bench with schema {SCHEMA}", hint=hint)
+    return stored
+
+
+def compare(result: Mapping[str, Any], earlier: Mapping[str, Any], reporter: Reporter) -> dict[str, float]:
+    """Return, case by case, our images a second over those of an earlier result.
+
+    Warns where device or recipe differ: the ratio then says nothing about the code.
+    """
+    for key in ("device", "recipe"):
+        if result[key] != earlier[key]:
+            reporter.warn(f"the {key} was '{earlier[key]}' then and is '{result[key]}' now")
+    before = {case["name"]: case["images_per_second"] for case in earlier["cases"]}
+    return {
+        case["name"]: case["images_per_second"] / before[case["name"]]
+        for case in result["cases"]
+        if case["name"] in before
+    }

@@ -1,0 +1,1 @@
+"""The paper's method, in its order: representation, conditioning, VAE, ELBO, aggregation, defended model."""

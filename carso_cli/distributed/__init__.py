@@ -1,0 +1,1 @@
+"""Several processes: the world of torchrun, their rendezvous, batch statistics over all of them."""

@@ -1,0 +1,1 @@
+"""Measures clean and robust accuracy: setup, attacks, scoring, sanity checks, result."""

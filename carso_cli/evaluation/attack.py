@@ -1,0 +1,194 @@
+"""Make adversarial examples and save them: tensors with metadata, and a picture.
+
+    attack(recipe, run=Path("runs/digits"), reporter=reporter, name="pgd-eot", target="defence", limit=64)
+
+writes `runs/digits/attacks/pgd-eot-defence.safetensors` and `.png`. Image files have no labels: what the
+target says about the unperturbed image stands in for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from carso_cli import __version__
+from carso_cli.attacks.names import PROTOCOLS
+from carso_cli.data.image_files import read_images
+from carso_cli.data.image_set import ImageSet
+from carso_cli.distributed.world import World, join
+from carso_cli.errors import UsageError
+from carso_cli.evaluation.attack_batch import Found, Setting, perturb, pick
+from carso_cli.evaluation.protocols import Job
+from carso_cli.evaluation.scoring import REPORT, SELECTION, Score
+from carso_cli.evaluation.setup import Evaluation, EvaluationOptions, prepare_evaluation
+from carso_cli.io.json_files import ensure_folder
+from carso_cli.pictures.grids import amplified, decision_caption, save_grid
+from carso_cli.recipe.schema import Recipe
+from carso_cli.runs.checkpoints import save_tensors
+from carso_cli.runs.folder import RunFolder
+from carso_cli.runs.intervals import wilson
+from carso_cli.runtime.reporter import Reporter
+from carso_cli.runtime.seed import generator
+
+SHOWN = 8
+"""Images in the picture."""
+
+
+def attack(
+    recipe: Recipe,
+    *,
+    run: Path,
+    reporter: Reporter,
+    name: str,
+    out: Path | None = None,
+    files: Sequence[Path] = (),
+    resize: bool = False,
+    **options: Unpack[EvaluationOptions],
+) -> dict[str, Any]:
+    """Attack a split or image files, and save what is found.
+
+    Args:
+        recipe: The resolved recipe.
+        run: Run folder.
+        reporter: Where progress goes.
+        name: A single attack, such as `pgd-eot`.
+        out: File to write, the PNG beside it; `<run>/attacks/<attack>-<target>.safetensors` when None.
+        files: Image files to attack instead of the recipe's test split.
+        resize: Crop and resize image files to the recipe's size.
+        options: As for `evaluate`; `target` is the defence when left out.
+
+    Returns:
+        `out`, `picture`, `attack`, `target`, `eps`, `norm`, `n_images`, `clean` and `accuracy` (shares of
+        scoring draws in [0, 1]), `ci95`, `largest_distance`.
+
+    Raises:
+        UsageError: If a protocol is named, or the attack does not fit the target.
+        DataError: If an image file cannot be used.
+    """
+    if name in PROTOCOLS:
+        raise UsageError(
+            f"'{name}' is a protocol, a set of attacks; examples are made by one",
+            hint=f"use one of its attacks, such as {PROTOCOLS[name].defence[0]}",
+        )
+    options["attack"], options["target"] = name, options.get("target") or "defence"
+    if files:
+        options["images"] = _from_files(recipe, files, resize)
+    evaluation = prepare_evaluation(recipe, run=run, reporter=reporter, **options)
+    world = join(evaluation.setting.subject.device)
+    job = next(job for job in evaluation.plan.jobs if job.attack == name)
+    path = out or RunFolder(run).inside("attacks") / f"{name}-{job.target}.safetensors"
+    world.on_main(lambda: ensure_folder(path.parent))
+    if files:
+        evaluation = _with_predicted_labels(evaluation, job)
+    clean, found = _attack_blocks(evaluation, job, world, world.reporter(reporter))
+    tensors = _tensors(evaluation.setting, found)
+    label_source, source = ("prediction", [str(file) for file in files]) if files else ("data", "test")
+    about = {"target": job.target, "label_source": label_source, "source": source, "version": __version__}
+    picture = path.with_suffix(".png")
+    world.on_main(lambda: save_tensors(path, tensors, {**evaluation.identity, **about}))
+    world.on_main(lambda: _draw(picture, evaluation.setting, job, tensors))
+    return {
+        "out": str(path),
+        "picture": str(picture),
+        "attack": name,
+        "target": job.target,
+        **_figures(evaluation.setting, clean, tensors),
+    }
+
+
+def _figures(setting: Setting, clean: Sequence[Score], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    count, draws = len(tensors["labels"]), clean[0].draws
+    survived = float(tensors["correct"].sum()) / draws
+    return {
+        "eps": float(setting.threat.eps),
+        "norm": setting.threat.norm,
+        "n_images": count,
+        "clean": sum(float(score.correct.sum()) for score in clean) / (draws * count),
+        "accuracy": survived / count,
+        "ci95": list(wilson(survived, count)),
+        "largest_distance": float(tensors["distances"].max()),
+    }
+
+
+def _from_files(recipe: Recipe, files: Sequence[Path], resize: bool) -> ImageSet:
+    """Read image files as an image set whose labels are still to be found."""
+    data = recipe.data
+    pixels = read_images(list(files), channels=data.channels, image_size=data.image_size, resize=resize)
+    count = len(pixels)
+    classes = tuple(str(label) for label in range(data.classes))
+    unknown = torch.zeros(count, dtype=torch.int64)
+    return ImageSet((pixels * 255.0).round().to(torch.uint8), unknown, torch.arange(count), classes)
+
+
+def _with_predicted_labels(evaluation: Evaluation, job: Job) -> Evaluation:
+    """Return the evaluation with the target's own decision on each image as its label."""
+    setting = evaluation.setting
+    scorer = setting.subject.scorer(job, setting.seed, setting.draws)
+    labels = torch.cat([scorer(*setting.pixels(block), SELECTION).predicted for block in evaluation.blocks()])
+    return replace(evaluation, setting=replace(setting, images=replace(setting.images, labels=labels)))
+
+
+def _attack_blocks(
+    evaluation: Evaluation, job: Job, world: World, reporter: Reporter
+) -> tuple[list[Score], list[Found]]:
+    """Return, per block, the scores of the images themselves and what the attack found."""
+    setting, blocks = evaluation.setting, evaluation.blocks()
+    scorer = setting.subject.scorer(job, setting.seed, setting.draws)
+
+    def attack_block(number: int) -> tuple[Score, Found]:
+        images, labels, indices = setting.pixels(blocks[number])
+        examples = perturb(setting, job, images, labels, number)
+        found = pick(setting, scorer, examples, images, labels, indices)
+        return scorer(images, labels, indices, REPORT), replace(found, examples=found.examples.cpu())
+
+    answers = []
+    with reporter.progress(f"{job.target}: {job.attack}", len(setting.images)) as progress:
+        for number, answer in world.shared_out(range(len(blocks)), attack_block):
+            answers.append(answer)
+            progress.advance(len(blocks[number]))
+    return [clean for clean, _ in answers], [found for _, found in answers]
+
+
+def _tensors(setting: Setting, found: Sequence[Found]) -> dict[str, Tensor]:
+    """Return what is saved: M images with labels, examples, and what the target says about those."""
+    return {
+        "images": setting.images.pixels(slice(0, len(setting.images))),
+        "labels": setting.images.labels,
+        "indices": setting.images.indices,
+        "adversarial": torch.cat([block.examples for block in found]),
+        "predictions": torch.cat([block.report.predicted for block in found]),
+        "correct": torch.cat([block.report.correct for block in found]),
+        "distances": torch.cat([block.distances for block in found]),
+    }
+
+
+def _draw(path: Path, setting: Setting, job: Job, tensors: dict[str, Tensor]) -> None:
+    """Draw the first images: clean, perturbation amplified, adversarial, and one reconstruction."""
+    shown = {name: tensor[:SHOWN] for name, tensor in tensors.items()}
+    change = shown["adversarial"] - shown["images"]
+    largest = max(float(change.abs().max()), 1e-6)
+    rows = [
+        ("clean", shown["images"]),
+        (f"change\nx {0.5 / largest:.3g}", amplified(change, largest)),
+        ("adversarial", shown["adversarial"]),
+    ]
+    if job.target == "defence":
+        rows.append(("one recon-\nstruction", _reconstruct(setting, shown["adversarial"])))
+    names = setting.images.classes
+    captions = [
+        decision_caption(names[label], names[said])
+        for label, said in zip(shown["labels"].tolist(), shown["predictions"].tolist(), strict=True)
+    ]
+    save_grid(path, rows, captions)
+
+
+@torch.no_grad()
+def _reconstruct(setting: Setting, images: Tensor) -> Tensor:
+    defence = setting.subject.require_defence()
+    latents = defence.draw_latents(len(images), 1, generator(setting.seed, "picture"))
+    return defence.decode(defence.condition(images.to(setting.subject.device)), latents)[:, 0].cpu()

@@ -1,0 +1,153 @@
+"""Scores examples on the defence's true decision, with fresh draws.
+
+Axes: B images, R draws, N samples per image, C classes, F condition features, Z latent features.
+
+There are three disjoint sets of draws: `selection` decides which example of an image is the worst,
+`confirmation` whether it fools the defence with certainty, and `report` is what accuracy is counted on.
+The latents are a function of seed, set and image alone: neither batch size nor order changes a score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from carso_cli.attacks.defence_target import AttackedDefence
+from carso_cli.attacks.losses import cross_entropy, margin
+from carso_cli.attacks.passes import Passes
+from carso_cli.attacks.target import Model
+from carso_cli.runtime.nonfinite import require_finite_logits
+from carso_cli.runtime.seed import generator
+
+SELECTION, CONFIRMATION, REPORT = "selection", "confirmation", "report"
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """What R draws say about each of B images.
+
+    Args:
+        draws: R.
+        correct: (B,) int64, draws whose decision is the label.
+        majority: (B,) bool, whether the label has more draws than any other class.
+        predicted: (B,) int64, the class with the most draws.
+        margin: (B,) float64, mean lead of the label over the best other class, exact view; positive if right.
+        loss: (B,) float64, mean cross-entropy of the exact view.
+        disagreements: (B,) int64, draws in which the exact view's argmax is not the decision.
+    """
+
+    draws: int
+    correct: Tensor
+    majority: Tensor
+    predicted: Tensor
+    margin: Tensor
+    loss: Tensor
+    disagreements: Tensor
+
+
+class Scorer(Protocol):
+    """Scores examples on one target."""
+
+    @property
+    def draws(self) -> int:
+        """R."""
+
+    def __call__(self, examples: Tensor, labels: Tensor, indices: Sequence[int], draw_set: str) -> Score:
+        """Score examples.
+
+        Args:
+            examples: (B, channels, H, W) in [0, 1].
+            labels: (B,) int64.
+            indices: Position of each image in the full split.
+            draw_set: `selection`, `confirmation` or `report`.
+        """
+
+
+class ClassifierScorer:
+    """A deterministic model: one draw says everything, and every set is the same."""
+
+    draws = 1
+
+    def __init__(self, classifier: Model) -> None:
+        self.classifier = classifier
+
+    @torch.no_grad()
+    def __call__(self, examples: Tensor, labels: Tensor, indices: Sequence[int], draw_set: str) -> Score:
+        """Score examples; see `Scorer`."""
+        logits = require_finite_logits(
+            self.classifier(examples), "the classifier", self.classifier, lambda: self.classifier(examples)
+        )[:, None]
+        return _tally(logits.argmax(dim=2), logits, labels)
+
+
+@dataclass(frozen=True, eq=False)
+class DefenceScorer:
+    """A defence, with R fresh draws of N latents for every image and set.
+
+    Args:
+        defence: The defence.
+        seed: Seed of the evaluation.
+        draws: R.
+        samples_per_pass: Most reconstructions decoded and classified in one pass.
+    """
+
+    defence: AttackedDefence
+    seed: int
+    draws: int
+    samples_per_pass: int
+
+    @torch.no_grad()
+    def __call__(self, examples: Tensor, labels: Tensor, indices: Sequence[int], draw_set: str) -> Score:
+        """Score examples; see `Scorer`."""
+        condition = self.defence.condition(examples)
+        latents = torch.cat([self._latents(index, draw_set) for index in indices])
+        owner = torch.arange(len(latents), device=condition.device) // self.draws
+
+        def one_pass(part: slice) -> tuple[Tensor, Tensor]:
+            """Return decisions, (units,), and exact logits, (units, C), of some draws."""
+            sample_logits = require_finite_logits(
+                self.defence.sample_logits(condition[owner[part]], latents[part]),
+                "the defence's reconstructions",
+                self.defence,
+                lambda: self._again(examples, owner[part], latents[part]),
+            )
+            decisions = self.defence.aggregate(sample_logits, "log-probability").argmax(dim=1)
+            return decisions, self.defence.aggregate(sample_logits, "exact")
+
+        passes = Passes(max(self.samples_per_pass // self.defence.n_samples, 1))
+        decisions, exact = zip(*passes.over(len(latents), one_pass), strict=True)
+        shape = (len(examples), self.draws)
+        logits = torch.cat(exact)
+        return _tally(torch.cat(decisions).reshape(shape), logits.reshape(*shape, -1), labels)
+
+    def _again(self, examples: Tensor, owner: Tensor, latents: Tensor) -> Tensor:
+        return self.defence.sample_logits(self.defence.condition(examples)[owner], latents)
+
+    def _latents(self, index: int, draw_set: str) -> Tensor:
+        """Draw (R, N, Z) latents for one image."""
+        source = generator(self.seed, "scoring", draw_set, index)
+        return self.defence.draw_latents(self.draws, self.defence.n_samples, source)
+
+
+def _tally(decisions: Tensor, exact: Tensor, labels: Tensor) -> Score:
+    """Summarise (B, R) decisions and (B, R, C) exact logits."""
+    batch, draws, classes = exact.shape
+    votes = torch.nn.functional.one_hot(decisions, classes).sum(dim=1)
+    for_label = votes.gather(1, labels[:, None])[:, 0]
+    others = votes.scatter(1, labels[:, None], -1).amax(dim=1)
+    logits, repeated = exact.double().flatten(0, 1), labels.repeat_interleave(draws)
+    lead = exact.amax(dim=2) - exact.gather(2, decisions[:, :, None])[:, :, 0]
+    return Score(
+        draws=draws,
+        correct=for_label.cpu(),
+        majority=(for_label > others).cpu(),
+        predicted=votes.argmax(dim=1).cpu(),
+        margin=-margin(logits, repeated).reshape(batch, draws).mean(dim=1).cpu(),
+        loss=cross_entropy(logits, repeated).reshape(batch, draws).mean(dim=1).cpu(),
+        # Leads within float32's rounding are ties, not disagreements.
+        disagreements=(lead > 1e-6 * exact.abs().amax(dim=2).clamp(min=1.0)).sum(dim=1).cpu(),
+    )

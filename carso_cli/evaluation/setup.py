@@ -1,0 +1,176 @@
+"""Resolves an evaluation without attacking: models, images, jobs, budget, identity.
+
+- `EvaluationOptions`: what a caller may choose;
+- `prepare_evaluation`: from a recipe and options to an `Evaluation`, which `evaluate` runs and `--dry-run`
+  shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import torch
+
+from carso_cli.attacks.defence_target import AttackedDefence
+from carso_cli.attacks.target import Model
+from carso_cli.attacks.threat_model import ThreatModel
+from carso_cli.build import device_for, load_images
+from carso_cli.data.batches import ordered_batches
+from carso_cli.data.image_set import ImageSet
+from carso_cli.distributed.world import join
+from carso_cli.errors import UsageError
+from carso_cli.evaluation.attack_batch import Setting
+from carso_cli.evaluation.models import Subject, given_subject, load_subject, run_recipe
+from carso_cli.evaluation.protocols import Plan, plan_budget, plan_evaluation
+from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
+from carso_cli.recipe.number import too_large
+from carso_cli.recipe.schema import Recipe
+from carso_cli.runs.folder import RunFolder
+from carso_cli.runs.records import EvaluationFolder, evaluation_id
+from carso_cli.runtime.reporter import Reporter
+
+
+class EvaluationOptions(TypedDict, total=False):
+    """What may be chosen beside the recipe; everything left out is the recipe's, or the protocol's."""
+
+    attack: str
+    """A protocol (`adaptive`, the default, `published`, `quick`) or a single attack."""
+    target: str | None
+    """`classifier` or `defence`; both, where the attack fits both, when left out."""
+    limit: int | None
+    """Number of test images, class-balanced; `evaluation.images` of the recipe when left out."""
+    device: str
+    """`auto`, the default, `cpu`, `cuda`, `cuda:N` or `mps`."""
+    seed: int | None
+    """Seed of attacks and scoring; which images are taken depends on the recipe's seed alone."""
+    eps: float | None
+    """Radius in pixel units; step sizes are scaled with it."""
+    norm: str | None
+    """`linf` or `l2`."""
+    n_samples: int | None
+    """N, reconstructions per image."""
+    aggregation: str | None
+    """Aggregation rule."""
+    view: str | None
+    """View of the defence to attack; `exact` for single attacks when left out."""
+    defence: AttackedDefence | None
+    """Evaluate this defence instead of the run's."""
+    classifier: Model | None
+    """Evaluate this classifier; the defence's own when left out."""
+    images: ImageSet | None
+    """Evaluate on these images instead of the recipe's test split."""
+    selects: bool
+    """Score a single attack on selection draws too, since its examples will be compared with others."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A resolved evaluation.
+
+    Args:
+        recipe: The recipe that holds.
+        run: Run folder.
+        plan: What to run.
+        setting: Models, images, threat, budget, seed.
+        identity: What a resumed evaluation must share.
+    """
+
+    recipe: Recipe
+    run: Path
+    plan: Plan
+    setting: Setting
+    identity: dict[str, Any]
+
+    @property
+    def folder(self) -> EvaluationFolder:
+        """Where it is, or will be, stored."""
+        return EvaluationFolder(RunFolder(self.run).evaluation / evaluation_id(self.identity))
+
+    def blocks(self) -> list[range]:
+        """Return the positions of each block's images."""
+        parts = ordered_batches(len(self.setting.images), self.recipe.evaluation.batch_size)
+        return [range(part.start, part.stop) for part in parts]
+
+
+def prepare_evaluation(
+    recipe: Recipe, *, run: Path, reporter: Reporter, **options: Unpack[EvaluationOptions]
+) -> Evaluation:
+    """Load models and images and resolve every setting, without attacking; see `evaluate`."""
+    device = device_for(recipe, options.get("device", "auto"))
+    world = join(device)
+    own_models = options.get("defence") is not None or options.get("classifier") is not None
+    target = options.get("target")
+    if target is None and own_models and options.get("defence") is None:
+        target = "classifier"
+    plan = plan_evaluation(options.get("attack", "adaptive"), target=target, view=options.get("view"))
+    eps = options.get("eps") or recipe.threat.eps
+    norm = options.get("norm") or recipe.threat.norm
+    if problem := too_large(eps, norm):
+        raise UsageError(f"--eps: {problem}")
+    images, seed = options.get("images"), options.get("seed")
+    limit = options.get("limit") or recipe.evaluation.images
+    with world.first_on_machine():
+        if own_models:
+            subject = _given(recipe, device, options, world.reporter(reporter))
+        else:
+            recipe = run_recipe(recipe, RunFolder(run))
+            subject = load_subject(
+                recipe,
+                RunFolder(run),
+                device,
+                needs_defence="defence" in plan.targets,
+                n_samples=options.get("n_samples"),
+                aggregation=options.get("aggregation"),
+                reporter=world.reporter(reporter),
+            )
+        images = images or load_images(recipe, "test", limit=limit, reporter=world.reporter(reporter))
+    setting = Setting(
+        subject=subject,
+        images=images,
+        threat=ThreatModel(norm, eps),
+        budget=plan_budget(recipe, plan, eps=eps, norm=norm),
+        seed=recipe.seed if seed is None else seed,
+        draws=recipe.evaluation.scoring_draws,
+        selects=plan.is_protocol or options.get("selects", False),
+    )
+    return Evaluation(recipe, run, plan, setting, _identity(recipe, plan, setting))
+
+
+def _given(recipe: Recipe, device: torch.device, options: EvaluationOptions, reporter: Reporter) -> Subject:
+    return given_subject(
+        recipe,
+        device,
+        defence=options.get("defence"),
+        classifier=options.get("classifier"),
+        n_samples=options.get("n_samples"),
+        aggregation=options.get("aggregation"),
+        reporter=reporter,
+    )
+
+
+def _identity(recipe: Recipe, plan: Plan, setting: Setting) -> dict[str, Any]:
+    """Return what a resumed evaluation must share, field by field."""
+    defence = setting.subject.defence if "defence" in plan.targets else None
+    images = setting.images
+    sections = [section for section in TRAINING_SECTIONS if section != "threat"]
+    return {
+        "attack": plan.attack,
+        "targets": list(plan.targets),
+        "view": plan.view,
+        "eps": float(setting.threat.eps),
+        "norm": setting.threat.norm,
+        "seed": setting.seed,
+        "n_samples": None if defence is None else defence.n_samples,
+        "aggregation": getattr(defence, "aggregation", None),
+        "n_images": len(images),
+        "images": images.fingerprint(),
+        "recipe": recipe_hash(recipe, sections),
+        **{name: setting.subject.checksums[name] for name in ("classifier", "purifier", "second_classifier")},
+        "draws": setting.draws,
+        # Left out where it goes without saying, so that what is stored already keeps its name.
+        **({"selects": True} if setting.selects and not plan.is_protocol else {}),
+        "batch_size": recipe.evaluation.batch_size,
+        **asdict(setting.budget),
+    }

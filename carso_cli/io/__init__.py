@@ -1,0 +1,1 @@
+"""Files: written whole, verified by checksum, downloaded, found."""

@@ -1,0 +1,190 @@
+"""Writing files so that a reader never meets half of one.
+
+- `write_atomically` replaces a whole file;
+- `write_json`, `read_json`: one object with its checksum, `read_plain_json` one without;
+- `append_json_line` adds one record to a log and forces it to disk, `write_json_lines` replaces a log;
+- `read_json_lines` reads a log back, dropping a last line that a killed process left unfinished;
+- `file_sha256` is a file's checksum.
+
+Links are replaced or refused, never followed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from carso_cli.errors import CarsoError, StateError
+from carso_cli.io.atomic import read_whole, written_whole
+from carso_cli.io.checksum import seal, unseal
+
+_MAX_BYTES = 2**30
+_RESTORE = "restore the file from a copy, or compute it anew"
+
+
+def ensure_folder(folder: Path) -> Path:
+    """Create a folder and prove it writable before any work is done.
+
+    Raises:
+        CarsoError: If it cannot be created or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CarsoError(
+            f"cannot write to the folder {folder}: {error.strerror or error}",
+            hint="choose another folder with --run DIR",
+        ) from error
+    return folder
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Replace `path` by `data` in one step, in UTF-8 if it is text; see `written_whole`.
+
+    Raises:
+        CarsoError: If the disk is full or the folder cannot be written; `path` is then untouched.
+    """
+    # A file's name may hold bytes that are no text: they are shown as escapes.
+    payload = data.encode(errors="backslashreplace") if isinstance(data, str) else data
+    try:
+        with written_whole(path) as stream:
+            stream.write(payload)
+    except OSError as error:
+        raise CarsoError(
+            f"cannot write {path}: {error.strerror or error}",
+            hint="free some space or choose another folder with --run DIR; what was there before is intact",
+        ) from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace `path` by indented JSON with a checksum; NaN and infinities are refused."""
+    write_atomically(path, json.dumps(seal(content), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object, without the checksum that `write_json` gave it.
+
+    Raises:
+        StateError: If the file is absent, is not a JSON object, or does not match its checksum.
+    """
+    return unseal(read_plain_json(path), str(path))
+
+
+def read_plain_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that `write_json` did not write.
+
+    Raises:
+        StateError: If the file is absent, or is not a JSON object.
+    """
+    try:
+        content = json.loads(read_whole(path, _MAX_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StateError(f"cannot read {path}: {reason}", hint=_RESTORE) from error
+    if not isinstance(content, dict):
+        raise StateError(f"{path} holds {type(content).__name__}, not a JSON object", hint=_RESTORE)
+    return content
+
+
+def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one record to a JSON-lines file and force it to disk.
+
+    Raises:
+        CarsoError: If the line cannot be written.
+    """
+    append_json_lines(path, [record])
+
+
+def append_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Append records to a JSON-lines file in one write, each with a checksum, and force them to disk.
+
+    Raises:
+        CarsoError: If they cannot be written; none of them is then in the file.
+    """
+    lines = memoryview(_as_lines(records))
+    try:
+        # Unbuffered: a buffer that cannot be written out stands in the way of taking the lines back.
+        with open(path, "ab", buffering=0, opener=_open_no_link) as stream:
+            length = stream.tell()
+            try:
+                while lines:
+                    lines = lines[stream.write(lines) :]
+                os.fsync(stream.fileno())
+            except OSError:
+                with suppress(OSError):
+                    stream.truncate(length)
+                raise
+    except OSError as error:
+        raise CarsoError(
+            f"cannot write {path}: {error.strerror or error}",
+            hint="free some space, then go on with --resume; what was there before is intact",
+        ) from error
+
+
+def _as_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(seal(record), allow_nan=False) + "\n" for record in records).encode()
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def read_json_lines(path: Path, *, repair: bool = True) -> list[dict[str, Any]]:
+    """Read a JSON-lines file, without the checksums; an absent file is an empty log.
+
+    A last line without its newline was cut off by a kill: it is dropped here and removed from the
+    file, so that the next append starts on a fresh line.
+
+    Args:
+        path: The file.
+        repair: Remove such a line; False for a mere reader, since another process may be writing it.
+
+    Raises:
+        StateError: If it cannot be read, or if any other line is not a JSON object or does not match its
+            checksum.
+    """
+    try:
+        content = read_whole(path, _MAX_BYTES)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StateError(f"cannot read {path}: {error.strerror or error}", hint=_RESTORE) from error
+    complete = content[: content.rfind(b"\n") + 1]
+    if repair and len(complete) < len(content):
+        write_atomically(path, complete)
+    # Only at newlines: `splitlines` would cut at other control characters, which damage may have put there.
+    lines = complete.split(b"\n")[:-1]
+    return [_read_line(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _read_line(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise StateError(f"{place} is damaged: {error}", hint=_RESTORE) from error
+    if not isinstance(record, dict):
+        raise StateError(f"{place} is not a JSON object", hint=_RESTORE)
+    return unseal(record, place)
+
+
+def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a JSON-lines file.
+
+    Raises:
+        CarsoError: If it cannot be written; the earlier one is then intact.
+    """
+    write_atomically(path, _as_lines(records))
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 checksum of a file, in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

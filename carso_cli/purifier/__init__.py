@@ -1,1 +1,0 @@
-"""The conditional VAE: conditioning, encoder, decoder, loss, schedules."""

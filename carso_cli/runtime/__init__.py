@@ -1,0 +1,1 @@
+"""What every command needs around it: precision, seeds, signals, progress, third-party fixes."""

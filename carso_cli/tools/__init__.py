@@ -1,0 +1,1 @@
+"""The commands around a trained run: predict, extract, export, import, quickstart, doctor."""

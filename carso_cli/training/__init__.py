@@ -1,0 +1,1 @@
+"""Trains the purifier and the classifier."""

@@ -1,0 +1,178 @@
+"""The purifier trained through the whole defence: objectives `adversarial` and `both`, beyond the paper.
+
+Where `BalancedBatch` perturbs images against the classifier, as the paper does, here they are perturbed
+against all of condition, reconstructions and aggregation, and the loss is that of the aggregated output.
+
+The defence that is attacked, trained and evaluated is one function: batch normalisation keeps the statistics
+that the purifier starts with, so the attack sees what the loss sees, an image's loss does not depend on the
+rest of its batch, and the samples of one image do not count as a batch of their own. The classifier is
+frozen as ever. Under `adversarial` the posterior's encoder takes no part and gets no gradient.
+
+- `ThroughDefence`: what is trained, seen through the defence;
+- `perturbed`: images attacked for training;
+- `adversarial_terms`: the loss of one batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from carso_cli.attacks.defence_target import DefenceTarget
+from carso_cli.attacks.pgd_eot import PGDEoT
+from carso_cli.attacks.threat_model import ThreatModel
+from carso_cli.defence.defended_model import Defence
+from carso_cli.defence.elbo import negative_elbo
+from carso_cli.defence.representation import extract_representation
+from carso_cli.defence.vae import ENCODER_PARTS, Purifier
+from carso_cli.distributed.world import World
+from carso_cli.evaluation.models import samples_per_pass
+from carso_cli.recipe.schema import Recipe
+from carso_cli.runtime.precision import reduced
+from carso_cli.runtime.seed import derive_seed, generator
+from carso_cli.training.trades import trades_loss
+
+HELD_OUT_STEPS = 10
+"""Steps of the attack that training is followed by: a purifier can learn the few of training by heart."""
+
+
+class ThroughDefence(nn.Module):
+    """The purifier's parameters behind the defence's output.
+
+    Args:
+        recipe: The recipe.
+        classifier: The frozen classifier.
+        purifier: What is trained; put into evaluation mode, for its batch normalisation.
+        second_classifier: Classifier of the reconstructions, where it is another one.
+    """
+
+    def __init__(
+        self, recipe: Recipe, classifier: nn.Module, purifier: Purifier, second_classifier: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.defence = Defence(
+            classifier,
+            purifier,
+            recipe.representation.layers,
+            n_samples=recipe.training.adversarial.n_samples,
+            aggregation=recipe.evaluation.aggregation,
+            second_classifier=second_classifier,
+            precision=recipe.precision,
+        )
+        # A defence freezes all of its parts.
+        encodes = recipe.training.objective == "both"
+        for name, parameter in purifier.named_parameters():
+            parameter.requires_grad_(encodes or not name.startswith(ENCODER_PARTS))
+
+    def forward(self, images: Tensor, latents: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return (B, C) logits of the exact view; with noise, also what the ELBO needs.
+
+        Args:
+            images: (B, channels, H, W) in [0, 1].
+            latents: (B, N, Z).
+            noise: (M, Z) standard normal draws for the posterior of the first M images; None leaves the
+                ELBO out.
+        """
+        logits = self.defence(images, latents=latents, view="exact")
+        if noise is None:
+            return (logits,)
+        encoded = images[: len(noise)]
+        with reduced(self.recipe.precision, images.device):
+            with torch.no_grad():
+                representation = extract_representation(self.defence.classifier, encoded, self.defence.layers)
+            return logits, *self.defence.purifier(encoded, representation, noise)
+
+
+def perturbed(
+    recipe: Recipe, defence: Defence, images: Tensor, labels: Tensor, seed: int, steps: int | None = None
+) -> Tensor:
+    """Attack images for training as `training.adversarial` says.
+
+    By PGD on the cross-entropy of the exact view, with fresh latents at every step (Athalye et al., 2018),
+    from a random point of the ball, in steps of 2.5 radii over their number (Madry et al., 2018), or a single
+    one of 1.25 (Wong et al., 2020).
+
+    Args:
+        recipe: The recipe; the radius is that of its threat model.
+        defence: What is attacked, as it stands; in evaluation mode.
+        images: (B, channels, H, W) in [0, 1].
+        labels: (B,).
+        seed: Seed of starts and latents.
+        steps: Steps of the attack; those of training when None.
+    """
+    if len(images) == 0:
+        return images
+    section, eps = recipe.training.adversarial, recipe.threat.eps
+    steps = steps or section.steps
+    target = DefenceTarget(
+        defence,
+        "exact",
+        samples_per_pass=samples_per_pass(recipe, images.device, section.n_samples),
+        generator=generator(seed, "latents"),
+        n_samples=section.n_samples,
+    )
+    attack = PGDEoT(
+        ThreatModel(recipe.threat.norm, eps),
+        steps=steps,
+        draws=1,
+        step_size=2.5 * eps / max(steps, 2),
+        random_start=True,
+        seed=seed,
+    )
+    return attack(target, images, labels)
+
+
+def adversarial_terms(
+    trained: ThroughDefence,
+    replica: nn.Module,
+    clean: Tensor,
+    labels: Tensor,
+    place: tuple[int, int],
+    beta: float,
+    world: World,
+) -> dict[str, Tensor]:
+    """Perturb this process's share of a batch against the defence as it stands, and return its loss.
+
+    Args:
+        trained: The purifier behind the defence.
+        replica: The same, to be called where gradients are to be summed over processes.
+        clean: (B, channels, H, W) in [0, 1]: the whole batch.
+        labels: (B,).
+        place: Epoch and batch; every random choice depends on them, and that of the attack on the process.
+        beta: Weight of the KL term, for `both`.
+        world: The processes that share the batch.
+
+    Returns:
+        Scalars summed over the share: `loss`, to be minimised, and `accuracy`, the right answers on it as
+        perturbed; for `both` also `bce` and `kl` of the ELBO on the same images.
+    """
+    recipe, defence = trained.recipe, trained.defence
+    seed, section = recipe.seed, recipe.training.adversarial
+    whole, own = len(clean), world.own(len(clean))
+    latents = defence.draw_latents(whole, generator=generator(seed, "prior", *place))[own]
+    noise = None
+    if recipe.training.objective == "both":
+        shape = (whole, defence.latent_features)
+        noise = torch.randn(shape, generator=generator(seed, "posterior", *place))[own].to(clean.device)
+    count = int((torch.arange(whole)[own] < round(whole * section.adversarial_fraction)).sum())
+    clean, labels = clean[own], labels[own]
+    attack_seed = derive_seed(seed, "attack on the defence", *place, world.rank)
+    attacked = perturbed(recipe, defence, clean[:count], labels[:count], attack_seed)
+    inputs = torch.cat((attacked, clean[count:]))
+    # One forward pass for all, the clean selves of the perturbed images behind the batch.
+    beside = slice(0, 0 if section.trades_weight is None else count)
+    found = replica(torch.cat((inputs, clean[beside])), torch.cat((latents, latents[beside])), noise)
+    logits, clean_logits = found[0][: len(clean)], found[0][len(clean) :]
+    loss = trades_loss(logits, clean_logits, labels, section.trades_weight or 0.0)
+    terms = {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels).sum()}
+    if noise is not None:
+        if not found[1].detach().isfinite().all():
+            # Its cross-entropy refuses this by an error of its own, on a GPU by one that ends the process;
+            # the sum over processes is told in words on all of them.
+            return terms | dict.fromkeys(("loss", "bce", "kl"), loss.new_tensor(math.nan))
+        elbo = negative_elbo(found[1], clean, found[2], found[3], beta)
+        terms |= {"loss": loss + section.elbo_weight * elbo.total, "bce": elbo.bce, "kl": elbo.kl}
+    return terms

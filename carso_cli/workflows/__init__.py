@@ -1,1 +1,0 @@
-"""What a run does: one module per command."""

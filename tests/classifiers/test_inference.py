@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+
+from carso_cli.build import untrained_classifier
+from carso_cli.classifiers.inference import Compiled, attacked
+from carso_cli.classifiers.wide_resnet import WideResNet, folded
+from carso_cli.recipe.identity import recipe_hash
+from carso_cli.recipe.load import load_recipe
+from carso_cli.runtime.reporter import SilentReporter
+
+DIGITS, COMPILING = load_recipe("digits"), load_recipe("digits", ["compile=true"])
+
+
+class Warnings(SilentReporter):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.said.append(message)
+
+
+@pytest.fixture(scope="module")
+def classifier() -> WideResNet:
+    found = untrained_classifier(DIGITS).eval().requires_grad_(False)
+    assert isinstance(found, WideResNet)
+    return found
+
+
+def raising(error: RuntimeError) -> Callable[..., Callable[[Tensor], Tensor]]:
+    def compile(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def run(images: Tensor) -> Tensor:
+            raise error
+
+        return run
+
+    return compile
+
+
+def test_compiles_modules_where_the_recipe_says_so(classifier: WideResNet) -> None:
+    def function(images: Tensor) -> Tensor:
+        return images
+
+    assert isinstance(attacked(classifier, COMPILING), Compiled)
+    assert isinstance(attacked(classifier, DIGITS), WideResNet)
+    assert attacked(function, COMPILING) is function
+
+
+def test_what_is_compiled_is_one_graph(classifier: WideResNet) -> None:
+    # A backend that only traces: to generate code takes 20 seconds.
+    traced = torch.compile(folded(classifier).forward, backend="eager", fullgraph=True)
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(traced(images), classifier(images), rtol=1e-4, atol=1e-5)
+
+
+def test_goes_on_without_torch_compile_where_it_fails(
+    classifier: WideResNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", raising(TorchDynamoException("no C++ compiler found\nat line 7")))
+    reporter, images = Warnings(), torch.rand(2, 3, 32, 32)
+    compiled = attacked(classifier, COMPILING, reporter)
+    first, second = compiled(images), compiled(images)
+    torch.testing.assert_close(first, classifier(images), rtol=1e-4, atol=1e-5)
+    assert torch.equal(first, second)
+    assert reporter.said == [
+        "torch.compile failed, and attacks go on without it: no C++ compiler found",
+    ]
+
+
+def test_lets_other_errors_through(classifier: WideResNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Running out of memory has a remedy of its own: smaller passes.
+    monkeypatch.setattr(torch, "compile", raising(torch.OutOfMemoryError("out of memory")))
+    with pytest.raises(torch.OutOfMemoryError):
+        attacked(classifier, COMPILING)(torch.rand(1, 3, 32, 32))
+
+
+def test_compiling_makes_no_other_configuration() -> None:
+    assert recipe_hash(COMPILING) == recipe_hash(DIGITS)

@@ -1,0 +1,120 @@
+"""One image: colour modes become what is asked for; whatever cannot is refused by name."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from carso_cli.data import decode as decoding
+from carso_cli.data.decode import decode_image
+from carso_cli.errors import DataError
+
+RAMP = np.arange(32 * 32 * 3, dtype=np.uint32).reshape(32, 32, 3).astype(np.uint8)
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def decode(data: bytes, channels: int = 3, *, resize: bool = False) -> NDArray[np.uint8]:
+    return decode_image(data, name="a.png", channels=channels, image_size=32, resize=resize, size_hint="HINT")
+
+
+def test_colour_is_read_channel_first_and_unchanged() -> None:
+    assert np.array_equal(decode(encode(Image.fromarray(RAMP))), RAMP.transpose(2, 0, 1))
+
+
+def test_grey_and_palette_images_become_rgb() -> None:
+    grey = Image.fromarray(RAMP[..., 0])
+    assert np.array_equal(decode(encode(grey)), np.stack([RAMP[..., 0]] * 3))
+    palette = grey.convert("P")
+    palette.putpalette([value for level in range(256) for value in (level, 255 - level, 7)])
+    expected = np.stack([RAMP[..., 0], 255 - RAMP[..., 0], np.full((32, 32), 7)])
+    assert np.array_equal(decode(encode(palette)), expected)
+    assert np.array_equal(decode(encode(palette, transparency=bytes(range(256)))), expected)
+
+
+def test_colour_becomes_grey_by_its_luma() -> None:
+    luma = RAMP.astype(np.float64) @ [0.299, 0.587, 0.114]
+    grey = decode(encode(Image.fromarray(RAMP)), channels=1)
+    assert grey.shape == (1, 32, 32)
+    assert np.abs(grey[0] - luma).max() < 0.51
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("CMYK", "JPEG"), ("1", "PNG"), ("RGBA", "PNG"), ("L", "GIF")])
+def test_other_modes_keep_the_picture(mode: str, kind: str) -> None:
+    original = np.zeros((32, 32, 3), np.uint8)
+    original[:16] = 255
+    array = decode(encode(Image.fromarray(original).convert(mode), kind))
+    assert array[:, :15].min() > 240
+    assert array[:, 17:].max() < 15
+
+
+def test_exif_orientation_is_followed() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    turned = decode(encode(Image.fromarray(RAMP), exif=exif))
+    assert np.array_equal(turned, np.rot90(RAMP, k=-1).transpose(2, 0, 1))
+
+
+def test_resizing_crops_the_middle_square() -> None:
+    wide = np.zeros((64, 128, 3), np.uint8)
+    wide[:, 32:96] = 200
+    assert np.array_equal(decode(encode(Image.fromarray(wide)), resize=True), np.full((3, 32, 32), 200))
+
+
+def test_another_size_is_refused_with_its_size_and_the_hint() -> None:
+    data = encode(Image.new("RGB", (40, 32)))
+    with pytest.raises(DataError, match=r"a\.png is 40x32; 32x32 is needed") as caught:
+        decode(data)
+    assert caught.value.hint == "HINT"
+    assert caught.value.exit_code == 3
+
+
+def test_damaged_files_are_named() -> None:
+    good = encode(Image.fromarray(RAMP))
+    with pytest.raises(DataError, match=r"a\.png is empty \(0 bytes\)"):
+        decode(b"")
+    with pytest.raises(DataError, match=r"a\.png is not a readable image \(JPEG, PNG"):
+        decode(b"not an image at all")
+    for damaged in (good[:-60], encode(Image.fromarray(RAMP), "JPEG")[:-300]):
+        with pytest.raises(DataError, match=r"a\.png is a damaged image: "):
+            decode(damaged)
+
+
+def test_deep_images_are_refused_rather_than_clipped() -> None:
+    deep = Image.fromarray(np.full((32, 32), 1000, np.uint16))
+    with pytest.raises(DataError, match=r"a\.png has more than 8 bits a channel \(mode I;16\)"):
+        decode(encode(deep))
+
+
+def claimed(width: int, height: int) -> bytes:
+    """A PNG file whose header claims a size that its content does not have."""
+    chunks = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b"")]
+    parts = [
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(("width", "height"), [(9000, 9000), (10_000, 10_000), (60_000, 60_000)])
+@pytest.mark.parametrize("resize", [True, False])
+def test_a_huge_claim_is_refused_before_decoding(width: int, height: int, resize: bool) -> None:
+    with pytest.raises(
+        DataError, match=r"a\.png claims .*(81000000|100000000|3600000000|9000x9000)"
+    ) as caught:
+        decode(claimed(width, height), resize=resize)
+    assert str(decoding.MAX_PIXELS) in caught.value.hint
+
+
+def test_readers_that_start_programs_are_not_used() -> None:
+    with pytest.raises(DataError, match="not a readable image"):
+        decode(encode(Image.fromarray(RAMP), "EPS"))

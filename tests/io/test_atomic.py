@@ -1,0 +1,54 @@
+"""Whole files: read with an end, written completely or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from carso_cli.io.atomic import read_whole, written_whole
+
+
+def test_a_file_appears_only_when_complete(tmp_path: Path) -> None:
+    target = tmp_path / "file.bin"
+    with written_whole(target) as stream:
+        stream.write(b"content")
+        assert not target.exists()
+    assert target.read_bytes() == b"content"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_a_failure_leaves_the_old_file_and_no_trace(tmp_path: Path) -> None:
+    target = tmp_path / "file.bin"
+    target.write_bytes(b"old")
+
+    def write_and_fail() -> None:
+        with written_whole(target) as stream:
+            stream.write(b"half of the new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_and_fail()
+    assert target.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_a_link_under_the_temporary_name_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"untouched")
+    (tmp_path / f".file.bin.{os.getpid()}.tmp").symlink_to("precious")
+    with written_whole(tmp_path / "file.bin") as stream:
+        stream.write(b"content")
+    assert (tmp_path / "precious").read_bytes() == b"untouched"
+    assert (tmp_path / "file.bin").read_bytes() == b"content"
+
+
+def test_reading_ends(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"four")
+    assert read_whole(tmp_path / "file", 4) == b"four"
+    with pytest.raises(OSError, match="it has 4 bytes; at most 3 are allowed"):
+        read_whole(tmp_path / "file", 3)
+    os.mkfifo(tmp_path / "pipe")
+    for endless in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(OSError, match="it is a pipe or device; a file is needed"):
+            read_whole(endless, 10)
