@@ -134,10 +134,10 @@ class Recorder:
     tasks: list[tuple[str, int, str]] = field(default_factory=list)
     steps: int = 0
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         self.said.append(message)
 
-    def warn(self, message: str) -> None:
+    def warning(self, message: str) -> None:
         self.warned.append(message)
 
     @contextmanager

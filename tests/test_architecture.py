@@ -12,48 +12,55 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "carso_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# A module may import from its own part, from levels below it, and from the ground.
-LEVELS = ["cli", "workflows", "build", "defence", "part"]
-GROUND = {
-    "allocator",
-    "batch_norm",
-    "checksums",
-    "compat",
-    "distributed",
-    "download",
-    "errors",
-    "home",
-    "interruption",
-    "launch",
-    "meeting",
-    "numerics",
-    "precision",
-    "randomness",
-    "reporter",
-    "whole_file",
+# The rooms, from the ground up: a room may import from itself and from rooms above it in this table.
+ROOMS = {
+    # room            what it holds
+    "errors": "the kinds of error, each with its exit code",
+    "runtime": "device, precision, seed, signals, progress, patches of third-party packages",
+    "io": "files: atomic writes, checksums, downloads, paths",
+    "recipe": "what a run is, without torch",
+    "distributed": "torchrun: world, rendezvous, batch statistics over all processes",
+    "pictures": "the only home of matplotlib",
+    "defence": "the paper: Sections 4.1 to 4.5 and Appendix B",
+    "classifiers": "architectures and weights",
+    "data": "data sets and image files",
+    "attacks": "one attack a file",
+    "runs": "run folders: records, summaries, checkpoints, locks",
+    "build": "recipe section -> object",
+    "evaluation": "`evaluate` and `attack`",
+    "training": "`train-purifier` and `train-classifier`: Section 4.4 and Appendix C",
+    "ablation": "`ablate`: Appendix D",
+    "reports": "`report`: the paper's tables",
+    "bench": "`bench`",
+    "tools": "`predict`, `extract`, `export`, `import-release`, `quickstart`, `doctor`",
+    "cli": "the only home of typer and rich",
 }
-PARTS = {"representation", "aggregation", "purifier", "classifiers", "data", "attacks"}
-RECORDING = {"runs", "pictures", "reports"}
+HEIGHT = {room: height for height, room in enumerate(ROOMS)}
+
+# Parts are joined in `build` and above, so none of them knows another, or a recipe, or a run.
+PARTS = {"defence", "classifiers", "data", "attacks"}
+NEIGHBOURS = [PARTS, {"reports", "bench", "tools", "ablation"}]
+GROUND = {"errors", "runtime", "io"}
 
 HOMES = {
     "typer": {"cli"},
     "rich": {"cli"},
     "yaml": {"recipe"},
     "safetensors": {"runs", "classifiers", "data"},
-    "advertorch": {"attacks", "compat"},
-    "pyautoattack": {"attacks", "compat"},
-    "robustbench": {"classifiers", "compat"},
-    "torchvision": {"classifiers", "data", "compat"},
+    "advertorch": {"attacks", "runtime"},
+    "pyautoattack": {"attacks", "runtime"},
+    "robustbench": {"classifiers", "runtime"},
+    "torchvision": {"classifiers", "data", "runtime"},
     "timm": {"classifiers"},
     "sklearn": {"data"},
     "matplotlib": {"pictures"},
     "pydantic": {"recipe"},
-    "onnxruntime": {"workflows"},
-    "torch.distributed": {"distributed", "meeting"},
+    "onnxruntime": {"tools"},
+    "torch.distributed": {"distributed"},
 }
 
 
-def part_of(module: Path) -> str:
+def room_of(module: Path) -> str:
     """First path component below the package: `attacks`, `build`, …"""
     return module.relative_to(PACKAGE).with_suffix("").parts[0]
 
@@ -64,37 +71,29 @@ def imports(module: Path, *, top_level_only: bool = False) -> Iterator[str]:
     for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
 
-def level(part: str) -> int:
-    return LEVELS.index("part" if part in PARTS else part)
+def test_every_module_has_a_room() -> None:
+    assert {room_of(module) for module in MODULES} == {*ROOMS, "__init__", "__main__"}
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(module: Path) -> None:
-    part = part_of(module)
-    if part in {"__init__", "__main__"}:
+    room = room_of(module)
+    if room in {"__init__", "__main__"}:
         return
     for name in imports(module):
-        if not name.startswith("carso_cli."):
+        other = name.split(".")[1] if name.startswith("carso_cli.") else room
+        if other in (room, "__version__"):
             continue
-        other = name.split(".")[1]
-        if other == part or other in GROUND:
-            continue
-        if part in GROUND or part in RECORDING:
-            assert other in GROUND | RECORDING, f"{part} imports {other}"
-        elif part == "recipe":
-            pytest.fail(f"recipe imports {other}")
-        elif other == "recipe":
-            assert part in {"cli", "workflows", "build"}, f"{part} reads recipes"
-        elif other in RECORDING:
-            assert part in {"cli", "workflows", "build"}, f"{part} writes run files"
-        elif part in PARTS:
-            pytest.fail(f"the part {part} imports {other}: parts are joined in build and defence")
-        else:
-            assert level(other) > level(part), f"{part} imports {other}, which is not below it"
+        assert HEIGHT[other] < HEIGHT[room], f"{room} imports {other}, which is not below it"
+        assert room not in PARTS or other in GROUND, f"{room} is a part, and {other} is no ground"
+        assert not any({room, other} <= level for level in NEIGHBOURS), (
+            f"{room} imports its neighbour {other}"
+        )
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -102,24 +101,24 @@ def test_each_library_has_one_home(module: Path) -> None:
     for name in imports(module):
         for library in (name.split(".")[0], ".".join(name.split(".")[:2])):
             if library in HOMES:
-                assert part_of(module) in HOMES[library], f"{library} is imported in {part_of(module)}"
+                assert room_of(module) in HOMES[library], f"{library} is imported in {room_of(module)}"
 
 
 @pytest.mark.parametrize("folder", ["recipe", "cli"])
 def test_recipes_and_command_line_load_no_torch(folder: str) -> None:
-    heavy = {"torch", "torchvision", "numpy", "matplotlib", "sklearn", "scipy"}
-    workflows = {"workflows", "build", "defence", *PARTS} - {"attacks"}
+    heavy = {"torch", "torchvision", "numpy", "matplotlib", "sklearn", "scipy", "pandas"}
+    light = {"errors", "io", "recipe", "cli", "runs", "reports", "attacks", "runtime", "distributed"}
     for module in sorted((PACKAGE / folder).rglob("*.py")):
         for name in imports(module, top_level_only=True):
             assert name.split(".")[0] not in heavy, f"{module.name} imports {name}"
             if name.startswith("carso_cli."):
-                assert name.split(".")[1] not in workflows, f"{module.name} imports {name}"
+                assert name.split(".")[1] in {*light, "__version__"}, f"{module.name} imports {name}"
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_sizes(module: Path) -> None:
     text = module.read_text()
-    assert text.count("\n") <= 300, "a file over 300 lines holds two ideas"
+    assert text.count("\n") <= 400, "a file over 400 lines holds two ideas"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1

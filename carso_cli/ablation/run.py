@@ -69,7 +69,7 @@ def ablate(
     reporter, resume = world.reporter(reporter), resume or world.restarted
     trained = {variant.run_folder(run): variant.recipe for variant in ablation.variants}
     # Whatever can stop an ablation stops it here, before hours of training.
-    with world.first_on_machine():
+    with world.local_main_first():
         for kind in ablation.kinds:
             build_classifier(recipe, kind)
     states = world.on_main(
@@ -126,9 +126,9 @@ def check_run(recipe: Recipe, path: Path, *, resume: bool) -> str:
 
 def _train_if_missing(recipe: Recipe, path: Path, state: str, reporter: Reporter, device: str) -> None:
     if state == "trained":
-        reporter.say(f"using the purifier in {path}")
+        reporter.info(f"using the purifier in {path}")
         return
-    reporter.say(f"training the purifier of {path}")
+    reporter.info(f"training the purifier of {path}")
     try:
         train_purifier(recipe, run=path, reporter=reporter, resume=state == "unfinished", device=device)
     except InterruptedRun as error:
@@ -143,7 +143,7 @@ def _evaluate_all(
     summary: dict[str, Any] = {}
     folder = EvaluationFolder(root)
     for variant in ablation.variants:
-        reporter.say(f"{ablation.varies}: {variant.label}")
+        reporter.info(f"{ablation.varies}: {variant.label}")
         if variant.eps != 0.0:
             chosen = variant_options(ablation, variant, options)
             summary, folder = _evaluate_variant(variant, root, reporter, resume, chosen)
@@ -207,7 +207,9 @@ def _with_transfers(
     chosen = EvaluationOptions(**options)
     folder = transfer_to_rules(recipe, rules, run=root, root=root, reporter=reporter, resume=resume, **chosen)
     if folder is None:
-        reporter.warn("the chosen attack follows no gradients, so no examples are transferred between rules")
+        reporter.warning(
+            "the chosen attack follows no gradients, so no examples are transferred between rules"
+        )
         return rows
     return [with_transfers(row, rule, folder, root) for row, rule in zip(rows, rules, strict=True)]
 
@@ -216,4 +218,4 @@ def _warn_of_unequal_training(rows: list[dict[str, Any]], reporter: Reporter) ->
     counts = {row["label"]: row["training"]["images"] for row in rows if row["training"]}
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{label}: {count}" for label, count in counts.items())
-        reporter.warn(f"the purifiers were trained on different numbers of images ({told})")
+        reporter.warning(f"the purifiers were trained on different numbers of images ({told})")

@@ -177,9 +177,9 @@ def _stored_rows(
     try:
         stored = read_json(path)
     except StateError as error:
-        reporter.warn(f"{error.message}; it is written anew")
+        reporter.warning(f"{error.message}; it is written anew")
         return []
     if (stored.get("schema"), stored.get("settings")) != (ABLATION_SCHEMA, settings):
-        reporter.say(f"{path} held rows of other settings; their evaluations stay, the table starts anew")
+        reporter.info(f"{path} held rows of other settings; their evaluations stay, the table starts anew")
         return []
     return [row for row in stored["rows"] if (root / row["evaluation"] / "summary.json").is_file()]

@@ -20,7 +20,7 @@ from torch import Tensor
 from carso_cli import __version__
 from carso_cli.distributed.world import World, join
 from carso_cli.errors import InterruptedRun, UsageError
-from carso_cli.evaluation.attack_batch import Setting, make_record, perturb, pick
+from carso_cli.evaluation.attack_batch import Setting, make_record, perturb, select_worst
 from carso_cli.evaluation.models import adjusted
 from carso_cli.evaluation.protocols import Job
 from carso_cli.evaluation.setup import Evaluation, EvaluationOptions, prepare_evaluation
@@ -68,7 +68,7 @@ def transfer_to_rules(
     # Their scores are compared with those of each rule's own evaluation.
     options["selects"] = True
     evaluation = prepare_evaluation(recipe, run=run, reporter=SilentReporter(), **options)
-    world = join(evaluation.setting.subject.device)
+    world = join(evaluation.setting.models.device)
     job = evaluation.plan.strongest
     if job is None:
         return None
@@ -76,7 +76,7 @@ def transfer_to_rules(
     folder = EvaluationFolder(RunFolder(root).inside("ablations", evaluation_id(identity)))
     jobs = {rule: Job("defence", NAME, rule) for rule in rules}
     if world.on_main(lambda: _open_folder(folder, identity, jobs, resume=resume)):
-        reporter.say(f"{folder.path} is complete; using its stored examples' scores")
+        reporter.info(f"{folder.path} is complete; using its stored examples' scores")
         return folder
     try:
         _run_blocks(evaluation, job, jobs, folder, world, reporter)
@@ -136,7 +136,7 @@ def _run_blocks(
 
     with reporter.progress(f"defence: {job.attack}, scored under each rule", len(setting.images)) as progress:
         progress.advance(sum(len(blocks[number]) for number, rules in missing.items() if not rules))
-        for number, scored in world.shared_out([n for n, rules in missing.items() if rules], run_block):
+        for number, scored in world.map_sharded([n for n, rules in missing.items() if rules], run_block):
             for records, health in scored if world.is_main else ():
                 folder.append_block(records, health)
             progress.advance(len(blocks[number]))
@@ -148,10 +148,10 @@ def _score(
     """Score one block's examples under the setting's rule; return records and the block's line on seconds."""
     started = time.perf_counter()
     images, labels, indices = setting.pixels(positions)
-    scorer = setting.subject.scorer(job, setting.seed, setting.draws)
-    found = pick(setting, scorer, examples, images, labels, indices)
+    scorer = setting.models.scorer(job, setting.seed, setting.draws)
+    found = select_worst(setting, scorer, examples, images, labels, indices)
     records = [
-        make_record(setting, job, block, index, int(labels[row]), found, row, certain=False, clean=None)
+        make_record(setting, job, block, index, int(labels[row]), found, row, broken=False, clean=None)
         for row, index in enumerate(indices)
     ]
     # The job's name holds the rule where others hold a view; these images have no clean record beside them.
@@ -162,8 +162,8 @@ def _score(
 
 def _under(setting: Setting, rule: str) -> Setting:
     """Return the setting with the defence deciding by another rule."""
-    defence = adjusted(setting.subject.require_defence(), aggregation=rule)
-    return replace(setting, subject=replace(setting.subject, defence=defence))
+    defence = adjusted(setting.models.require_defence(), aggregation=rule)
+    return replace(setting, models=replace(setting.models, defence=defence))
 
 
 def read_records(folder: EvaluationFolder, rule: str) -> list[Record]:

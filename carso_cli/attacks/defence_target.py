@@ -21,7 +21,7 @@ from torch import Tensor
 
 from carso_cli.attacks.losses import Loss
 from carso_cli.attacks.passes import Passes
-from carso_cli.attacks.target import ExpectedLoss, LossGradient, Pullback, correctness, pull_back, saturation
+from carso_cli.attacks.target import VJP, ExpectedLoss, LossGradient, correctness, saturation, vjp_of
 from carso_cli.errors import UsageError
 
 View = str | Callable[[Tensor], Tensor]
@@ -124,16 +124,16 @@ class DefenceTarget:
             self._passes.over(len(images), lambda part: self._logits(condition[part], latents[part]))
         )
 
-    def pullback(self, images: Tensor) -> tuple[Tensor, Pullback]:
+    def vjp(self, images: Tensor) -> tuple[Tensor, VJP]:
         """Return the logits of one draw and the map of gradients back to the images.
 
         A draw that needs several passes is computed again, with the same latents, when pulled back.
         """
-        condition, through_prefix = pull_back(self.defence.condition, images)
+        condition, through_prefix = vjp_of(self.defence.condition, images)
         latents = self._draw(len(images))
 
-        def tail(part: slice) -> tuple[Tensor, Pullback]:
-            return pull_back(lambda chunk: self._logits(chunk, latents[part]), condition[part])
+        def tail(part: slice) -> tuple[Tensor, VJP]:
+            return vjp_of(lambda chunk: self._logits(chunk, latents[part]), condition[part])
 
         if len(images) <= self._passes.largest:
             whole = self._passes.over(len(images), tail)
@@ -155,7 +155,7 @@ class DefenceTarget:
 
     def loss_and_gradient(self, images: Tensor, labels: Tensor, loss: Loss, draws: int) -> LossGradient:
         """Return the mean loss over K = `draws` draws of the latents, and its gradient at the images."""
-        condition, through_prefix = pull_back(self.defence.condition, images)
+        condition, through_prefix = vjp_of(self.defence.condition, images)
         answer = self._over_draws(condition, labels, loss, draws, with_gradient=True)
         return replace(answer, gradient=through_prefix(answer.gradient))
 

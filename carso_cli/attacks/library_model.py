@@ -70,7 +70,7 @@ class LibraryModel:
 class _ThroughTarget(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, model: LibraryModel) -> Tensor:  # noqa: ANN401  (torch's own type)
-        logits, ctx.back = model.target.pullback(images)
+        logits, ctx.back = model.target.vjp(images)
         ctx.model, ctx.logits = model, logits
         return logits.clone()
 

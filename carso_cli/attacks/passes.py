@@ -13,6 +13,14 @@ import torch
 
 Result = TypeVar("Result")
 
+_SAMPLES_PER_CPU_PASS = 256
+"""Larger passes take more memory and no less time: on a WRN-16-4, within 4% from 64 to 512 on one core."""
+
+
+def samples_per_pass(most: int, device: torch.device, n_samples: int) -> int:
+    """Return the most reconstructions to take in one pass: fewer than `most` on a CPU, never below N."""
+    return min(most, max(_SAMPLES_PER_CPU_PASS, n_samples)) if device.type == "cpu" else most
+
 
 class Passes:
     """Cuts work into passes, and remembers the size that memory allowed.

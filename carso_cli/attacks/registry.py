@@ -176,11 +176,11 @@ def _rand_aa(order: _Order) -> Attack:
     )
 
 
-def _transfer(name: str, stand_in: transfer.StandIn) -> Callable[[_Order], Attack]:
-    return lambda order: transfer.Transfer(name, stand_in, _apgd(order, "ce"))
+def _transfer(name: str, surrogate: transfer.Surrogate) -> Callable[[_Order], Attack]:
+    return lambda order: transfer.Transfer(name, surrogate, _apgd(order, "ce"))
 
 
-_STAND_INS: dict[str, transfer.StandIn] = {
+_SURROGATES: dict[str, transfer.Surrogate] = {
     "transfer-logit-mean": transfer.logit_mean,
     "transfer-probability-mean": transfer.probability_mean,
     "transfer-single-sample": transfer.single_sample,
@@ -202,5 +202,5 @@ _BUILDERS: dict[str, Callable[[_Order], Attack]] = {
     "square": _square,
     "aa": _auto_attack,
     "rand-aa": _rand_aa,
-    **{name: _transfer(name, stand_in) for name, stand_in in _STAND_INS.items()},
+    **{name: _transfer(name, surrogate) for name, surrogate in _SURROGATES.items()},
 }

@@ -29,7 +29,7 @@ from carso_cli.attacks.defence_target import AttackedDefence, DefenceTarget
 from carso_cli.attacks.target import AttackTarget, ClassifierTarget
 from carso_cli.errors import UsageError
 
-StandIn = Callable[[DefenceTarget], AttackTarget]
+Surrogate = Callable[[DefenceTarget], AttackTarget]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Transfer:
     """
 
     name: str
-    stand_in: StandIn
+    surrogate: Surrogate
     attack: Attack
 
     def __call__(self, target: AttackTarget, images: Tensor, labels: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class Transfer:
         """
         if not isinstance(target, DefenceTarget):
             raise UsageError(f"attack '{self.name}' needs the defence, not a bare classifier")
-        return self.attack(self.stand_in(target), images, labels)
+        return self.attack(self.surrogate(target), images, labels)
 
 
 def logit_mean(target: DefenceTarget) -> AttackTarget:

@@ -25,7 +25,7 @@ from carso_cli.attacks.losses import Loss
 
 Model = Callable[[Tensor], Tensor]
 """Maps (B, channels, H, W) images to (B, C) logits, differentiably."""
-Pullback = Callable[[Tensor], Tensor]
+VJP = Callable[[Tensor], Tensor]
 """From a gradient at the logits, (B, C), to the gradient at the images, (B, channels, H, W)."""
 
 
@@ -71,7 +71,7 @@ class AttackTarget(Protocol):
     def __call__(self, images: Tensor) -> Tensor:
         """Return the (B, C) logits of one draw, without a graph."""
 
-    def pullback(self, images: Tensor) -> tuple[Tensor, Pullback]:
+    def vjp(self, images: Tensor) -> tuple[Tensor, VJP]:
         """Return the (B, C) logits of one draw and the map of gradients back to the images."""
 
     def expected_loss(self, images: Tensor, labels: Tensor, loss: Loss, draws: int) -> ExpectedLoss:
@@ -103,9 +103,9 @@ class ClassifierTarget:
         """Return the (B, C) logits."""
         return self.classifier(images)
 
-    def pullback(self, images: Tensor) -> tuple[Tensor, Pullback]:
+    def vjp(self, images: Tensor) -> tuple[Tensor, VJP]:
         """Return the logits and the map of gradients back to the images; it may be called repeatedly."""
-        return pull_back(self.classifier, images)
+        return vjp_of(self.classifier, images)
 
     def expected_loss(self, images: Tensor, labels: Tensor, loss: Loss, draws: int) -> ExpectedLoss:
         """Return the loss; `draws` changes nothing."""
@@ -126,7 +126,7 @@ class ClassifierTarget:
         )
 
 
-def pull_back(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Pullback]:
+def vjp_of(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, VJP]:
     """Evaluate a function and return, with its value, the map of gradients back to its argument.
 
     Gradients go to the argument only: parameters on the way keep their `.grad`.
@@ -150,8 +150,8 @@ def ordered_loss(loss: Tensor, correct: Tensor) -> Tensor:
 def saturation(logits: Tensor, labels: Tensor) -> Tensor:
     """Return 1 where the label has probability 1 in float32, or a logit is not finite, else 0: (B,)."""
     probability = logits.float().softmax(dim=1).gather(1, labels[:, None])[:, 0]
-    certain = probability >= 1.0 - torch.finfo(torch.float32).eps
-    return (certain | ~torch.isfinite(logits).all(dim=1)).to(logits.dtype)
+    broken = probability >= 1.0 - torch.finfo(torch.float32).eps
+    return (broken | ~torch.isfinite(logits).all(dim=1)).to(logits.dtype)
 
 
 def correctness(logits: Tensor, labels: Tensor) -> Tensor:

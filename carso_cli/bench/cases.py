@@ -18,19 +18,19 @@ from carso_cli.attacks.defence_target import DefenceTarget
 from carso_cli.attacks.losses import cross_entropy
 from carso_cli.attacks.target import ClassifierTarget, Model
 from carso_cli.attacks.threat_model import ThreatModel
-from carso_cli.bench.naive_baseline import Straightforward, StraightforwardTraining
+from carso_cli.bench.naive_baseline import NaiveBaseline, NaiveTraining
 from carso_cli.build import build_classifier, build_purifier, channels_last, untrained_classifier
-from carso_cli.classifiers.inference import attacked
+from carso_cli.classifiers.inference import inference_copy
 from carso_cli.data.image_set import ImageSet
 from carso_cli.defence.defended_model import Defence
 from carso_cli.defence.representation import extract_representation
 from carso_cli.defence.vae import Purifier
-from carso_cli.evaluation.models import Subject, given_subject
+from carso_cli.evaluation.models import Models, given_models
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runtime.precision import in_precision, reduced
 from carso_cli.runtime.reporter import SILENT, Reporter
 from carso_cli.runtime.seed import derive_seed, generator, seeded
-from carso_cli.training.adversarial_cache import AdversarialPool
+from carso_cli.training.adversarial_cache import AdversarialCache
 from carso_cli.training.balanced_batch import quarter_size
 from carso_cli.training.purifier_step import TrainingSetup, balanced_batch, initial_state, train_step
 
@@ -50,7 +50,7 @@ class Case:
 
     images: int
     ours: Callable[[], Any]
-    straightforward: Callable[[], Any]
+    naive: Callable[[], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +91,9 @@ class Bench:
         images, labels = self.batch(self.recipe.evaluation.batch_size, most_on_cpu=16)
         return images.to(self.device) / 255.0, labels.to(self.device)
 
-    def straightforward(self) -> Straightforward:
+    def naive(self) -> NaiveBaseline:
         """Return the straightforward implementation, with the same weights."""
-        return Straightforward(self.classifier, self.purifier, self.recipe.representation.layers)
+        return NaiveBaseline(self.classifier, self.purifier, self.recipe.representation.layers)
 
     def defence(self) -> Defence:
         """Return the defence."""
@@ -102,13 +102,16 @@ class Bench:
         precision = self.recipe.precision
         return Defence(self.classifier, self.purifier, layers, n_samples=n_samples, precision=precision)
 
-    def subject(self) -> Subject:
+    def models(self) -> Models:
         """Return the defence as `carso evaluate` runs it."""
-        return given_subject(self.recipe, self.device, defence=self.defence(), reporter=self.reporter)
+        return given_models(self.recipe, self.device, defence=self.defence(), reporter=self.reporter)
 
     def model(self) -> Model:
         """Return the classifier as it is attacked, in the recipe's precision."""
-        return in_precision(attacked(self.classifier, self.recipe, self.reporter), self.recipe.precision)
+        return in_precision(
+            inference_copy(self.classifier, compile=self.recipe.compile, reporter=self.reporter),
+            self.recipe.precision,
+        )
 
 
 def set_up(
@@ -131,13 +134,13 @@ def set_up(
 
 def _classifier_forward(bench: Bench) -> Case:
     images, _ = bench.inputs()
-    target, plain = ClassifierTarget(bench.model()), bench.straightforward()
+    target, plain = ClassifierTarget(bench.model()), bench.naive()
     return Case(len(images), lambda: target(images), lambda: plain.classify(images))
 
 
 def _classifier_gradient(bench: Bench) -> Case:
     images, labels = bench.inputs()
-    target, plain = ClassifierTarget(bench.model()), bench.straightforward()
+    target, plain = ClassifierTarget(bench.model()), bench.naive()
     return Case(
         len(images),
         lambda: target.loss_and_gradient(images, labels, cross_entropy, 1).gradient,
@@ -147,7 +150,7 @@ def _classifier_gradient(bench: Bench) -> Case:
 
 def _defence_forward(bench: Bench) -> Case:
     images, _ = bench.inputs()
-    defence, plain = cast(Defence, bench.subject().defence), bench.straightforward()
+    defence, plain = cast(Defence, bench.models().defence), bench.naive()
     latents = defence.draw_latents(len(images), generator=generator(bench.recipe.seed, "bench latents"))
     ours = torch.no_grad()(lambda: defence(images, latents=latents))
     return Case(len(images), ours, lambda: plain.defend(images, latents))
@@ -155,10 +158,10 @@ def _defence_forward(bench: Bench) -> Case:
 
 def _eot_step(bench: Bench) -> Case:
     images, labels = bench.inputs()
-    recipe, plain = bench.recipe, bench.straightforward()
+    recipe, plain = bench.recipe, bench.naive()
     draws, step_size = recipe.evaluation.eot_draws, recipe.evaluation.pgd_eot_step_size
-    subject = bench.subject()
-    defence, per_pass = subject.require_defence(), subject.samples_per_pass
+    models = bench.models()
+    defence, per_pass = models.require_defence(), models.samples_per_pass
     threat = ThreatModel("linf", recipe.threat.eps)
 
     def latents() -> torch.Generator:
@@ -169,12 +172,12 @@ def _eot_step(bench: Bench) -> Case:
         gradient = target.loss_and_gradient(images, labels, cross_entropy, draws).gradient
         return threat.project(images + step_size * threat.ascent_direction(gradient), images)
 
-    def straightforward() -> Tensor:
+    def naive() -> Tensor:
         drawn = defence.draw_latents(draws * len(images), generator=latents())
         drawn = drawn.reshape(draws, len(images), *drawn.shape[1:])
         return plain.eot_step(images, images, labels, drawn, eps=recipe.threat.eps, step_size=step_size)
 
-    return Case(len(images), ours, straightforward)
+    return Case(len(images), ours, naive)
 
 
 def _training_step(bench: Bench) -> Case:
@@ -184,17 +187,15 @@ def _training_step(bench: Bench) -> Case:
     train = ImageSet(images, labels, torch.arange(len(images)), classes)
     perturb = balanced_batch(recipe, bench.classifier, bench.reporter)
     nothing = train.select(torch.arange(0))
-    pool = AdversarialPool(reuse=1)
+    pool = AdversarialCache(reuse=1)
     setup = TrainingSetup(recipe, bench.classifier, train, nothing, perturb, pool, device, SILENT)
     state = initial_state(setup)
     state.purifier.train()
-    plain = StraightforwardTraining(
-        bench.classifier, state.purifier, recipe.representation.layers, recipe.training
-    )
+    plain = NaiveTraining(bench.classifier, state.purifier, recipe.representation.layers, recipe.training)
     clean, known = train.pixels(slice(None)).to(device), labels.to(device)
     seed, mix = recipe.seed, recipe.training.attack_mix
 
-    def straightforward() -> Tensor:
+    def naive() -> Tensor:
         quarter = quarter_size(len(clean), mix.adversarial_fraction)
         with seeded(derive_seed(seed, "perturbation", *_PLACE), "pgd-start"):
             starts = torch.empty_like(clean[: 2 * quarter]).uniform_(-1.0, 1.0)
@@ -203,14 +204,12 @@ def _training_step(bench: Bench) -> Case:
         )
         return plain.step(clean, known, starts, noise.to(device), eps=recipe.threat.eps)
 
-    return Case(
-        len(images), lambda: train_step(setup, state, torch.arange(len(images)), _PLACE, 1.0), straightforward
-    )
+    return Case(len(images), lambda: train_step(setup, state, torch.arange(len(images)), _PLACE, 1.0), naive)
 
 
 def _extraction(bench: Bench) -> Case:
     images, _ = bench.inputs()
-    plain, layers = bench.straightforward(), bench.recipe.representation.layers
+    plain, layers = bench.naive(), bench.recipe.representation.layers
 
     @torch.no_grad()
     def ours() -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from carso_cli.recipe.purifier_training import Training
 from carso_cli.training.lookahead import Lookahead
 
 
-class Straightforward:
+class NaiveBaseline:
     """A defence in evaluation mode.
 
     Args:
@@ -106,7 +106,7 @@ class Straightforward:
         return leaf.grad
 
 
-class StraightforwardTraining:
+class NaiveTraining:
     """Training of a purifier, one step at a time.
 
     Args:
@@ -119,7 +119,7 @@ class StraightforwardTraining:
     def __init__(
         self, classifier: nn.Module, purifier: Purifier, layers: Sequence[str], training: Training
     ) -> None:
-        self.plain = Straightforward(classifier, purifier, layers)
+        self.plain = NaiveBaseline(classifier, purifier, layers)
         self.purifier = self.plain.purifier.train()
         self.mix = training.attack_mix
         section = training.optimiser

@@ -97,7 +97,7 @@ def _chosen(recipe: Recipe, cases: Sequence[str], reporter: Reporter) -> list[st
         said = f"the training step is timed on the paper's objective, and the recipe's is {objective}"
         if cases:
             raise UsageError(said, hint="bench the recipe that it extends, or name other cases with --case")
-        reporter.warn(f"{said}: left out")
+        reporter.warning(f"{said}: left out")
         chosen.remove("training-step")
     return chosen
 
@@ -121,9 +121,9 @@ def _time_case(
     """Return the figures of a case, the share of the peak still open, and the seconds of the products."""
     case, device = models.case(name), models.device
     operations, memory = counted_operations(case.ours), peak_bytes(case.ours, device)
-    case.straightforward()
+    case.naive()
     ours, theirs, products = alternating_seconds(
-        (case.ours, case.straightforward, product), device, rounds=rounds, patience=_PATIENCE
+        (case.ours, case.naive, product), device, rounds=rounds, patience=_PATIENCE
     )
     seconds = statistics.median(ours)
     figures = {
@@ -169,7 +169,7 @@ def compare(result: Mapping[str, Any], earlier: Mapping[str, Any], reporter: Rep
     """
     for key in ("device", "recipe"):
         if result[key] != earlier[key]:
-            reporter.warn(f"the {key} was '{earlier[key]}' then and is '{result[key]}' now")
+            reporter.warning(f"the {key} was '{earlier[key]}' then and is '{result[key]}' now")
     before = {case["name"]: case["images_per_second"] for case in earlier["cases"]}
     return {
         case["name"]: case["images_per_second"] / before[case["name"]]

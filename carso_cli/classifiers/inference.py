@@ -1,6 +1,6 @@
 """The copy of a classifier that attacks call: the same function in fewer steps.
 
-BatchNorms are folded away (`carso_cli.classifiers.wide_resnet.folded`) and, where the recipe says `compile`,
+BatchNorms are folded away (`carso_cli.classifiers.wide_resnet.folded`) and, where `compile` is set,
 torch.compile joins what is left between convolutions. Layers are read from the original.
 """
 
@@ -13,22 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from carso_cli.classifiers.wide_resnet import folded
-from carso_cli.recipe.schema import Recipe
 from carso_cli.runtime.reporter import SILENT, Reporter
 
 _Model = TypeVar("_Model", bound=Callable[[Tensor], Tensor])
 
 
-def attacked(classifier: _Model, recipe: Recipe, reporter: Reporter = SILENT) -> _Model:
+def inference_copy(classifier: _Model, *, compile: bool, reporter: Reporter = SILENT) -> _Model:
     """Return what attacks call in the place of a frozen classifier; its answers agree up to rounding.
 
     Args:
         classifier: (B, channels, H, W) images to (B, C) logits; only a module is compiled.
-        recipe: Says whether to compile.
+        compile: Whether to compile it, the `compile` of a recipe.
         reporter: Is warned if that fails.
     """
     quick = folded(classifier)
-    if recipe.compile and isinstance(quick, nn.Module):
+    if compile and isinstance(quick, nn.Module):
         return cast(_Model, Compiled(quick, reporter))
     return quick
 
@@ -60,6 +59,6 @@ class Compiled(nn.Module):
                 raise
             self._run = self.module.forward
             reason = str(error).strip().partition("\n")[0]
-            self.reporter.warn(f"torch.compile failed, and attacks go on without it: {reason}")
+            self.reporter.warning(f"torch.compile failed, and attacks go on without it: {reason}")
             logits = self._run(images)
         return logits

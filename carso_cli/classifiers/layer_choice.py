@@ -26,7 +26,8 @@ def default_layers(classifier: nn.Module, shapes: Mapping[str, Shapes]) -> tuple
 
     Args:
         classifier: Any classifier of images.
-        shapes: Of its modules, in the order in which they ran; see `carso_cli.defence.representation.module_shapes`.
+        shapes: Of its modules, in the order in which they ran; see
+            `carso_cli.defence.representation.module_shapes`.
 
     Returns:
         Names of convolutions in the order in which they ran; none if no convolution gives square maps.

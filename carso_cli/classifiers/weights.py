@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from carso_cli.errors import WeightsError, nearest
-from carso_cli.io.checksum import SEAL, tensor_seal
+from carso_cli.io.checksum import SEAL, tensors_checksum
 
 _WRAPPERS = ("state_dict", "model_state_dict")
 # The first is that of nn.Sequential inside DataParallel, as in the files of Wang et al. (2023).
@@ -133,7 +133,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
     told = header.pop(SEAL, None)
-    if told is not None and told != tensor_seal(tensors, header):
+    if told is not None and told != tensors_checksum(tensors, header):
         raise WeightsError(
             f"{path} is damaged: its contents do not match the checksum in its header",
             hint=_RESTORE,

@@ -31,11 +31,11 @@ class RichReporter:
         self._clock = clock
         self._bars: Progress | None = None
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """Show a line."""
         self._console.print(Text(message), soft_wrap=True)
 
-    def warn(self, message: str) -> None:
+    def warning(self, message: str) -> None:
         """Show a line that starts with `warning:`."""
         self._console.print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
 

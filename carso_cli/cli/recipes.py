@@ -74,7 +74,7 @@ def copy(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Copy a recipe, comments included, to change it."""
-    from carso_cli.io.atomic import written_whole
+    from carso_cli.io.atomic import atomic_write
     from carso_cli.recipe.load import locate_recipe
 
     source = locate_recipe(name)
@@ -86,7 +86,7 @@ def copy(
     if target.exists() and not force:
         raise UsageError(f"{target} exists already", hint="give another name, or --force to overwrite it")
     try:
-        with written_whole(target) as stream:
+        with atomic_write(target) as stream:
             stream.write(source.read_bytes())
     except OSError as error:
         raise CarsoError(f"cannot copy {source} to {target}: {error.strerror or error}") from None

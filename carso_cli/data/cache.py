@@ -20,7 +20,7 @@ from torch import Tensor
 
 from carso_cli.data.decode import decode_image
 from carso_cli.data.file_tree import FileTree
-from carso_cli.io.atomic import written_whole
+from carso_cli.io.atomic import atomic_write
 from carso_cli.io.paths import home
 from carso_cli.runtime.reporter import Reporter
 
@@ -101,7 +101,7 @@ def _read(file: Path, key: str, shape: tuple[int, ...], reporter: Reporter) -> N
     except Exception:  # whatever is wrong with the file, the images can be decoded again
         intact = False
     if not intact:
-        reporter.warn(f"{file} is damaged: decoding the images again")
+        reporter.warning(f"{file} is damaged: decoding the images again")
         return None
     return images
 
@@ -109,10 +109,10 @@ def _read(file: Path, key: str, shape: tuple[int, ...], reporter: Reporter) -> N
 def _write(file: Path, key: str, images: NDArray[np.uint8], reporter: Reporter) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(file) as stream:
+        with atomic_write(file) as stream:
             np.savez(stream, key=np.array(key), checksum=np.array(_checksum(images.data)), images=images)
     except OSError as error:
-        reporter.warn(
+        reporter.warning(
             f"decoded images cannot be kept in {file.parent}, the next start decodes again: {error}"
         )
 

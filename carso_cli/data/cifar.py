@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from carso_cli.data import array_pickles
 from carso_cli.data.image_set import ImageSet
 from carso_cli.errors import DataError
-from carso_cli.io.atomic import written_whole
+from carso_cli.io.atomic import atomic_write
 from carso_cli.io.download import fetch, file_digest
 from carso_cli.runtime.reporter import Reporter
 
@@ -109,7 +109,7 @@ def _obtain(dataset_class: _CifarClass, name: str, root: Path, reporter: Reporte
             f"{archive} has the MD5 checksum {seen}; {dataset_class.tgz_md5} is the published one",
             hint=f"remove it and fetch {dataset_class.url} again",
         )
-    reporter.say(f"unpacking {archive}")
+    reporter.info(f"unpacking {archive}")
     try:
         _unpack(archive, root / dataset_class.base_folder)
     except (OSError, tarfile.TarError, EOFError) as error:
@@ -124,5 +124,5 @@ def _unpack(archive: Path, folder: Path) -> None:
             content = members.extractfile(member) if member.isfile() else None
             if content is None:
                 continue
-            with written_whole(folder / PurePosixPath(member.name).name) as stream:
+            with atomic_write(folder / PurePosixPath(member.name).name) as stream:
                 stream.write(content.read())

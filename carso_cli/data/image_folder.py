@@ -71,7 +71,7 @@ def load_folder_split(
         listing = list_split(tree, split)
         where = tree.where(listing.folder)
         if listing.folder.rpartition("/")[2] in SPLIT_FOLDERS[split][1:]:
-            reporter.say(f"{where} is used as the {split} split")
+            reporter.info(f"{where} is used as the {split} split")
         check_class_count(listing.classes, classes, where=where)
         _check_other_split(tree, listing, split, other_path)
         return load_listing(tree, listing, split, channels=channels, image_size=image_size, reporter=reporter)

@@ -60,7 +60,7 @@ def load_tinyimagenet_split(
         listing = list_official_split(tree, split)
         check_class_count(listing.classes, classes, where=str(path))
         if len(listing.names) != OFFICIAL_COUNTS[split]:
-            reporter.warn(
+            reporter.warning(
                 f"{path} holds {len(listing.names)} {split} images;"
                 f" the official data set has {OFFICIAL_COUNTS[split]}: name the subset with any result"
             )

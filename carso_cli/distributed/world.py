@@ -1,7 +1,7 @@
 """The processes that torchrun started, and what they do together.
 
     world = join(device)                                  # one process alone is a world of size 1
-    for block, found in world.shared_out(blocks, attack):  # every process sees every result, in order
+    for block, found in world.map_sharded(blocks, attack):  # every process sees every result, in order
         world.on_main(lambda: folder.append(found))        # one writes
 
 - `World`: rank, size and device of this process; sharing out work, sums, one process's answer for all;
@@ -111,7 +111,7 @@ class World:
             self.on_main(enter)
             yield
 
-    def shared_out(
+    def map_sharded(
         self, items: Sequence[Item], work: Callable[[Item], Result]
     ) -> Iterator[tuple[Item, Result]]:
         """Share out pieces of work, nothing padded and nothing done twice.
@@ -133,7 +133,7 @@ class World:
             yield from zip(part, results, strict=False)
 
     @contextmanager
-    def first_on_machine(self) -> Iterator[None]:
+    def local_main_first(self) -> Iterator[None]:
         """Let one process of each machine go first: the others find what it downloads or caches."""
         if self.local_rank:
             self._wait()

@@ -22,7 +22,7 @@ from carso_cli.data.image_files import read_images
 from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed.world import World, join
 from carso_cli.errors import UsageError
-from carso_cli.evaluation.attack_batch import Found, Setting, perturb, pick
+from carso_cli.evaluation.attack_batch import AttackResult, Setting, perturb, select_worst
 from carso_cli.evaluation.protocols import Job
 from carso_cli.evaluation.scoring import REPORT, SELECTION, Score
 from carso_cli.evaluation.setup import Evaluation, EvaluationOptions, prepare_evaluation
@@ -79,7 +79,7 @@ def attack(
     if files:
         options["images"] = _from_files(recipe, files, resize)
     evaluation = prepare_evaluation(recipe, run=run, reporter=reporter, **options)
-    world = join(evaluation.setting.subject.device)
+    world = join(evaluation.setting.models.device)
     job = next(job for job in evaluation.plan.jobs if job.attack == name)
     path = out or RunFolder(run).inside("attacks") / f"{name}-{job.target}.safetensors"
     world.on_main(lambda: ensure_folder(path.parent))
@@ -128,33 +128,33 @@ def _from_files(recipe: Recipe, files: Sequence[Path], resize: bool) -> ImageSet
 def _with_predicted_labels(evaluation: Evaluation, job: Job) -> Evaluation:
     """Return the evaluation with the target's own decision on each image as its label."""
     setting = evaluation.setting
-    scorer = setting.subject.scorer(job, setting.seed, setting.draws)
+    scorer = setting.models.scorer(job, setting.seed, setting.draws)
     labels = torch.cat([scorer(*setting.pixels(block), SELECTION).predicted for block in evaluation.blocks()])
     return replace(evaluation, setting=replace(setting, images=replace(setting.images, labels=labels)))
 
 
 def _attack_blocks(
     evaluation: Evaluation, job: Job, world: World, reporter: Reporter
-) -> tuple[list[Score], list[Found]]:
+) -> tuple[list[Score], list[AttackResult]]:
     """Return, per block, the scores of the images themselves and what the attack found."""
     setting, blocks = evaluation.setting, evaluation.blocks()
-    scorer = setting.subject.scorer(job, setting.seed, setting.draws)
+    scorer = setting.models.scorer(job, setting.seed, setting.draws)
 
-    def attack_block(number: int) -> tuple[Score, Found]:
+    def attack_block(number: int) -> tuple[Score, AttackResult]:
         images, labels, indices = setting.pixels(blocks[number])
         examples = perturb(setting, job, images, labels, number)
-        found = pick(setting, scorer, examples, images, labels, indices)
+        found = select_worst(setting, scorer, examples, images, labels, indices)
         return scorer(images, labels, indices, REPORT), replace(found, examples=found.examples.cpu())
 
     answers = []
     with reporter.progress(f"{job.target}: {job.attack}", len(setting.images)) as progress:
-        for number, answer in world.shared_out(range(len(blocks)), attack_block):
+        for number, answer in world.map_sharded(range(len(blocks)), attack_block):
             answers.append(answer)
             progress.advance(len(blocks[number]))
     return [clean for clean, _ in answers], [found for _, found in answers]
 
 
-def _tensors(setting: Setting, found: Sequence[Found]) -> dict[str, Tensor]:
+def _tensors(setting: Setting, found: Sequence[AttackResult]) -> dict[str, Tensor]:
     """Return what is saved: M images with labels, examples, and what the target says about those."""
     return {
         "images": setting.images.pixels(slice(0, len(setting.images))),
@@ -189,6 +189,6 @@ def _draw(path: Path, setting: Setting, job: Job, tensors: dict[str, Tensor]) ->
 
 @torch.no_grad()
 def _reconstruct(setting: Setting, images: Tensor) -> Tensor:
-    defence = setting.subject.require_defence()
+    defence = setting.models.require_defence()
     latents = defence.draw_latents(len(images), 1, generator(setting.seed, "picture"))
-    return defence.decode(defence.condition(images.to(setting.subject.device)), latents)[:, 0].cpu()
+    return defence.decode(defence.condition(images.to(setting.models.device)), latents)[:, 0].cpu()

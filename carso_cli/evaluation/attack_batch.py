@@ -20,7 +20,7 @@ from carso_cli.attacks.registry import Budget, build_attack
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.data.image_set import ImageSet
 from carso_cli.errors import NumericsError
-from carso_cli.evaluation.models import Subject
+from carso_cli.evaluation.models import Models
 from carso_cli.evaluation.protocols import UNPERTURBED, Job
 from carso_cli.evaluation.scoring import CONFIRMATION, REPORT, SELECTION, Score, Scorer
 from carso_cli.runs.records import Record
@@ -41,7 +41,7 @@ class Setting:
         selects: Whether something is chosen among several attacks, which takes draws of its own.
     """
 
-    subject: Subject
+    models: Models
     images: ImageSet
     threat: ThreatModel
     budget: Budget
@@ -52,13 +52,13 @@ class Setting:
     def pixels(self, positions: Sequence[int]) -> tuple[Tensor, Tensor, list[int]]:
         """Return images (B, channels, H, W), labels (B,) and positions in the full split."""
         chosen = torch.tensor(positions, dtype=torch.long)
-        device = self.subject.device
+        device = self.models.device
         labels = self.images.labels[chosen].to(device)
         return self.images.pixels(chosen).to(device), labels, self.images.indices[chosen].tolist()
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class AttackResult:
     """The worst example that an attack offers for each image, and its scores.
 
     Args:
@@ -94,7 +94,7 @@ def perturb(
     Raises:
         NumericsError: If an example leaves the ball or the pixel range, naming the attack.
     """
-    target = setting.subject.target(job, setting.seed, block)
+    target = setting.models.target(job, setting.seed, block)
     attack = build_attack(
         job.attack,
         setting.threat,
@@ -116,28 +116,28 @@ def perturb(
     return found
 
 
-def pick(
+def select_worst(
     setting: Setting,
     scorer: Scorer,
     found: dict[str, Tensor],
     images: Tensor,
     labels: Tensor,
     indices: list[int],
-) -> Found:
+) -> AttackResult:
     """Choose each image's worst example on the selection draws; score it on the report draws."""
     names = list(found)
     if len(names) == 1 and not setting.selects:
         (examples,) = found.values()
         report = scorer(examples, labels, indices, REPORT)
         distances = setting.threat.distance(examples, images).cpu()
-        return Found(examples, names * len(labels), distances, report, report, selected=False)
+        return AttackResult(examples, names * len(labels), distances, report, report, selected=False)
     scores = [scorer(found[name], labels, indices, SELECTION) for name in names]
     order = [
         min(range(len(names)), key=lambda k: (int(scores[k].correct[row]), float(scores[k].margin[row])))
         for row in range(len(labels))
     ]
     examples = torch.stack([found[names[choice]][row] for row, choice in enumerate(order)])
-    return Found(
+    return AttackResult(
         examples,
         [names[choice] for choice in order],
         setting.threat.distance(examples, images).cpu(),
@@ -184,23 +184,23 @@ def run_block(
     """
     started = time.perf_counter()
     every = setting.images.indices[list(positions)].tolist()
-    settled = {index: record for index in every if (record := earlier(index)[1]) is not None}
-    open_positions = [place for place, index in zip(positions, every, strict=True) if index not in settled]
+    skipped = {index: record for index in every if (record := earlier(index)[1]) is not None}
+    open_positions = [place for place, index in zip(positions, every, strict=True) if index not in skipped]
     recorder = GradientRecorder()
     fresh: dict[int, Record] = {}
     if open_positions:
         images, labels, indices = setting.pixels(open_positions)
-        scorer = setting.subject.scorer(job, setting.seed, setting.draws)
+        scorer = setting.models.scorer(job, setting.seed, setting.draws)
         examples = perturb(setting, job, images, labels, block, recorder)
-        found = pick(setting, scorer, examples, images, labels, indices)
-        certain = _certain(scorer, found, labels, indices)
+        found = select_worst(setting, scorer, examples, images, labels, indices)
+        broken = _broken(scorer, found, labels, indices)
         for row, index in enumerate(indices):
             fresh[index] = make_record(
-                setting, job, block, index, int(labels[row]), found, row, certain[row], earlier(index)[0]
+                setting, job, block, index, int(labels[row]), found, row, broken[row], earlier(index)[0]
             )
     own = {"view": job.view, "target": job.target, "attack": job.attack, "eps": _eps(setting, job)}
     records = [
-        settled[index].carried_to(job.key, block, **own) if index in settled else fresh[index]
+        skipped[index].carried_to(job.key, block, **own) if index in skipped else fresh[index]
         for index in every
     ]
     health = {
@@ -213,20 +213,20 @@ def run_block(
     return records, health
 
 
-def _certain(scorer: Scorer, found: Found, labels: Tensor, indices: list[int]) -> list[bool]:
+def _broken(scorer: Scorer, found: AttackResult, labels: Tensor, indices: list[int]) -> list[bool]:
     """Say of each image whether its example is wrong in all selection draws and in all of a third set.
 
     The third set is drawn only where the first is unanimous, and keeps the report draws out of the decision.
     """
-    certain = (found.selection.correct == 0).tolist() if found.selected else [False] * len(labels)
-    unanimous = [row for row, wrong in enumerate(certain) if wrong]
+    broken = (found.selection.correct == 0).tolist() if found.selected else [False] * len(labels)
+    unanimous = [row for row, wrong in enumerate(broken) if wrong]
     if unanimous and scorer.draws > 1:
         again = scorer(
             found.examples[unanimous], labels[unanimous], [indices[row] for row in unanimous], CONFIRMATION
         )
         for row, correct in zip(unanimous, again.correct.tolist(), strict=True):
-            certain[row] = correct == 0
-    return certain
+            broken[row] = correct == 0
+    return broken
 
 
 def make_record(
@@ -235,9 +235,9 @@ def make_record(
     block: int,
     index: int,
     label: int,
-    found: Found,
+    found: AttackResult,
     row: int,
-    certain: bool,
+    broken: bool,
     clean: Record | None,
 ) -> Record:
     """Return what was found about one image of a block.
@@ -250,10 +250,10 @@ def make_record(
         label: Its label.
         found: What was found about the block.
         row: Place of the image in it.
-        certain: Whether the example fools the target with certainty.
+        broken: Whether the example fools the target with certainty.
         clean: The image's clean record; None where this is it.
     """
-    defence = setting.subject.require_defence() if job.target == "defence" else None
+    defence = setting.models.require_defence() if job.target == "defence" else None
     margin = float(found.selection.margin[row])
     return Record(
         job=job.key,
@@ -278,9 +278,9 @@ def make_record(
         loss=float(found.selection.loss[row]),
         distance=float(found.distances[row]),
         disagreements=int(found.report.disagreements[row]),
-        certain=certain,
-        settled=False,
-        settled_by=None,
+        broken=broken,
+        skipped=False,
+        skipped_by=None,
     )
 
 

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from carso_cli.attacks.defence_target import AttackedDefence, DefenceTarget
+from carso_cli.attacks.passes import samples_per_pass
 from carso_cli.attacks.target import AttackTarget, ClassifierTarget, Model
 from carso_cli.build import build_classifier, build_second_classifier, load_purifier
-from carso_cli.classifiers.inference import attacked
+from carso_cli.classifiers.inference import inference_copy
 from carso_cli.defence.defended_model import Defence
 from carso_cli.errors import StateError, UsageError
 from carso_cli.evaluation.protocols import Job
@@ -30,12 +31,9 @@ from carso_cli.runtime.precision import in_precision
 from carso_cli.runtime.reporter import SILENT, Reporter
 from carso_cli.runtime.seed import generator
 
-_SAMPLES_PER_CPU_PASS = 256
-"""Larger passes take more memory and no less time: on a WRN-16-4, within 4% from 64 to 512 on one core."""
-
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class Models:
     """The models under attack, on their device.
 
     Args:
@@ -103,7 +101,7 @@ def run_recipe(recipe: Recipe, folder: RunFolder) -> Recipe:
     return trained.model_copy(update={"data": data, **chosen})
 
 
-def load_subject(
+def load_models(
     recipe: Recipe,
     folder: RunFolder,
     device: torch.device,
@@ -112,7 +110,7 @@ def load_subject(
     n_samples: int | None = None,
     aggregation: str | None = None,
     reporter: Reporter = SILENT,
-) -> Subject:
+) -> Models:
     """Load the recipe's classifier and the run's defence.
 
     Raises:
@@ -127,7 +125,7 @@ def load_subject(
     )
     classifier = build_classifier(recipe, recipe.representation.kind)
     if path is None:
-        return given_subject(recipe, device, classifier=classifier, reporter=reporter)
+        return given_models(recipe, device, classifier=classifier, reporter=reporter)
     defence = Defence(
         classifier,
         load_purifier(path, recipe, classifier),
@@ -136,14 +134,14 @@ def load_subject(
         aggregation=aggregation or section.aggregation,
         second_classifier=build_second_classifier(recipe),
     )
-    return given_subject(recipe, device, defence=defence, reporter=reporter)
+    return given_models(recipe, device, defence=defence, reporter=reporter)
 
 
 def _option(recipe: Recipe, folder: RunFolder) -> str:
     return "" if str(folder.path) == recipe.run_folder else f" --run {folder.path}"
 
 
-def given_subject(
+def given_models(
     recipe: Recipe,
     device: torch.device,
     *,
@@ -152,7 +150,7 @@ def given_subject(
     n_samples: int | None = None,
     aggregation: str | None = None,
     reporter: Reporter = SILENT,
-) -> Subject:
+) -> Models:
     """Wrap models that exist already; the classifier is the defence's own when None.
 
     What is attacked computes the same in fewer steps (`carso_cli.classifiers.inference`).
@@ -173,17 +171,13 @@ def given_subject(
         checksums["purifier"] = _checksum(getattr(defence, "purifier", defence))
         checksums["second_classifier"] = _checksum(defence.second_classifier)
         if isinstance(defence, Defence):
-            second = attacked(defence.second_classifier, recipe, reporter)
+            second = inference_copy(defence.second_classifier, compile=recipe.compile, reporter=reporter)
             defence = defence.with_second_classifier(second)
-    per_pass = samples_per_pass(recipe, device, 1 if defence is None else defence.n_samples)
-    quick = in_precision(attacked(bare, recipe, reporter), recipe.precision)
-    return Subject(quick, defence, checksums, device, per_pass)
-
-
-def samples_per_pass(recipe: Recipe, device: torch.device, n_samples: int) -> int:
-    """Return the most reconstructions to take in one pass: the recipe's, on a CPU fewer, never below N."""
-    most = recipe.evaluation.samples_per_pass
-    return min(most, max(_SAMPLES_PER_CPU_PASS, n_samples)) if device.type == "cpu" else most
+    per_pass = samples_per_pass(
+        recipe.evaluation.samples_per_pass, device, 1 if defence is None else defence.n_samples
+    )
+    quick = in_precision(inference_copy(bare, compile=recipe.compile, reporter=reporter), recipe.precision)
+    return Models(quick, defence, checksums, device, per_pass)
 
 
 def adjusted(

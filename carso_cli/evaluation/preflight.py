@@ -103,7 +103,7 @@ def estimate_cost(evaluation: Evaluation) -> dict[str, Any]:
 
 def _seconds_each(setting: Setting, job: Job, speeds: Mapping[str, tuple[float, float]]) -> float:
     """Return the seconds of a job per image, scoring included."""
-    defence = setting.subject.defence
+    defence = setting.models.defence
     classes, n_samples = len(setting.images.classes), 1 if defence is None else defence.n_samples
     work = attack_work(job, setting.budget, classes, n_samples)
     gradient, forward = speeds["classifier" if work.on_classifier else job.target]
@@ -129,10 +129,10 @@ def _speed(evaluation: Evaluation, name: str, positions: range) -> tuple[float, 
     """Return the seconds of a gradient and of a forward pass, per image and draw."""
     setting = evaluation.setting
     images, labels, _ = setting.pixels(positions)
-    target = setting.subject.target(Job(name, "pgd-eot", evaluation.plan.view), setting.seed, "cost")
+    target = setting.models.target(Job(name, "pgd-eot", evaluation.plan.view), setting.seed, "cost")
     draws = setting.budget.eot_draws if target.stochastic else 1
     units = len(images) * draws
-    device = setting.subject.device
+    device = setting.models.device
     gradient = seconds_of(lambda: target.loss_and_gradient(images, labels, cross_entropy, draws), device)
     forward = seconds_of(lambda: target.expected_loss(images, labels, cross_entropy, draws), device)
     return gradient / units, forward / units

@@ -18,7 +18,7 @@ from carso_cli.attacks.losses import cross_entropy
 from carso_cli.attacks.registry import Budget
 from carso_cli.attacks.target import AttackTarget
 from carso_cli.distributed.world import World
-from carso_cli.evaluation.attack_batch import Setting, perturb, pick
+from carso_cli.evaluation.attack_batch import Setting, perturb, select_worst
 from carso_cli.evaluation.protocols import Job, Plan
 from carso_cli.evaluation.sanity_checks import Check, Evidence, at_least, at_most, chance_check, not_run
 from carso_cli.runs.intervals import tolerance
@@ -80,7 +80,7 @@ def plan_reruns(setting: Setting, plan: Plan) -> list[Rerun]:
     ]
 
 
-def extra_checks(
+def rerun_checks(
     setting: Setting,
     plan: Plan,
     evidence: Evidence,
@@ -142,7 +142,7 @@ def _run_missing(
     with reporter.progress("trust checks", len(reruns), "runs") as progress:
         if found:
             progress.advance(len(found))
-        for rerun, (values, seconds) in world.shared_out(missing, _timed):
+        for rerun, (values, seconds) in world.map_sharded(missing, _timed):
             found[rerun.name] = values
             if world.is_main:
                 folder.append_check(rerun.name, images, values, seconds)
@@ -169,8 +169,10 @@ def _stored(evidence: Evidence, job: Job, setting: Setting, positions: Sequence[
 def _accuracies(setting: Setting, job: Job, positions: Sequence[int]) -> list[float]:
     """Attack some images; return the share of report draws that each survives."""
     images, labels, indices = setting.pixels(positions)
-    scorer = setting.subject.scorer(job, setting.seed, setting.draws)
-    found = pick(setting, scorer, perturb(setting, job, images, labels, "check"), images, labels, indices)
+    scorer = setting.models.scorer(job, setting.seed, setting.draws)
+    found = select_worst(
+        setting, scorer, perturb(setting, job, images, labels, "check"), images, labels, indices
+    )
     return [correct / found.report.draws for correct in found.report.correct.tolist()]
 
 
@@ -196,7 +198,7 @@ def _doubled(budget: Budget) -> Budget:
 
 def _cosines(setting: Setting, job: Job, positions: Sequence[int]) -> list[float]:
     images, labels, _ = setting.pixels(positions)
-    targets = [setting.subject.target(job, setting.seed, f"cosine {number}") for number in range(2)]
+    targets = [setting.models.target(job, setting.seed, f"cosine {number}") for number in range(2)]
     if not targets[0].stochastic:
         return []
     return [mean_cosine(targets, images, labels, setting.budget.eot_draws)]

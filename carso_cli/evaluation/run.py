@@ -23,7 +23,7 @@ from carso_cli.distributed.world import World, join
 from carso_cli.errors import InterruptedRun, StateError, UsageError
 from carso_cli.evaluation.attack_batch import Setting, run_block
 from carso_cli.evaluation.protocols import UNPERTURBED, Job
-from carso_cli.evaluation.rerun_checks import extra_checks
+from carso_cli.evaluation.rerun_checks import rerun_checks
 from carso_cli.evaluation.result import exact_counterpart, summarise
 from carso_cli.evaluation.sanity_checks import Check, Evidence, stored_checks
 from carso_cli.evaluation.setup import Evaluation, EvaluationOptions, prepare_evaluation
@@ -76,14 +76,14 @@ def run_evaluation(
     evaluation: Evaluation, *, reporter: Reporter, resume: bool = False, force: bool = False
 ) -> dict[str, Any]:
     """Run what `prepare_evaluation` has resolved; see `evaluate`."""
-    world = join(evaluation.setting.subject.device)
+    world = join(evaluation.setting.models.device)
     reporter, folder = world.reporter(reporter), evaluation.folder
     if world.restarted:
         # Whatever is unfinished is what these processes began before one of them died.
         resume, force = world.on_main(lambda: (folder.exists, force and folder.summary.is_file()))
     folder, stored = world.on_main(lambda: _choose_folder(evaluation, resume=resume, force=force))
     if stored is not None:
-        reporter.say(f"{folder.path} is complete; showing its stored result")
+        reporter.info(f"{folder.path} is complete; showing its stored result")
         return stored
     with world.main_holds(lambda: _claimed(evaluation, folder, force, reporter)):
         return _measure(evaluation, folder, world, reporter)
@@ -109,7 +109,7 @@ def _measure(
         records = _run_jobs(evaluation, folder, world, reporter)
         health = world.on_main(folder.read_health)
         evidence = Evidence(evaluation.plan, records, {key: job_health(health, key) for key in records})
-        extra = extra_checks(evaluation.setting, evaluation.plan, evidence, folder, world, reporter)
+        extra = rerun_checks(evaluation.setting, evaluation.plan, evidence, folder, world, reporter)
     except KeyboardInterrupt:
         raise InterruptedRun(
             f"stopped; complete blocks are saved in {folder.path}",
@@ -176,7 +176,7 @@ def _settings(evaluation: Evaluation) -> dict[str, Any]:
         "precision": recipe.precision,
         "jobs": [job.key for job in evaluation.plan.jobs],
         "carso": __version__,
-        "environment": describe_environment(evaluation.setting.subject.device),
+        "environment": describe_environment(evaluation.setting.models.device),
     }
 
 
@@ -196,7 +196,7 @@ def _run_jobs(
         with reporter.progress(f"{job.target}: {job.attack}", len(evaluation.setting.images)) as progress:
             if found:
                 progress.advance(len(found))
-            for number, (fresh, health) in world.shared_out(missing, work):
+            for number, (fresh, health) in world.map_sharded(missing, work):
                 if world.is_main:
                     folder.append_block(fresh, health)
                 found |= {record.index: record for record in fresh}
@@ -224,5 +224,5 @@ class _Earlier:
         """Return the image's clean record, and the record of the job that settles it, if any."""
         clean = self.records.get(f"{self.job.target}/{UNPERTURBED}")
         found = (self.records[key][index] for key in self.job.waits_for)
-        settling = next((record for record in found if record.certain), None)
+        settling = next((record for record in found if record.broken), None)
         return (None if clean is None else clean[index]), settling

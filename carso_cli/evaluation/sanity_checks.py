@@ -26,7 +26,7 @@ from carso_cli.runs.summary import worst_case
 CHAIN = ("none", "noise", "fgsm", "pgd", "pgd-eot")
 """Attacks of growing strength."""
 _CHANCE_DIFFERENCE = 0.01
-_STAND_IN_GAIN = 0.02
+_SURROGATE_GAIN = 0.02
 _FLAT = 0.02
 _WITH_DLR = ("rand-aa", "apgd-dlr", "aa")
 
@@ -103,14 +103,14 @@ def stored_checks(evidence: Evidence) -> list[Check]:
         _loss_rises(evidence),
         _examples_moved(evidence),
         _attack_order(evidence),
-        _stand_ins(
+        _surrogates(
             evidence,
             "black-box",
             BLACK_BOX,
             "accuracy that a black-box attack takes away beyond the white-box ones; a gain means that their "
             "gradients are masked",
         ),
-        _stand_ins(
+        _surrogates(
             evidence,
             "surrogates",
             TRANSFERS,
@@ -128,7 +128,7 @@ def _in_ball(evidence: Evidence) -> Check:
         record.distance / record.eps
         for records in evidence.records.values()
         for record in records
-        if record.eps > 0 and not record.settled
+        if record.eps > 0 and not record.skipped
     ]
     return (
         at_most("in-ball", max(shares), 1.001, meaning)
@@ -141,7 +141,7 @@ def _rule_agreement(evidence: Evidence) -> Check:
     jobs = evidence.plan.jobs_on("defence")
     if not jobs:
         return not_run("rule-agreement", "a bare classifier has one view")
-    records = [record for record in evidence.of(jobs) if not record.settled]
+    records = [record for record in evidence.of(jobs) if not record.skipped]
     share = sum(record.disagreements for record in records) / sum(record.draws for record in records)
     return at_most(
         "rule-agreement",
@@ -228,7 +228,7 @@ def _examples_moved(evidence: Evidence) -> Check:
     name = "examples-moved"
     shares = []
     for job in evidence.aimed:
-        attacked = [record for record in evidence.records[job.key] if not record.settled]
+        attacked = [record for record in evidence.records[job.key] if not record.skipped]
         still = [
             record
             for record in attacked
@@ -261,19 +261,19 @@ def _attack_order(evidence: Evidence) -> Check:
 
 def _rise(weaker: Sequence[Record], stronger: Sequence[Record]) -> tuple[float, float] | None:
     """Return how much higher the stronger attack's accuracy is where both ran, and what chance allows."""
-    before = {record.index: record.accuracy for record in weaker if not record.settled}
-    changes = [r.accuracy - before[r.index] for r in stronger if not r.settled and r.index in before]
+    before = {record.index: record.accuracy for record in weaker if not record.skipped}
+    changes = [r.accuracy - before[r.index] for r in stronger if not r.skipped and r.index in before]
     return (sum(changes) / len(changes), tolerance(changes, _CHANCE_DIFFERENCE)) if changes else None
 
 
-def _stand_ins(evidence: Evidence, name: str, attacks: Sequence[str], meaning: str) -> Check:
+def _surrogates(evidence: Evidence, name: str, attacks: Sequence[str], meaning: str) -> Check:
     own = evidence.plan.jobs_on(evidence.plan.headline_target)
     added = [job for job in own if job.attack in attacks]
     if not added or not evidence.white_box:
         return not_run(name, "this evaluation has no such attack beside a white-box one")
     base = [own[0], *evidence.white_box]
     gains = _paired(worst_case(evidence.of(base)), worst_case(evidence.of([*base, *added])))
-    return at_most(name, sum(gains) / len(gains), tolerance(gains, _STAND_IN_GAIN), meaning)
+    return at_most(name, sum(gains) / len(gains), tolerance(gains, _SURROGATE_GAIN), meaning)
 
 
 def _paired(before: Sequence[Record], after: Sequence[Record]) -> list[float]:

@@ -22,7 +22,7 @@ from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed.world import join
 from carso_cli.errors import UsageError
 from carso_cli.evaluation.attack_batch import Setting
-from carso_cli.evaluation.models import Subject, given_subject, load_subject, run_recipe
+from carso_cli.evaluation.models import Models, given_models, load_models, run_recipe
 from carso_cli.evaluation.protocols import Plan, plan_budget, plan_evaluation
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.number import too_large
@@ -111,12 +111,12 @@ def prepare_evaluation(
         raise UsageError(f"--eps: {problem}")
     images, seed = options.get("images"), options.get("seed")
     limit = options.get("limit") or recipe.evaluation.images
-    with world.first_on_machine():
+    with world.local_main_first():
         if own_models:
-            subject = _given(recipe, device, options, world.reporter(reporter))
+            models = _given(recipe, device, options, world.reporter(reporter))
         else:
             recipe = run_recipe(recipe, RunFolder(run))
-            subject = load_subject(
+            models = load_models(
                 recipe,
                 RunFolder(run),
                 device,
@@ -127,7 +127,7 @@ def prepare_evaluation(
             )
         images = images or load_images(recipe, "test", limit=limit, reporter=world.reporter(reporter))
     setting = Setting(
-        subject=subject,
+        models=models,
         images=images,
         threat=ThreatModel(norm, eps),
         budget=plan_budget(recipe, plan, eps=eps, norm=norm),
@@ -138,8 +138,8 @@ def prepare_evaluation(
     return Evaluation(recipe, run, plan, setting, _identity(recipe, plan, setting))
 
 
-def _given(recipe: Recipe, device: torch.device, options: EvaluationOptions, reporter: Reporter) -> Subject:
-    return given_subject(
+def _given(recipe: Recipe, device: torch.device, options: EvaluationOptions, reporter: Reporter) -> Models:
+    return given_models(
         recipe,
         device,
         defence=options.get("defence"),
@@ -152,7 +152,7 @@ def _given(recipe: Recipe, device: torch.device, options: EvaluationOptions, rep
 
 def _identity(recipe: Recipe, plan: Plan, setting: Setting) -> dict[str, Any]:
     """Return what a resumed evaluation must share, field by field."""
-    defence = setting.subject.defence if "defence" in plan.targets else None
+    defence = setting.models.defence if "defence" in plan.targets else None
     images = setting.images
     sections = [section for section in TRAINING_SECTIONS if section != "threat"]
     return {
@@ -167,7 +167,7 @@ def _identity(recipe: Recipe, plan: Plan, setting: Setting) -> dict[str, Any]:
         "n_images": len(images),
         "images": images.fingerprint(),
         "recipe": recipe_hash(recipe, sections),
-        **{name: setting.subject.checksums[name] for name in ("classifier", "purifier", "second_classifier")},
+        **{name: setting.models.checksums[name] for name in ("classifier", "purifier", "second_classifier")},
         "draws": setting.draws,
         # Left out where it goes without saying, so that what is stored already keeps its name.
         **({"selects": True} if setting.selects and not plan.is_protocol else {}),

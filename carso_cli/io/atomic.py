@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def read_whole(path: Path, at_most: int) -> bytes:
+def read_limited(path: Path, at_most: int) -> bytes:
     """Read a regular file; a pipe is not waited for, a device not read without end.
 
     Args:
@@ -38,7 +38,7 @@ def read_whole(path: Path, at_most: int) -> bytes:
 
 
 @contextmanager
-def written_whole(target: Path) -> Iterator[BinaryIO]:
+def atomic_write(target: Path) -> Iterator[BinaryIO]:
     """Open a stream whose content takes the name `target` only when the context ends well.
 
     It is written under a temporary name in the same folder, forced to disk and renamed, and so is the name;

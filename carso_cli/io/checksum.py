@@ -21,7 +21,7 @@ SEAL = "seal"
 """Name under which a checksum is stored in the object or header that it covers."""
 
 
-def seal(values: Mapping[str, Any]) -> dict[str, Any]:
+def add_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a JSON object with its checksum as last entry.
 
     Raises:
@@ -30,7 +30,7 @@ def seal(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, SEAL: _digest(values)}
 
 
-def unseal(values: Mapping[str, Any], place: str) -> dict[str, Any]:
+def remove_checksum(values: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Return a sealed object without its checksum.
 
     Args:
@@ -55,7 +55,7 @@ def unseal(values: Mapping[str, Any], place: str) -> dict[str, Any]:
     return plain
 
 
-def tensor_seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+def tensors_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
     """Return the checksum of tensors and the metadata that is stored with them, without the seal itself."""
     return _digest({"tensors": fingerprint(tensors), "metadata": dict(metadata)})
 

@@ -46,7 +46,7 @@ def fetch(
             web page, has another checksum or does not end; the message says what to fetch by hand and where
             to put it.
     """
-    reporter.say(f"{name} is not on this machine yet: downloading {page or url}")
+    reporter.info(f"{name} is not on this machine yet: downloading {page or url}")
     partial = target.with_name(f"{target.name}.part")
     version = target.with_name(f"{target.name}.part.version")
     try:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from carso_cli.errors import DataError, nearest
-from carso_cli.io.atomic import read_whole
+from carso_cli.io.atomic import read_limited
 
 MAX_BYTES = 2**26
 """Largest image or text file that is read (64 MiB)."""
@@ -19,7 +19,7 @@ def read_given(path: Path) -> bytes:
         DataError: If it is missing, unreadable, larger than `MAX_BYTES`, or a folder, pipe or device.
     """
     try:
-        return read_whole(path, MAX_BYTES)
+        return read_limited(path, MAX_BYTES)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist", hint=similar_file(path)) from error
     except (OSError, ValueError) as error:

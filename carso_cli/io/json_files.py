@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from carso_cli.errors import CarsoError, StateError
-from carso_cli.io.atomic import read_whole, written_whole
-from carso_cli.io.checksum import seal, unseal
+from carso_cli.io.atomic import atomic_write, read_limited
+from carso_cli.io.checksum import add_checksum, remove_checksum
 
 _MAX_BYTES = 2**30
 _RESTORE = "restore the file from a copy, or compute it anew"
@@ -55,7 +55,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     # A file's name may hold bytes that are no text: they are shown as escapes.
     payload = data.encode(errors="backslashreplace") if isinstance(data, str) else data
     try:
-        with written_whole(path) as stream:
+        with atomic_write(path) as stream:
             stream.write(payload)
     except OSError as error:
         raise CarsoError(
@@ -66,7 +66,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace `path` by indented JSON with a checksum; NaN and infinities are refused."""
-    write_atomically(path, json.dumps(seal(content), indent=2, allow_nan=False) + "\n")
+    write_atomically(path, json.dumps(add_checksum(content), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         StateError: If the file is absent, is not a JSON object, or does not match its checksum.
     """
-    return unseal(read_plain_json(path), str(path))
+    return remove_checksum(read_plain_json(path), str(path))
 
 
 def read_plain_json(path: Path) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def read_plain_json(path: Path) -> dict[str, Any]:
         StateError: If the file is absent, or is not a JSON object.
     """
     try:
-        content = json.loads(read_whole(path, _MAX_BYTES))
+        content = json.loads(read_limited(path, _MAX_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StateError(f"cannot read {path}: {reason}", hint=_RESTORE) from error
@@ -130,7 +130,7 @@ def append_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _as_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(seal(record), allow_nan=False) + "\n" for record in records).encode()
+    return "".join(json.dumps(add_checksum(record), allow_nan=False) + "\n" for record in records).encode()
 
 
 def _open_no_link(path: str, flags: int) -> int:
@@ -152,7 +152,7 @@ def read_json_lines(path: Path, *, repair: bool = True) -> list[dict[str, Any]]:
             checksum.
     """
     try:
-        content = read_whole(path, _MAX_BYTES)
+        content = read_limited(path, _MAX_BYTES)
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -172,7 +172,7 @@ def _read_line(line: bytes, place: str) -> dict[str, Any]:
         raise StateError(f"{place} is damaged: {error}", hint=_RESTORE) from error
     if not isinstance(record, dict):
         raise StateError(f"{place} is not a JSON object", hint=_RESTORE)
-    return unseal(record, place)
+    return remove_checksum(record, place)
 
 
 def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

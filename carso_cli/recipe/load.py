@@ -20,12 +20,12 @@ import yaml
 from pydantic import ValidationError
 
 from carso_cli.errors import RecipeError
-from carso_cli.io.atomic import read_whole
+from carso_cli.io.atomic import read_limited
+from carso_cli.recipe.checksum_line import verify_checksum_line
 from carso_cli.recipe.document import Document, Key, Problem
 from carso_cli.recipe.explain import HINT, explain, show
 from carso_cli.recipe.schedule import scale_epochs
 from carso_cli.recipe.schema import Recipe
-from carso_cli.recipe.sealed import check_seal
 from carso_cli.recipe.shipped import find_recipe, recipes_folder
 
 DEFAULT_RECIPE = "digits"
@@ -236,14 +236,14 @@ def _read_file(path: Path) -> str:
             hint=f"where a trained run is used, it is given with --run {path}",
         )
     try:
-        raw = read_whole(path, MAX_BYTES)
+        raw = read_limited(path, MAX_BYTES)
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror or error}") from None
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not text in UTF-8: byte {error.start} cannot be read") from None
-    check_seal(text, str(path))
+    verify_checksum_line(text, str(path))
     return text
 
 

@@ -6,16 +6,24 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from carso_cli.recipe.section import Count, NonNegative, Positive, Section, Share, Text, Whole
+from carso_cli.recipe.section import (
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    Section,
+    Text,
+)
 
 
 class AttackMix(Section):
     """Adversarially balanced batches: FGSM and PGD at eps/2 and eps, evenly (Section 4.4, Table 14)."""
 
-    adversarial_fraction: Share = 0.5
-    pgd_steps: Count = 40
+    adversarial_fraction: Fraction = 0.5
+    pgd_steps: PositiveInt = 40
     pgd_step_size: Positive = 0.01
-    reuse: Count = 1
+    reuse: PositiveInt = 1
     """Epochs that share their perturbed images; the paper makes them anew for every batch."""
 
 
@@ -26,10 +34,10 @@ class AdversarialTraining(Section):
     as it stands; the purifier then learns to have the batch classified.
     """
 
-    adversarial_fraction: Share = 1.0
-    steps: Count = 5
+    adversarial_fraction: Fraction = 1.0
+    steps: PositiveInt = 5
     """Steps of the attack, each 2.5 eps / steps long; a single one, 1.25 eps."""
-    n_samples: Count = 1
+    n_samples: PositiveInt = 1
     """N: reconstructions per image, in every step of the attack and in the loss."""
     trades_weight: Positive | None = None
     """Weight of KL(P(clean) || P(perturbed)), beside the cross-entropy of the clean images in place of that
@@ -43,12 +51,12 @@ class AdversarialTraining(Section):
 class Optimiser(Section):
     """RAdam and Lookahead (Table 16)."""
 
-    beta1: Share = 0.9
-    beta2: Share = 0.999
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
     epsilon: Positive = 1e-8
     weight_decay: NonNegative = 0.0
-    lookahead_steps: Count = 6
-    lookahead_decay: Share = 0.8
+    lookahead_steps: PositiveInt = 6
+    lookahead_decay: Fraction = 0.8
 
 
 class LearningRate(Section):
@@ -57,16 +65,16 @@ class LearningRate(Section):
     initial: Positive = 5e-9
     plateau: Positive = 0.064
     final: Positive = 4.346e-4
-    warmup_epochs: Whole = 25
-    plateau_epochs: Whole = 25
-    annealing_epochs: Whole = 150
+    warmup_epochs: NonNegativeInt = 25
+    plateau_epochs: NonNegativeInt = 25
+    annealing_epochs: NonNegativeInt = 150
 
 
 class BetaIncrease(Section):
     """Weight of the KL term: 0, then a linear increase to 1 between two epochs (Table 16)."""
 
-    first_epoch: Whole = 25
-    last_epoch: Whole = 34
+    first_epoch: NonNegativeInt = 25
+    last_epoch: NonNegativeInt = 34
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -82,15 +90,15 @@ class Training(Section):
     """`elbo` is the paper's; `adversarial`, through the whole defence, and `both` are beyond the paper."""
     initial: Text | None = None
     """A trained purifier.safetensors to start from, for the same classifier and layers."""
-    epochs: Count = 200
-    batch_size: Count = 5120
+    epochs: PositiveInt = 200
+    batch_size: PositiveInt = 5120
     """Global batch size, over all devices."""
     learning_rate: LearningRate = LearningRate()
     beta_increase: BetaIncrease = BetaIncrease()
     optimiser: Optimiser = Optimiser()
     attack_mix: AttackMix = AttackMix()
     adversarial: AdversarialTraining = AdversarialTraining()
-    save_every_epochs: Count = 1
+    save_every_epochs: PositiveInt = 1
 
     @model_validator(mode="after")
     def _starts_from_a_trained_purifier(self) -> Self:

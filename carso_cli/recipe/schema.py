@@ -16,7 +16,16 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from carso_cli.recipe.number import Number, too_large
 from carso_cli.recipe.purifier_training import Training
-from carso_cli.recipe.section import Count, NonNegative, Positive, Section, Share, Text, Whole, no_truth
+from carso_cli.recipe.section import (
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    Section,
+    Text,
+    no_truth,
+)
 
 DataName = Literal["digits", "cifar10", "cifar100", "tinyimagenet200", "image-folder"]
 Aggregation = Literal["doubly-exponential", "logit-mean", "probability-mean", "majority-vote"]
@@ -34,7 +43,7 @@ class Data(Section):
     channels: Annotated[Literal[1, 3], BeforeValidator(no_truth)] = 3
     image_size: Annotated[int, Field(ge=28, le=96, strict=True)] = 32
     """Height and width in pixels."""
-    mean: tuple[Share, ...]
+    mean: tuple[Fraction, ...]
     """Per-channel mean of the training images in [0, 1], for standardisation (Appendix C.1)."""
     std: tuple[Positive, ...]
     """Per-channel standard deviation of the same."""
@@ -44,7 +53,7 @@ class Data(Section):
     """For `image-folder`: a folder or zip holding the training split, relative to `root`."""
     test: str | None = None
     """For `image-folder`: a folder or zip holding the test split, relative to `root`."""
-    train_limit: Count | None = None
+    train_limit: PositiveInt | None = None
     """Use only this many training images, class-balanced and seeded; all when left out."""
     holdout: Annotated[Number, Field(ge=0.0, le=0.5)] = 0.02
     """Share of the training images kept out of training to follow the defence's clean accuracy."""
@@ -80,23 +89,23 @@ class Weights(Section):
 class ClassifierTraining(Section):
     """How `carso train-classifier` trains: SGD with a one-cycle (triangular) learning rate."""
 
-    epochs: Count = 15
-    batch_size: Count = 128
+    epochs: PositiveInt = 15
+    batch_size: PositiveInt = 128
     peak_learning_rate: Positive = 0.2
-    warmup_share: Share = 0.4
+    warmup_share: Fraction = 0.4
     """Share of the steps over which the rate rises linearly; it falls linearly to 0 after."""
-    momentum: Share = 0.9
+    momentum: Fraction = 0.9
     weight_decay: NonNegative = 5e-4
     method: Literal["fast", "pgd"] = "fast"
     """One FGSM step from a random start (Wong et al., 2020), or PGD (Madry et al., 2018)."""
     step_size: Positive | None = None
     """Attack step in pixel units; 1.25 eps for `fast` and 2.5 eps / steps for `pgd` when left out."""
-    steps: Count = 7
+    steps: PositiveInt = 7
     """Attack steps; used by `pgd`."""
     augment: bool = True
     """Random crops with a 4-pixel margin and horizontal flips; shifts only where flips change the class."""
     flip: bool = True
-    label_smoothing: Share = 0.0
+    label_smoothing: Fraction = 0.0
     initial: Kind | None = None
     """Go on from the recipe's own weights of this kind, rather than from random ones."""
 
@@ -109,7 +118,7 @@ class Classifier(Section):
     architecture: Text | None = None
     """Name that torchvision or timm has for the architecture; its weights come from a file."""
     depth: Annotated[int, Field(ge=10, strict=True)] = 28
-    width: Count = 10
+    width: PositiveInt = 10
     activation: Literal["relu", "silu"] = "silu"
     at: Weights | None = None
     """Adversarially trained weights: the paper's classifier."""
@@ -153,9 +162,9 @@ class Representation(Section):
 class Purifier(Section):
     """Sizes of the conditional VAE (Tables 6 and 8-13, sizes of Table 15)."""
 
-    condition_features: Count = 512
+    condition_features: PositiveInt = 512
     """`fcrepr`: features of the compressed internal representation."""
-    latent_features: Whole = 128
+    latent_features: NonNegativeInt = 128
     """`fjoint`: features of the latent, and of the joint encoding; 0 leaves out both, beyond the paper."""
     layer_convolutions: Annotated[int, Field(ge=1, le=5, strict=True)] | None = None
     """Convolutions per layer encoder: 3 (Table 8) up to 32 pixels, 4 (Table 9) above, when left out."""
@@ -181,30 +190,30 @@ class ThreatModel(Section):
 class Evaluation(Section):
     """Inference and the budget of the evaluation's attacks (Section 5.1, Table 14)."""
 
-    n_samples: Count = 8
+    n_samples: PositiveInt = 8
     """N: reconstructions per image."""
     aggregation: Aggregation = "doubly-exponential"
     second_kind: Kind = "at"
     """Training of the second classifier instance, which classifies the reconstructions."""
-    images: Count | None = None
+    images: PositiveInt | None = None
     """Test images, class-balanced and seeded, unless `--limit` says otherwise; all when left out."""
-    batch_size: Count = 128
+    batch_size: PositiveInt = 128
     """Images scored or attacked together."""
-    pgd_steps: Count = 40
+    pgd_steps: PositiveInt = 40
     """Steps of the plain `pgd` attack."""
     pgd_step_size: Positive = 0.01
-    apgd_steps: Count = 100
+    apgd_steps: PositiveInt = 100
     """Steps of the APGD attacks and of FAB."""
-    eot_draws: Count = 20
+    eot_draws: PositiveInt = 20
     """Expectation-over-Transformation draws per gradient."""
-    pgd_eot_steps: Count = 200
+    pgd_eot_steps: PositiveInt = 200
     pgd_eot_step_size: Positive = 0.007
-    square_queries: Count = 5000
-    restarts: Count = 1
+    square_queries: PositiveInt = 5000
+    restarts: PositiveInt = 1
     """Random restarts of the adaptive protocol's strongest attack."""
     scoring_draws: Annotated[int, Field(ge=2, strict=True)] = 20
     """R: fresh draws of the defence on which every adversarial example is scored."""
-    samples_per_pass: Count = 4096
+    samples_per_pass: PositiveInt = 4096
     """Most reconstructions classified in one pass; bounds the memory of an attack step."""
 
 
@@ -223,7 +232,7 @@ class Recipe(Section):
     description: Text
     reproduces: str = ""
     """The row or table of the paper that this recipe reproduces, if any."""
-    seed: Whole = 0
+    seed: NonNegativeInt = 0
     precision: Precision = "fp32"
     """Of products and convolutions: TF32 on NVIDIA GPUs, or bfloat16; aggregation and losses are float32."""
     compile: bool = False

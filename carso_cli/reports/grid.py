@@ -8,11 +8,12 @@ from pathlib import Path
 from torch import Tensor
 
 from carso_cli.build import load_defence
+from carso_cli.defence.answer import classify
 from carso_cli.pictures.grids import decision_caption
 from carso_cli.recipe.load import load_recipe
 from carso_cli.runs.checkpoints import load_tensors
+from carso_cli.runs.description import class_names
 from carso_cli.runs.folder import RunFolder
-from carso_cli.tools.predict import class_names, classify
 
 _IMAGES = 6
 _SAMPLES = 8

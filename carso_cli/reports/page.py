@@ -109,7 +109,7 @@ def draw_pictures(run: StoredRun, reporter: Reporter, device: str) -> list[Shown
     try:
         grid = reconstruction_grid(run.path, device)
     except CarsoError as error:
-        reporter.warn(f"{run.path}: no picture of reconstructions: {error.message}")
+        reporter.warning(f"{run.path}: no picture of reconstructions: {error.message}")
         grid = None
     if grid is not None:
         found.append(Shown("reconstructions", grid=grid))

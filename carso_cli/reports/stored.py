@@ -117,21 +117,21 @@ def read_run(path: Path, recipe: Mapping[str, Any], reporter: Reporter) -> Store
     folder = RunFolder(path)
     environment, metrics = {}, []
     if folder.trained_here and not folder.environment.is_file():
-        reporter.warn(f"left out: {folder.environment} is missing")
+        reporter.warning(f"left out: {folder.environment} is missing")
     try:
         environment = read_json(folder.environment) if folder.environment.is_file() else {}
         metrics = folder.read_metrics(recipe["training"]["epochs"])
     except StateError as error:
-        reporter.warn(f"left out: {error.message}")
+        reporter.warning(f"left out: {error.message}")
     evaluations = []
     for settings in sorted(folder.evaluation.glob("*/settings.json")):
         try:
             found = read_evaluation(settings.parent)
         except StateError as error:
-            reporter.warn(f"left out: {error.message}")
+            reporter.warning(f"left out: {error.message}")
             continue
         if found is None:
-            reporter.warn(f"left out: {settings.parent} is not complete")
+            reporter.warning(f"left out: {settings.parent} is not complete")
         else:
             evaluations.append(found)
     known = {one.path.resolve(): one for one in evaluations}
@@ -140,7 +140,7 @@ def read_run(path: Path, recipe: Mapping[str, Any], reporter: Reporter) -> Store
         try:
             ablations.append(read_ablation(file, known))
         except StateError as error:
-            reporter.warn(f"left out: {error.message}")
+            reporter.warning(f"left out: {error.message}")
     evaluations.sort(key=_protocols_first)
     return StoredRun(path, recipe, environment, metrics, evaluations, ablations)
 

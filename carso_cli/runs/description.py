@@ -7,9 +7,9 @@ from typing import Any
 
 from carso_cli.errors import RecipeError, StateError
 from carso_cli.io.json_files import read_json, write_atomically, write_json
+from carso_cli.recipe.checksum_line import add_checksum_line
 from carso_cli.recipe.load import dump_recipe, load_recipe
 from carso_cli.recipe.schema import Recipe
-from carso_cli.recipe.sealed import seal_text
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import Reporter
 
@@ -36,12 +36,12 @@ def describe_run(
     try:
         read_json(folder.environment)
     except StateError as error:
-        reporter.warn(f"{error.message}; it is written anew")
+        reporter.warning(f"{error.message}; it is written anew")
         write_json(folder.environment, environment)
     try:
         load_recipe(str(folder.recipe.resolve()))
     except RecipeError as error:
-        reporter.warn(f"{error.message}; it is written anew")
+        reporter.warning(f"{error.message}; it is written anew")
         write_recipe(folder, recipe)
 
 
@@ -51,4 +51,16 @@ def write_recipe(folder: RunFolder, recipe: Recipe) -> None:
     Raises:
         CarsoError: If it cannot be written.
     """
-    write_atomically(folder.recipe, seal_text(dump_recipe(recipe)))
+    write_atomically(folder.recipe, add_checksum_line(dump_recipe(recipe)))
+
+
+def class_names(folder: RunFolder, recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of the classes without opening the data: stored ones, or else their numbers."""
+    numbers = tuple(str(label) for label in range(recipe.data.classes))
+    try:
+        stored = read_json(folder.environment).get("classes")
+    except StateError:
+        return numbers
+    if not isinstance(stored, list) or len(stored) != len(numbers):
+        return numbers
+    return tuple(str(name) for name in stored)

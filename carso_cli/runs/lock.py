@@ -54,9 +54,9 @@ def locked(folder: Path, reporter: Reporter) -> Iterator[None]:
         earlier = _read_owner(descriptor)
         if not held:
             told = f"; {earlier} may be at work there" if earlier else ""
-            reporter.warn(f"the file system of {folder} keeps no locks: start one process at a time{told}")
+            reporter.warning(f"the file system of {folder} keeps no locks: start one process at a time{told}")
         elif earlier:
-            reporter.say(f"process {earlier} did not end well; its lock on {folder} is void")
+            reporter.info(f"process {earlier} did not end well; its lock on {folder} is void")
         for leftover in folder.glob(".*.tmp"):
             with suppress(OSError):
                 leftover.unlink()

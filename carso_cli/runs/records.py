@@ -36,11 +36,15 @@ from carso_cli.runtime.reporter import Reporter
 SCHEMA = 1
 """Version of the settings, records and summary; raised when a field changes its meaning."""
 
-_SAME_SUBJECT = (
+_SAME_MODELS = (
     *("eps", "norm", "n_samples", "aggregation", "images"),
     *("classifier", "purifier", "second_classifier"),
 )
 """Fields of the identity that two evaluations share whose results may be set side by side."""
+
+
+_STORED_AS = {"broken": "certain", "skipped": "settled", "skipped_by": "settled_by"}
+"""Fields whose names in the files are older than their names here."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +86,11 @@ class Record:
     distance: float
     disagreements: int
     """Of R report draws, in how many the exact view's argmax differs from the defence's own decision."""
-    certain: bool
+    broken: bool
     """Wrong in every selection draw and in every draw of a third set: the image leaves the queue."""
-    settled: bool
-    """Not attacked: an earlier job, `settled_by`, fools it with certainty, and its result stands here."""
-    settled_by: str | None
+    skipped: bool
+    """Not attacked: an earlier job, `skipped_by`, fools it with certainty, and its result stands here."""
+    skipped_by: str | None
 
     @property
     def accuracy(self) -> float:
@@ -96,7 +100,7 @@ class Record:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values; a number that is not finite becomes None."""
         return {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            _STORED_AS.get(key, key): None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in asdict(self).items()
         }
 
@@ -107,15 +111,17 @@ class Record:
         Raises:
             StateError: If fields are missing or unknown.
         """
-        names = {entry.name for entry in fields(cls)}
-        if set(values) != names:
-            raise StateError(f"a record's fields differ from this version's: {sorted(set(values) ^ names)}")
-        return cls(**values)
+        names = {_STORED_AS.get(entry.name, entry.name): entry.name for entry in fields(cls)}
+        if set(values) != set(names):
+            raise StateError(
+                f"a record's fields differ from this version's: {sorted(set(values) ^ set(names))}"
+            )
+        return cls(**{names[key]: value for key, value in values.items()})
 
     def carried_to(self, job: str, block: int, **changes: Any) -> Record:  # noqa: ANN401  (fields of a record)
         """Return this result as the record of a later job that need not run on the image."""
         return replace(
-            self, job=job, block=block, settled=True, settled_by=self.settled_by or self.job, **changes
+            self, job=job, block=block, skipped=True, skipped_by=self.skipped_by or self.job, **changes
         )
 
 
@@ -197,11 +203,11 @@ class EvaluationFolder:
         self, complete: int, planned: int, begun: Collection[tuple[str, int]], reporter: Reporter
     ) -> None:
         if begun:
-            reporter.say(f"{complete} of {planned} blocks are stored in {self.path}")
+            reporter.info(f"{complete} of {planned} blocks are stored in {self.path}")
         # A kill cuts one block short; more than that was lost by other means.
         lost = len(begun) - complete
         if lost > 1:
-            reporter.warn(
+            reporter.warning(
                 f"{self.path} once held {len(begun)} blocks; {lost} are not whole now and are run again"
             )
 
@@ -242,7 +248,7 @@ def attacks_exact_view_of(other: Mapping[str, Any], identity: Mapping[str, Any])
         identity: That of the other evaluation, on whatever view.
     """
     is_exact = (other["attack"], other["view"]) == ("adaptive", "exact") and "defence" in other["targets"]
-    return is_exact and all(other.get(name) == identity.get(name) for name in _SAME_SUBJECT)
+    return is_exact and all(other.get(name) == identity.get(name) for name in _SAME_MODELS)
 
 
 def short(value: object) -> str:

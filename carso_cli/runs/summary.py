@@ -63,7 +63,7 @@ def attack_row(records: Sequence[Record]) -> dict[str, Any]:
         "norm": first.norm,
         **figures(records),
         "draws": first.draws,
-        "attacked": sum(not record.settled for record in records),
+        "attacked": sum(not record.skipped for record in records),
     }
 
 
@@ -99,7 +99,7 @@ def severity(record: Record) -> tuple[float, float]:
 def headline(records: Sequence[Record], attack: str) -> dict[str, Any]:
     """Return the worst case over all records, with the number of images on which each attack was worst."""
     worst = worst_case(records)
-    picked = Counter(record.settled_by or record.job for record in worst)
+    picked = Counter(record.skipped_by or record.job for record in worst)
     return {
         "attack": attack,
         "target": worst[0].target,

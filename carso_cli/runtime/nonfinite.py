@@ -1,6 +1,6 @@
 """Where a value stopped being finite: the layer, or the parameter whose gradient did.
 
-- `blame_layer` runs a model again and names the layer;
+- `find_nonfinite_layer` runs a model again and names the layer;
 - `require_finite_logits` stops what would count them;
 - `require_finite_gradients` stops training before a step that would ruin the weights.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from carso_cli.errors import NumericsError
 
 
-def blame_layer(model: object, forward: Callable[[], object]) -> str:
+def find_nonfinite_layer(model: object, forward: Callable[[], object]) -> str:
     """Return, for a message, which layer is the first whose output holds NaN or an infinity.
 
     Args:
@@ -60,7 +60,7 @@ def require_finite_logits(logits: Tensor, what: str, model: object, forward: Cal
     """
     if not bool(logits.isfinite().all()):
         raise NumericsError(
-            f"the logits of {what} are not finite{blame_layer(model, forward)}",
+            f"the logits of {what} are not finite{find_nonfinite_layer(model, forward)}",
             hint="its weights or its images are beyond what float32 holds; nothing was counted",
         )
     return logits

@@ -21,10 +21,10 @@ class Progress(Protocol):
 class Reporter(Protocol):
     """Where core code sends what a user should see."""
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """Tell the user something."""
 
-    def warn(self, message: str) -> None:
+    def warning(self, message: str) -> None:
         """Tell the user something that may make a result untrustworthy."""
 
     def progress(
@@ -41,10 +41,10 @@ class _SilentProgress:
 class SilentReporter:
     """A reporter that shows nothing."""
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """Drop the message."""
 
-    def warn(self, message: str) -> None:
+    def warning(self, message: str) -> None:
         """Drop the message."""
 
     @contextmanager

@@ -25,7 +25,7 @@ from carso_cli.errors import MissingError
 
 
 @dataclass(frozen=True)
-class Entry:
+class Patch:
     """One fault and its remedy.
 
     Args:
@@ -40,22 +40,22 @@ class Entry:
     reason: str
     until: str
     needed: Callable[[], bool]
-    apply: Callable[[], None]
+    remedy: Callable[[], None]
 
     @property
     def active(self) -> bool:
         """Whether the fault is present here, mended or not."""
-        return self.name in _mended or self.needed()
+        return self.name in _applied or self.needed()
 
-    def mend(self) -> None:
+    def apply(self) -> None:
         """Apply the remedy if the fault is present, without showing the libraries' own warnings."""
         if self.needed():
             with quiet():
-                self.apply()
-            _mended.add(self.name)
+                self.remedy()
+            _applied.add(self.name)
 
 
-_mended: set[str] = set()
+_applied: set[str] = set()
 
 
 def _folder_of(package: str) -> Path | None:
@@ -152,21 +152,21 @@ def _compute_swish_by_silu() -> None:
 
 
 _BEFORE_IMPORT = (
-    Entry(
+    Patch(
         "autoattack",
         "robustbench imports `autoattack`, which is not on PyPI; pyautoattack is the same code",
         "robustbench imports pyautoattack, or autoattack is published",
         _autoattack_is_absent,
         _alias_autoattack,
     ),
-    Entry(
+    Patch(
         "zero_gradients",
         "advertorch imports `zero_gradients` from torch.autograd.gradcheck, gone since torch 1.9",
         "a release of advertorch without that import",
         lambda: not hasattr(_gradcheck_module(), "zero_gradients"),
         _restore_zero_gradients,
     ),
-    Entry(
+    Patch(
         "torchvision::nms",
         "torchvision's CUDA build cannot load its operators beside a CPU-only torch, and fails on import",
         "torch and torchvision come from one place, or torchvision imports without its operators",
@@ -175,14 +175,14 @@ _BEFORE_IMPORT = (
     ),
 )
 _ROBUSTBENCH_ALONE = (
-    Entry(
+    Patch(
         "pkg_resources",
         "robustbench imports `pkg_resources`, which setuptools 81 dropped",
         "robustbench reads its files with importlib.resources",
         _pkg_resources_is_absent,
         _ask_for_setuptools,
     ),
-    Entry(
+    Patch(
         "Swish",
         "the gradient of robustbench's Swish reads `ctx.saved_variables`, which torch is giving up: it warns "
         "at every step; nn.SiLU is the same function",
@@ -193,7 +193,7 @@ _ROBUSTBENCH_ALONE = (
 )
 
 
-def entries() -> tuple[Entry, ...]:
+def patches() -> tuple[Patch, ...]:
     """Return all known faults."""
     return _BEFORE_IMPORT + _ROBUSTBENCH_ALONE
 
@@ -202,7 +202,7 @@ def entries() -> tuple[Entry, ...]:
 def prepare() -> None:
     """Mend what needs mending before torchvision, advertorch or AutoAttack are imported; once."""
     for entry in _BEFORE_IMPORT:
-        entry.mend()
+        entry.apply()
 
 
 def quiet() -> warnings.catch_warnings[None]:
@@ -219,7 +219,7 @@ def import_robustbench() -> types.ModuleType:
     """
     prepare()
     setuptools, swish = _ROBUSTBENCH_ALONE
-    setuptools.mend()
+    setuptools.apply()
     with quiet():
         try:
             module = importlib.import_module("robustbench")
@@ -227,5 +227,5 @@ def import_robustbench() -> types.ModuleType:
             raise MissingError(
                 f"robustbench cannot be imported: {error}", hint="pip install robustbench"
             ) from error
-    swish.mend()
+    swish.apply()
     return module

@@ -85,9 +85,9 @@ def _probe(module: str, name: str, needed: bool) -> dict[str, Any]:
 
 def _import(module: str) -> None:
     if module.partition(".")[0] in ("torchvision", "advertorch", "pyautoattack"):
-        from carso_cli.runtime import third_party as compat
+        from carso_cli.runtime import third_party
 
-        compat.prepare()
+        third_party.prepare()
     with warnings.catch_warnings(action="ignore"):
         importlib.import_module(module)
 
@@ -106,12 +106,12 @@ def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
 def _faults() -> list[dict[str, Any]]:
     def listed() -> list[dict[str, Any]]:
         """Return every known fault of a library, and whether it is mended here."""
-        from carso_cli.runtime import third_party as compat
+        from carso_cli.runtime import third_party
 
         # Of robustbench only what it would need: its import takes seconds, and carso does without it.
         return [
             {"name": entry.name, "reason": entry.reason, "until": entry.until, "active": entry.active}
-            for entry in compat.entries()
+            for entry in third_party.patches()
         ]
 
     return _attempt(listed)[0] or []

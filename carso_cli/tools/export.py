@@ -29,10 +29,10 @@ from carso_cli.io.checksum import fingerprint
 from carso_cli.io.json_files import ensure_folder, file_sha256, write_atomically, write_json
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
+from carso_cli.runs.description import class_names
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import Reporter
 from carso_cli.runtime.seed import generator
-from carso_cli.tools.predict import class_names
 
 TOLERANCE = 1e-4
 """Largest difference of a program's log P from the defence's, relative where |log P| is above 1."""
@@ -89,14 +89,14 @@ def export_run(
     recipe = load_recipe(str(RunFolder(run).recipe.resolve()))
     ensure_folder(out)
     inputs = _examples(defence, recipe)
-    reporter.say("tracing the defence")
+    reporter.info("tracing the defence")
     program = trace(defence, inputs)
     forms: dict[str, Callable[[ExportedProgram], bytes]] = {"defence.pt2": _torch_bytes}
     if has_onnx():
         forms["defence.onnx"] = _onnx_bytes
     files = {}
     for name, serialise in forms.items():
-        reporter.say(f"writing {out / name}")
+        reporter.info(f"writing {out / name}")
         write_atomically(out / name, serialise(program))
         difference = check_program(out / name, defence, inputs)
         files[name] = {"sha256": file_sha256(out / name), "largest_difference": difference}

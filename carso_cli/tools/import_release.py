@@ -52,7 +52,7 @@ def import_release(folder: Path, recipe: Recipe, *, run: Path, reporter: Reporte
     if target.recipe.is_file() or target.trained_here:
         raise UsageError(f"{run} already holds a run", hint="choose another folder with --run DIR")
     files = find_release(folder)
-    reporter.say(f"reading {', '.join(path.name for path in files.values())}")
+    reporter.info(f"reading {', '.join(path.name for path in files.values())}")
     published = {part: read_tensors(path) for part, path in files.items()}
     classifier = build_classifier(recipe, recipe.representation.kind)
     checksum = classifier_fingerprint(classifier)

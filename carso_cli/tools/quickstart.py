@@ -46,11 +46,11 @@ def quickstart(*, run: Path, reporter: Reporter, device: str = "auto") -> dict[s
     recipe = load_recipe("digits", _BUDGET)
     training: dict[str, Any] | None = None
     if not folder.purifier.is_file():
-        reporter.say("training the purifier on digits")
+        reporter.info("training the purifier on digits")
         training = train_purifier(
             load_recipe("digits"), run=run, reporter=reporter, resume=folder.recipe.is_file(), device=device
         )
-    reporter.say(f"attacking classifier and defence by PGD on {_IMAGES} test images")
+    reporter.info(f"attacking classifier and defence by PGD on {_IMAGES} test images")
     summary = evaluate(
         recipe, run=run, reporter=reporter, attack="pgd", limit=_IMAGES, device=device, force=True
     )

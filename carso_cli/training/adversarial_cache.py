@@ -20,7 +20,7 @@ Place = tuple[int, int]
 """Epoch and number of a batch in it."""
 
 
-class AdversarialPool:
+class AdversarialCache:
     """Perturbed images of one group of epochs.
 
     Args:

@@ -129,14 +129,14 @@ class TrainingProgress:
             self.open = OpenEpoch(**{**found[1]["open"], "sums": tuple(found[1]["open"]["sums"])})
             self.saved = (self.epochs_done, self.open.batches)
             batches = f" and {self.open.batches} batches" if self.open.batches else ""
-            reporter.say(f"going on after {self.epochs_done} whole epochs{batches}")
+            reporter.info(f"going on after {self.epochs_done} whole epochs{batches}")
         return found
 
     def _read(self, folder: RunFolder, reporter: Reporter) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         found = load_state(folder.state, reporter)
         if found is None:
             self._check_nothing_is_lost(folder)
-            reporter.say(f"{folder.path} holds no state yet: starting from the first epoch")
+            reporter.info(f"{folder.path} holds no state yet: starting from the first epoch")
         else:
             self._check_identity(folder, found[1]["identity"])
         # The state is the truth: epochs logged after it will be run again, a damaged log is made whole.

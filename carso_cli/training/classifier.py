@@ -159,7 +159,7 @@ def estimate_cost(
 def _set_up(
     recipe: Recipe, kind: Kind, device: torch.device, limit: int | None, reporter: Reporter
 ) -> ClassifierSetup:
-    with join(device).first_on_machine():
+    with join(device).local_main_first():
         images = load_images(recipe, "train", limit=limit, reporter=reporter)
     train, held_out = split_holdout(images, recipe.data.holdout, recipe.seed)
     if len(train) < 2:

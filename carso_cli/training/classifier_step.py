@@ -22,7 +22,7 @@ from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed.world import World, join
 from carso_cli.errors import NumericsError, RecipeError, UsageError
 from carso_cli.recipe.schema import Kind, Recipe
-from carso_cli.runtime.nonfinite import blame_layer, require_finite_gradients
+from carso_cli.runtime.nonfinite import find_nonfinite_layer, require_finite_gradients
 from carso_cli.runtime.precision import full, in_precision, reduced
 from carso_cli.runtime.reporter import Reporter
 from carso_cli.runtime.seed import derive_seed, generator, seeded
@@ -139,7 +139,7 @@ def train_step(
     sums = setup.world.sum(torch.stack((loss.detach(), correct)).double().cpu())
     value = sums[0].item() / len(positions)
     if not math.isfinite(value):
-        where = blame_layer(state.classifier, lambda: model(images))
+        where = find_nonfinite_layer(state.classifier, lambda: model(images))
         raise NumericsError(
             f"the loss became {value} in epoch {place[0] + 1}, batch {place[1] + 1}{where}; training stops",
             hint=_LOWER_RATE,

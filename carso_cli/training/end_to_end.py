@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from carso_cli.attacks.defence_target import DefenceTarget
+from carso_cli.attacks.passes import samples_per_pass
 from carso_cli.attacks.pgd_eot import PGDEoT
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.defence.defended_model import Defence
@@ -28,7 +29,6 @@ from carso_cli.defence.elbo import negative_elbo
 from carso_cli.defence.representation import extract_representation
 from carso_cli.defence.vae import ENCODER_PARTS, Purifier
 from carso_cli.distributed.world import World
-from carso_cli.evaluation.models import samples_per_pass
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runtime.precision import reduced
 from carso_cli.runtime.seed import derive_seed, generator
@@ -38,7 +38,7 @@ HELD_OUT_STEPS = 10
 """Steps of the attack that training is followed by: a purifier can learn the few of training by heart."""
 
 
-class ThroughDefence(nn.Module):
+class EndToEnd(nn.Module):
     """The purifier's parameters behind the defence's output.
 
     Args:
@@ -110,7 +110,9 @@ def perturbed(
     target = DefenceTarget(
         defence,
         "exact",
-        samples_per_pass=samples_per_pass(recipe, images.device, section.n_samples),
+        samples_per_pass=samples_per_pass(
+            recipe.evaluation.samples_per_pass, images.device, section.n_samples
+        ),
         generator=generator(seed, "latents"),
         n_samples=section.n_samples,
     )
@@ -126,7 +128,7 @@ def perturbed(
 
 
 def adversarial_terms(
-    trained: ThroughDefence,
+    trained: EndToEnd,
     replica: nn.Module,
     clean: Tensor,
     labels: Tensor,

@@ -22,7 +22,7 @@ from carso_cli.recipe.schema import Recipe
 from carso_cli.runtime.precision import in_precision, reduced
 from carso_cli.runtime.timing import seconds_of
 from carso_cli.training.balanced_batch import quarter_size
-from carso_cli.training.end_to_end import ThroughDefence, adversarial_terms
+from carso_cli.training.end_to_end import EndToEnd, adversarial_terms
 
 _IMAGES = 8
 
@@ -97,7 +97,7 @@ def _balanced_step(recipe: Recipe, classifier: nn.Module, purifier: Purifier) ->
 
 def _adversarial_step(recipe: Recipe, classifier: nn.Module, purifier: Purifier) -> float:
     """Return the seconds of a step through the whole defence, its attack among them."""
-    images, trained = _blank_images(recipe, purifier), ThroughDefence(recipe, classifier, purifier, None)
+    images, trained = _blank_images(recipe, purifier), EndToEnd(recipe, classifier, purifier, None)
     labels = torch.arange(_IMAGES, device=images.device) % recipe.data.classes
     learning = [parameter for parameter in purifier.parameters() if parameter.requires_grad]
 

@@ -39,9 +39,9 @@ from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import SILENT, Reporter
 from carso_cli.runtime.seed import derive_seed, generator
 from carso_cli.runtime.signals import StopRequest, stop_requests
-from carso_cli.training.adversarial_cache import AdversarialPool
+from carso_cli.training.adversarial_cache import AdversarialCache
 from carso_cli.training.checkpoint import StopTraining
-from carso_cli.training.end_to_end import HELD_OUT_STEPS, ThroughDefence, perturbed
+from carso_cli.training.end_to_end import HELD_OUT_STEPS, EndToEnd, perturbed
 from carso_cli.training.purifier_state import TrainingState
 from carso_cli.training.purifier_step import (
     TrainingSetup,
@@ -134,13 +134,13 @@ def _set_up(
         else own_classifier(classifier, recipe)
     )
     frozen = frozen.to(device)
-    with join(device).first_on_machine():
+    with join(device).local_main_first():
         images = load_images(recipe, "train", limit=limit, reporter=reporter)
     train, held_out = split_holdout(images, recipe.data.holdout, recipe.seed)
     perturb = balanced_batch(recipe, frozen, reporter)
     through = recipe.training.objective != "elbo"
     # The defence under attack changes with every step: nothing that was made against it is kept.
-    pool = AdversarialPool(1 if through else recipe.training.attack_mix.reuse)
+    pool = AdversarialCache(1 if through else recipe.training.attack_mix.reuse)
     second = build_second_classifier(recipe, device)
     return TrainingSetup(recipe, frozen, train.to(device), held_out, perturb, pool, device, reporter, second)
 
@@ -151,7 +151,7 @@ def _check_warmup(setup: TrainingSetup) -> None:
     batches = len(epoch_batches(len(setup.train), training.batch_size, setup.recipe.seed, 0))
     steps = batches * training.learning_rate.warmup_epochs
     if steps < _UNRECTIFIED_STEPS + 1:
-        setup.reporter.warn(
+        setup.reporter.warning(
             f"the warm-up lasts {steps} optimiser step{'' if steps == 1 else 's'}; below "
             f"{_UNRECTIFIED_STEPS + 1}, RAdam takes plain gradient steps at the full learning rate and may "
             "diverge"
@@ -202,7 +202,7 @@ def _follow(setup: TrainingSetup, state: TrainingState) -> dict[str, Any]:
     """
     recipe = setup.recipe
     names = ["defence_clean_accuracy"]
-    if isinstance(state.trained, ThroughDefence):
+    if isinstance(state.trained, EndToEnd):
         names.append("defence_attacked_accuracy")
     count = len(setup.held_out)
     if count == 0:

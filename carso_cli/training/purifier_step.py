@@ -21,7 +21,7 @@ from carso_cli.build import (
     classifier_fingerprint,
     load_purifier,
 )
-from carso_cli.classifiers.inference import attacked
+from carso_cli.classifiers.inference import inference_copy
 from carso_cli.data.augmentation import augment
 from carso_cli.data.image_set import ImageSet
 from carso_cli.defence.elbo import negative_elbo
@@ -33,13 +33,13 @@ from carso_cli.io.checksum import fingerprint
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.schema import Recipe
 from carso_cli.recipe.shipped import start_command
-from carso_cli.runtime.nonfinite import blame_layer, require_finite_gradients
+from carso_cli.runtime.nonfinite import find_nonfinite_layer, require_finite_gradients
 from carso_cli.runtime.precision import in_precision, reduced
 from carso_cli.runtime.reporter import SILENT, Reporter
 from carso_cli.runtime.seed import derive_seed, generator, seeded
-from carso_cli.training.adversarial_cache import AdversarialPool, Place
+from carso_cli.training.adversarial_cache import AdversarialCache, Place
 from carso_cli.training.balanced_batch import BalancedBatch
-from carso_cli.training.end_to_end import ThroughDefence, adversarial_terms
+from carso_cli.training.end_to_end import EndToEnd, adversarial_terms
 from carso_cli.training.purifier_state import TrainingState
 
 _LOWER_RATE = "lower training.learning_rate.plateau; the state of the last whole epoch is saved"
@@ -54,7 +54,7 @@ class TrainingSetup:
     train: ImageSet
     held_out: ImageSet
     perturb: BalancedBatch
-    pool: AdversarialPool
+    pool: AdversarialCache
     device: torch.device
     reporter: Reporter
     second_classifier: nn.Module | None = None
@@ -70,7 +70,7 @@ def balanced_batch(recipe: Recipe, classifier: nn.Module, reporter: Reporter = S
     """Return what perturbs the recipe's training batches against a frozen classifier."""
     mix = recipe.training.attack_mix
     return BalancedBatch(
-        in_precision(attacked(classifier, recipe, reporter), recipe.precision),
+        in_precision(inference_copy(classifier, compile=recipe.compile, reporter=reporter), recipe.precision),
         norm=recipe.threat.norm,
         eps=recipe.threat.eps,
         adversarial_fraction=mix.adversarial_fraction,
@@ -95,7 +95,7 @@ def initial_state(setup: TrainingSetup) -> TrainingState:
     trained: nn.Module = purifier
     if recipe.training.objective != "elbo":
         second = setup.second_classifier
-        trained = ThroughDefence(recipe, setup.classifier, purifier, second)
+        trained = EndToEnd(recipe, setup.classifier, purifier, second)
         # Outside of the training's own sections, and part of what is trained here.
         identity |= {
             "aggregation": recipe.evaluation.aggregation,
@@ -193,7 +193,7 @@ def train_step(
         clean = augment(clean, flip=recipe.classifier.training.flip, generator=drawn)
     clean = clean.to(setup.device)
     labels = setup.train.labels[positions].to(setup.device)
-    if isinstance(state.trained, ThroughDefence):
+    if isinstance(state.trained, EndToEnd):
         terms = adversarial_terms(state.trained, state.replica, clean, labels, place, beta, setup.world)
     else:
         terms = _elbo_terms(setup, state, clean, labels, place, beta, perturbations or place)
@@ -237,7 +237,9 @@ def _elbo_terms(
         reconstruction, mean, log_variance = state.replica(inputs, representation, noise)
     if setup.world.any(not bool(reconstruction.detach().isfinite().all())):
         with reduced(setup.recipe.precision, setup.device):
-            where = blame_layer(state.purifier, lambda: state.purifier(inputs, representation, noise))
+            where = find_nonfinite_layer(
+                state.purifier, lambda: state.purifier(inputs, representation, noise)
+            )
         raise _not_finite("the reconstruction", place, math.nan, where)
     terms = negative_elbo(reconstruction, clean[own], mean, log_variance, beta)
     return {"loss": terms.total, "bce": terms.bce, "kl": terms.kl}

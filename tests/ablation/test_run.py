@@ -48,10 +48,10 @@ class Listening(SilentReporter):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         self.said.append(message)
 
-    warn = say
+    warning = info
 
 
 def run(recipe: Recipe, ablation: known.Ablation, root: Path, **options: Any) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def test_a_defence_answers_the_same_with_little_memory(
     def answers() -> tuple[Tensor, ...]:
         target = attacked()
         step = target.loss_and_gradient(images, labels, cross_entropy, DRAWS)
-        logits, back = target.pullback(images)
+        logits, back = target.vjp(images)
         return step.loss, step.gradient, logits, back(torch.ones_like(logits)), target(images)
 
     plenty = answers()

@@ -58,7 +58,7 @@ def test_no_pass_exceeds_the_bound_and_the_condition_runs_once(
         assert toy.conditions == 1
     toy.passes.clear()
     target(images)
-    logits, back = target.pullback(images)
+    logits, back = target.vjp(images)
     back(torch.ones_like(logits))
     assert max(toy.passes) <= samples_per_pass
 
@@ -162,7 +162,7 @@ def test_pullback_is_the_gradient_of_one_draw_and_can_be_repeated(
     toy: Any, attacked: Callable[..., DefenceTarget], images: Tensor, labels: Tensor, samples_per_pass: int
 ) -> None:
     target = attacked(samples_per_pass=samples_per_pass)
-    logits, back = target.pullback(images)
+    logits, back = target.vjp(images)
     expected = attacked().loss_and_gradient(images, labels, cross_entropy, 1).gradient
     slope = logits.softmax(dim=1) - F.one_hot(labels, logits.shape[1])
     for factor in (1.0, -2.0):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
 from carso_cli.build import untrained_classifier
-from carso_cli.classifiers.inference import Compiled, attacked
+from carso_cli.classifiers.inference import Compiled, inference_copy
 from carso_cli.classifiers.wide_resnet import WideResNet, folded
 from carso_cli.recipe.identity import recipe_hash
 from carso_cli.recipe.load import load_recipe
@@ -21,7 +21,7 @@ class Warnings(SilentReporter):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def warn(self, message: str) -> None:
+    def warning(self, message: str) -> None:
         self.said.append(message)
 
 
@@ -46,9 +46,9 @@ def test_compiles_modules_where_the_recipe_says_so(classifier: WideResNet) -> No
     def function(images: Tensor) -> Tensor:
         return images
 
-    assert isinstance(attacked(classifier, COMPILING), Compiled)
-    assert isinstance(attacked(classifier, DIGITS), WideResNet)
-    assert attacked(function, COMPILING) is function
+    assert isinstance(inference_copy(classifier, compile=True), Compiled)
+    assert isinstance(inference_copy(classifier, compile=False), WideResNet)
+    assert inference_copy(function, compile=True) is function
 
 
 def test_what_is_compiled_is_one_graph(classifier: WideResNet) -> None:
@@ -63,7 +63,7 @@ def test_goes_on_without_torch_compile_where_it_fails(
 ) -> None:
     monkeypatch.setattr(torch, "compile", raising(TorchDynamoException("no C++ compiler found\nat line 7")))
     reporter, images = Warnings(), torch.rand(2, 3, 32, 32)
-    compiled = attacked(classifier, COMPILING, reporter)
+    compiled = inference_copy(classifier, compile=True, reporter=reporter)
     first, second = compiled(images), compiled(images)
     torch.testing.assert_close(first, classifier(images), rtol=1e-4, atol=1e-5)
     assert torch.equal(first, second)
@@ -76,7 +76,7 @@ def test_lets_other_errors_through(classifier: WideResNet, monkeypatch: pytest.M
     # Running out of memory has a remedy of its own: smaller passes.
     monkeypatch.setattr(torch, "compile", raising(torch.OutOfMemoryError("out of memory")))
     with pytest.raises(torch.OutOfMemoryError):
-        attacked(classifier, COMPILING)(torch.rand(1, 3, 32, 32))
+        inference_copy(classifier, compile=True)(torch.rand(1, 3, 32, 32))
 
 
 def test_compiling_makes_no_other_configuration() -> None:

@@ -199,9 +199,9 @@ class Offered:
 
 @pytest.fixture
 def offered(monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in = types.ModuleType("offered_classifiers")
-    stand_in.Offered = Offered  # type: ignore[attr-defined]  # a module made for this test
-    monkeypatch.setitem(sys.modules, "offered_classifiers", stand_in)
+    surrogate = types.ModuleType("offered_classifiers")
+    surrogate.Offered = Offered  # type: ignore[attr-defined]  # a module made for this test
+    monkeypatch.setitem(sys.modules, "offered_classifiers", surrogate)
     points = [
         EntryPoint(name, f"offered_classifiers:Offered.{name}", "carso.classifiers")
         for name in ("linear", "number", "failing")

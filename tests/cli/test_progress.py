@@ -62,8 +62,8 @@ def test_nothing_done_yet_is_no_division_by_zero() -> None:
 
 def test_words_are_not_wrapped_or_read_as_markup() -> None:
     stream, _, reporter = logged()
-    reporter.say("layers [a, b] " + "x" * 60)
-    reporter.warn("[bold]masked")
+    reporter.info("layers [a, b] " + "x" * 60)
+    reporter.warning("[bold]masked")
     assert stream.getvalue().splitlines() == ["layers [a, b] " + "x" * 60, "warning: [bold]masked"]
 
 
@@ -75,7 +75,7 @@ def test_bars_nest_and_words_pass_between_them() -> None:
             with reporter.progress("batches", total=3) as batches:
                 for _ in range(3):
                     batches.advance(loss=123.44)
-            reporter.say("between")
+            reporter.info("between")
             epochs.advance()
     with reporter.progress("again", total=1) as again:
         again.advance()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from carso_cli.classifiers.wide_resnet import WideResNet
 from carso_cli.defence.representation import extract_representation
 from carso_cli.errors import UsageError
-from carso_cli.runtime import third_party as compat
+from carso_cli.runtime import third_party
 
 LAYERS = ["layer.2.block.0.conv_0", "layer.0.block.0.conv_1", "layer.1.block.0.shortcut"]
 
@@ -25,7 +25,7 @@ def hook_count(model: nn.Module) -> int:
 
 
 def test_agrees_with_torchvision_in_the_order_asked(classifier: WideResNet) -> None:
-    compat.prepare()
+    third_party.prepare()
     from torchvision.models.feature_extraction import create_feature_extractor
 
     images = torch.rand(3, 3, 32, 32)

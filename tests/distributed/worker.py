@@ -27,7 +27,7 @@ from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runtime.reporter import SilentReporter
 from carso_cli.training import classifier_step as classifier_steps
 from carso_cli.training import purifier_step as purifier_steps
-from carso_cli.training.adversarial_cache import AdversarialPool
+from carso_cli.training.adversarial_cache import AdversarialCache
 from carso_cli.training.classifier import train_classifier
 from carso_cli.training.classifier_state import ClassifierState
 from carso_cli.training.purifier import train_purifier
@@ -94,7 +94,7 @@ def primitives(world: World, out: Path) -> dict[str, Any]:
     return {
         "rank": world.rank,
         "size": world.size,
-        "shared out": list(world.shared_out(list("abcdefg"), lambda item: [item.upper(), world.rank])),
+        "shared out": list(world.map_sharded(list("abcdefg"), lambda item: [item.upper(), world.rank])),
         "on main": world.on_main(lambda: os.getpid() if world.is_main else -1),
         "raised": raised,
         "sum": world.sum(torch.tensor([1.0, world.rank])).tolist(),
@@ -155,7 +155,7 @@ def first_step(kind: str, fraction: float) -> Any:
 def _purifier_step(recipe: Recipe, train: Any, held_out: Any, device: torch.device, reporter: Any) -> Any:
     classifier = build_classifier(recipe, "at").double()
     perturb = purifier_steps.balanced_batch(recipe, classifier)
-    pool = AdversarialPool(reuse=1)
+    pool = AdversarialCache(reuse=1)
     setup = purifier_steps.TrainingSetup(recipe, classifier, train, held_out, perturb, pool, device, reporter)
     state = purifier_steps.initial_state(setup)
     state.purifier.train().double()

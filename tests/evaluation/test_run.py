@@ -18,7 +18,7 @@ from torch import Tensor
 
 from carso_cli.errors import InterruptedRun, NumericsError, StateError, UsageError
 from carso_cli.evaluation import attack_batch as evaluation_jobs
-from carso_cli.evaluation import rerun_checks as extra_checks
+from carso_cli.evaluation import rerun_checks as rerun_checks
 from carso_cli.evaluation.run import evaluate
 from carso_cli.io.json_files import read_json, read_json_lines
 from carso_cli.runtime.reporter import SilentReporter
@@ -133,8 +133,8 @@ def test_images_that_fail_with_certainty_leave_the_queue(whole: tuple[Path, dict
     lines = read_json_lines(next(folder.glob("evaluation/*/records.jsonl")))
     of_image = {line["job"]: line for line in lines if line["index"] == 109}
     assert of_image["defence/none"]["certain"]
-    settled = [line for job, line in of_image.items() if job.startswith("defence/") and job != "defence/none"]
-    assert all(line["settled"] and line["settled_by"] == "defence/none" for line in settled)
+    skipped = [line for job, line in of_image.items() if job.startswith("defence/") and job != "defence/none"]
+    assert all(line["settled"] and line["settled_by"] == "defence/none" for line in skipped)
     last = {line["index"]: line for line in lines if line["job"] == "defence/square/exact"}
     first = {line["index"]: line for line in lines if line["job"] == "defence/rand-aa/exact"}
     assert any(line["settled_by"] == "defence/rand-aa/exact" for line in last.values())
@@ -197,13 +197,13 @@ def test_a_rerun_for_a_trust_check_is_kept_as_it_finishes(
     (stored,) = tmp_path.glob("evaluation/*/checks.jsonl")
     kept = stored.read_bytes()
     ran: list[str] = []
-    values = extra_checks.Rerun.values
+    values = rerun_checks.Rerun.values
 
-    def counted(rerun: extra_checks.Rerun) -> list[float]:
+    def counted(rerun: rerun_checks.Rerun) -> list[float]:
         ran.append(rerun.name)
         return values(rerun)
 
-    monkeypatch.setattr(extra_checks.Rerun, "values", counted)
+    monkeypatch.setattr(rerun_checks.Rerun, "values", counted)
     summary = toys.run_toy(tmp_path, SilentReporter(), resume=True)
     assert ran == ["large-eps-attack", "large-eps-noise"]
     assert stored.read_bytes().startswith(kept)

@@ -41,11 +41,11 @@ def main() -> None:
     import carso_cli.evaluation.attack
     import carso_cli.evaluation.rerun_checks
     import carso_cli.training.classifier  # noqa: F401
-    from carso_cli.runtime import third_party as compat
+    from carso_cli.runtime import third_party
 
     # Forked processes inherit no threads, and torch must not have started any to be forked from.
     torch.set_num_threads(1)
-    compat.prepare()
+    third_party.prepare()
     answers = os.fdopen(os.dup(1), "w")
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from carso_cli.io.atomic import read_whole, written_whole
+from carso_cli.io.atomic import atomic_write, read_limited
 
 
 def test_a_file_appears_only_when_complete(tmp_path: Path) -> None:
     target = tmp_path / "file.bin"
-    with written_whole(target) as stream:
+    with atomic_write(target) as stream:
         stream.write(b"content")
         assert not target.exists()
     assert target.read_bytes() == b"content"
@@ -24,7 +24,7 @@ def test_a_failure_leaves_the_old_file_and_no_trace(tmp_path: Path) -> None:
     target.write_bytes(b"old")
 
     def write_and_fail() -> None:
-        with written_whole(target) as stream:
+        with atomic_write(target) as stream:
             stream.write(b"half of the new")
             raise KeyboardInterrupt
 
@@ -37,7 +37,7 @@ def test_a_failure_leaves_the_old_file_and_no_trace(tmp_path: Path) -> None:
 def test_a_link_under_the_temporary_name_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_bytes(b"untouched")
     (tmp_path / f".file.bin.{os.getpid()}.tmp").symlink_to("precious")
-    with written_whole(tmp_path / "file.bin") as stream:
+    with atomic_write(tmp_path / "file.bin") as stream:
         stream.write(b"content")
     assert (tmp_path / "precious").read_bytes() == b"untouched"
     assert (tmp_path / "file.bin").read_bytes() == b"content"
@@ -45,10 +45,10 @@ def test_a_link_under_the_temporary_name_is_not_followed(tmp_path: Path) -> None
 
 def test_reading_ends(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"four")
-    assert read_whole(tmp_path / "file", 4) == b"four"
+    assert read_limited(tmp_path / "file", 4) == b"four"
     with pytest.raises(OSError, match="it has 4 bytes; at most 3 are allowed"):
-        read_whole(tmp_path / "file", 3)
+        read_limited(tmp_path / "file", 3)
     os.mkfifo(tmp_path / "pipe")
     for endless in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(OSError, match="it is a pipe or device; a file is needed"):
-            read_whole(endless, 10)
+            read_limited(endless, 10)

@@ -8,31 +8,31 @@ from typing import Any
 import pytest
 
 from carso_cli.errors import StateError
-from carso_cli.io.checksum import SEAL, seal, unseal
+from carso_cli.io.checksum import SEAL, add_checksum, remove_checksum
 from carso_cli.io.json_files import append_json_lines, read_json, read_json_lines, write_json
 
 VALUES: dict[Any, Any] = {"accuracy": 0.25, "job": "defence/pgd", "steps": [1, (2.5, None)], 3: {"é": True}}
 
 
 def test_what_was_sealed_comes_back() -> None:
-    stored = json.loads(json.dumps(seal(VALUES)))
-    assert unseal(stored, "here") == json.loads(json.dumps(VALUES))
+    stored = json.loads(json.dumps(add_checksum(VALUES)))
+    assert remove_checksum(stored, "here") == json.loads(json.dumps(VALUES))
 
 
 def test_layout_and_order_do_not_matter() -> None:
-    stored = json.loads(json.dumps(dict(reversed(seal(VALUES).items())), indent=3))
-    assert unseal(stored, "here") == json.loads(json.dumps(VALUES))
+    stored = json.loads(json.dumps(dict(reversed(add_checksum(VALUES).items())), indent=3))
+    assert remove_checksum(stored, "here") == json.loads(json.dumps(VALUES))
 
 
 def test_a_changed_value_is_named() -> None:
-    stored = {**seal({"accuracy": 0.25}), "accuracy": 0.75}
+    stored = {**add_checksum({"accuracy": 0.25}), "accuracy": 0.75}
     with pytest.raises(StateError, match="here is damaged: its values do not match"):
-        unseal(stored, "here")
+        remove_checksum(stored, "here")
     with pytest.raises(StateError, match="here is damaged: its values carry no checksum"):
-        unseal({"accuracy": 0.75}, "here")
+        remove_checksum({"accuracy": 0.75}, "here")
     with pytest.raises(StateError, match="here is damaged: its values do not match"):
-        unseal({**seal({"accuracy": 0.25}), "accuracy": math.inf}, "here")
-    assert SEAL not in unseal(seal({}), "here")
+        remove_checksum({**add_checksum({"accuracy": 0.25}), "accuracy": math.inf}, "here")
+    assert SEAL not in remove_checksum(add_checksum({}), "here")
 
 
 @pytest.mark.parametrize("kind", ["object", "lines"])

@@ -179,9 +179,9 @@ def _records(
             loss=1.0,
             distance=0.05,
             disagreements=0,
-            certain=False,
-            settled=False,
-            settled_by=None,
+            broken=False,
+            skipped=False,
+            skipped_by=None,
         )
         for index, count in enumerate(counts)
     ]

@@ -16,7 +16,7 @@ class Listening(SilentReporter):
     def __init__(self) -> None:
         self.heard: list[str] = []
 
-    def warn(self, message: str) -> None:
+    def warning(self, message: str) -> None:
         self.heard.append(message)
 
 

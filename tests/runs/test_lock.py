@@ -32,10 +32,10 @@ class Listening(SilentReporter):
     def __init__(self) -> None:
         self.heard: list[str] = []
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         self.heard.append(message)
 
-    warn = say
+    warning = info
 
 
 @pytest.fixture

@@ -37,9 +37,9 @@ def record(index: int, *, job: str = "defence/pgd", block: int = 0, **changes: A
         loss=0.75,
         distance=0.1,
         disagreements=0,
-        certain=False,
-        settled=False,
-        settled_by=None,
+        broken=False,
+        skipped=False,
+        skipped_by=None,
     )
     return replace(base, **changes)
 
@@ -130,14 +130,14 @@ def test_settings_edited_by_hand_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_carried_record_names_who_settled_it() -> None:
-    first = record(0, job="defence/a", certain=True, correct=0)
+    first = record(0, job="defence/a", broken=True, correct=0)
     second = first.carried_to("defence/b", 0, attack="b")
     third = second.carried_to("defence/c", 0, attack="c")
-    assert (second.settled, second.settled_by, second.job, second.attack) == (
+    assert (second.skipped, second.skipped_by, second.job, second.attack) == (
         True,
         "defence/a",
         "defence/b",
         "b",
     )
-    assert third.settled_by == "defence/a"
+    assert third.skipped_by == "defence/a"
     assert third.correct == 0

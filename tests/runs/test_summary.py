@@ -31,9 +31,9 @@ BASE = Record(
     loss=0.1,
     distance=0.0,
     disagreements=0,
-    certain=False,
-    settled=False,
-    settled_by=None,
+    broken=False,
+    skipped=False,
+    skipped_by=None,
 )
 
 

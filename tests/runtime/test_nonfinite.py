@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from carso_cli.errors import NumericsError
-from carso_cli.runtime.nonfinite import blame_layer, require_finite_gradients, require_finite_logits
+from carso_cli.runtime.nonfinite import find_nonfinite_layer, require_finite_gradients, require_finite_logits
 
 
 @pytest.fixture
@@ -16,17 +16,17 @@ def model() -> nn.Sequential:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_the_first_layer_is_blamed(model: nn.Sequential, value: float) -> None:
     images = torch.ones(2, 3)
-    assert blame_layer(model, lambda: model(images)) == ""
+    assert find_nonfinite_layer(model, lambda: model(images)) == ""
     with torch.no_grad():
         model.get_parameter("0.weight").fill_(1.0)
         model.get_parameter("0.bias").zero_()
         model.get_parameter("2.weight")[0, 0] = value
-    assert blame_layer(model, lambda: model(images)) == ", first in layer '2'"
+    assert find_nonfinite_layer(model, lambda: model(images)) == ", first in layer '2'"
     with torch.no_grad():
         model.get_parameter("0.bias")[1] = abs(value)
-    assert blame_layer(model, lambda: model(images)) == ", first in layer '0'"
+    assert find_nonfinite_layer(model, lambda: model(images)) == ", first in layer '0'"
     assert not any(module._forward_hooks for module in model.modules())
-    assert blame_layer(len, lambda: None) == ""
+    assert find_nonfinite_layer(len, lambda: None) == ""
 
 
 def test_logits_that_decide_nothing_are_not_counted(model: nn.Sequential) -> None:

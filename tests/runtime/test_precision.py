@@ -123,14 +123,14 @@ def test_what_a_defence_aggregates_is_float32(runs: dict[str, tuple[Path, dict[s
         limit=4,
         device="cpu",
     )
-    defence = evaluation.setting.subject.require_defence()
+    defence = evaluation.setting.models.require_defence()
     images, labels, _ = evaluation.setting.pixels(range(4))
     condition = defence.condition(images)
     logits = defence.sample_logits(condition, defence.draw_latents(4))
     assert {condition.dtype, logits.dtype, defence.aggregate(logits).dtype} == {torch.float32}
     # bfloat16 numbers, exactly: the last layer of the classifier ran in it.
     assert torch.equal(logits, logits.bfloat16().float())
-    target = ClassifierTarget(evaluation.setting.subject.classifier)
+    target = ClassifierTarget(evaluation.setting.models.classifier)
     answer = target.loss_and_gradient(images, labels, torch.nn.functional.cross_entropy, 1)
     assert answer.gradient.dtype == torch.float32
 

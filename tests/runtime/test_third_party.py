@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from carso_cli.errors import MissingError
-from carso_cli.runtime import third_party as compat
+from carso_cli.runtime import third_party
 
 NAMES = ("autoattack", "zero_gradients", "torchvision::nms", "pkg_resources", "Swish")
 
@@ -32,8 +32,8 @@ def assert_passes(code: str, *, warnings: str = "ignore") -> None:
     assert finished.stderr == ""
 
 
-def entry(name: str) -> compat.Entry:
-    return next(entry for entry in compat.entries() if entry.name == name)
+def entry(name: str) -> third_party.Patch:
+    return next(entry for entry in third_party.patches() if entry.name == name)
 
 
 SWISH_GRADIENT = """
@@ -48,8 +48,8 @@ torch.testing.assert_close(gradient, sigmoid * (1 + x * (1 - sigmoid)))
 
 
 def test_every_entry_says_why_and_until_when() -> None:
-    assert tuple(entry.name for entry in compat.entries()) == NAMES
-    assert all(entry.reason and entry.until for entry in compat.entries())
+    assert tuple(entry.name for entry in third_party.patches()) == NAMES
+    assert all(entry.reason and entry.until for entry in third_party.patches())
 
 
 def test_autoattack_is_still_absent() -> None:
@@ -59,7 +59,7 @@ def test_autoattack_is_still_absent() -> None:
 def test_advertorch_still_imports_zero_gradients() -> None:
     assert_fault(
         # Apart from torchvision's own fault, which advertorch may run into first.
-        "from carso_cli import compat; compat.entries()[2].mend(); import advertorch.attacks",
+        "from carso_cli import compat; third_party.entries()[2].mend(); import advertorch.attacks",
         "cannot import name 'zero_gradients'",
     )
 
@@ -73,8 +73,8 @@ def test_torchvision_still_needs_its_operators() -> None:
 def test_robustbench_still_imports_pkg_resources() -> None:
     code = """
 import sys
-from carso_cli.runtime import third_party as compat
-compat.prepare()
+from carso_cli.runtime import third_party
+third_party.prepare()
 sys.modules["pkg_resources"] = None
 import robustbench.loaders
 """
@@ -82,7 +82,7 @@ import robustbench.loaders
 
 
 def test_swish_still_reads_saved_variables() -> None:
-    code = "from carso_cli import compat; compat.prepare()\nimport warnings" + SWISH_GRADIENT.format(
+    code = "from carso_cli import compat; third_party.prepare()\nimport warnings" + SWISH_GRADIENT.format(
         enter="warnings.simplefilter('error')"
     )
     assert_fault(code, "saved_variables")
@@ -90,9 +90,9 @@ def test_swish_still_reads_saved_variables() -> None:
 
 def test_imports_work_after_prepare() -> None:
     code = """
-from carso_cli.runtime import third_party as compat
-compat.prepare()
-compat.prepare()
+from carso_cli.runtime import third_party
+third_party.prepare()
+third_party.prepare()
 import torchvision, torchvision.datasets, torchvision.transforms, torchvision.utils
 import advertorch.attacks
 import pyautoattack, autoattack, autoattack.state
@@ -112,8 +112,8 @@ assert callable(torch.autograd.gradcheck)
 
 def test_robustbench_imports_without_a_warning_and_its_swish_has_a_gradient() -> None:
     code = """
-from carso_cli.runtime import third_party as compat
-assert compat.import_robustbench() is compat.import_robustbench()
+from carso_cli.runtime import third_party
+assert third_party.import_robustbench() is third_party.import_robustbench()
 import robustbench
 assert 'Cui2023Decoupled_WRN-28-10' in robustbench.model_zoo.model_dicts[
     robustbench.model_zoo.enums.BenchmarkDataset.cifar_10
@@ -123,7 +123,7 @@ assert 'Cui2023Decoupled_WRN-28-10' in robustbench.model_zoo.model_dicts[
 
 
 def test_a_mended_fault_stays_listed_as_active() -> None:
-    compat.prepare()
+    third_party.prepare()
     assert entry("autoattack").active
     assert not entry("autoattack").needed()
 
@@ -131,6 +131,6 @@ def test_a_mended_fault_stays_listed_as_active() -> None:
 def test_setuptools_without_pkg_resources(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingError, match="setuptools 81") as caught:
-        entry("pkg_resources").mend()
+        entry("pkg_resources").apply()
     assert caught.value.hint == "pip install 'setuptools<81'"
     assert caught.value.exit_code == 3

@@ -16,13 +16,15 @@ from PIL import Image
 from carso_cli.build import build_classifier, build_purifier, classifier_fingerprint, load_defence
 from carso_cli.cli.app import run as carso
 from carso_cli.data.digits import load_digits_split
+from carso_cli.defence.answer import classify, draw_latents
 from carso_cli.errors import DataError
 from carso_cli.io.json_files import write_json
 from carso_cli.recipe.load import dump_recipe, load_recipe
 from carso_cli.runs.checkpoints import save_tensors
+from carso_cli.runs.description import class_names
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import SilentReporter
-from carso_cli.tools.predict import class_names, classify, draw_latents, find_images, predict
+from carso_cli.tools.predict import find_images, predict
 
 Capture = pytest.CaptureFixture[str]
 

@@ -16,7 +16,7 @@ from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.checkpoints import load_tensors
 from carso_cli.training import purifier as workflow
-from carso_cli.training.adversarial_cache import AdversarialPool
+from carso_cli.training.adversarial_cache import AdversarialCache
 from carso_cli.training.balanced_batch import BalancedBatch
 from carso_cli.training.preflight import estimate_cost
 from carso_cli.training.purifier import train_purifier
@@ -45,7 +45,7 @@ def positions_of(batches: list[tuple[Tensor, Any]]) -> list[list[int]]:
 
 
 def test_without_reuse_every_epoch_has_batches_and_perturbations_of_its_own() -> None:
-    pool = AdversarialPool(reuse=1)
+    pool = AdversarialCache(reuse=1)
     for epoch in range(3):
         found = pool.batches(20, 6, 5, epoch)
         assert positions_of(found) == [batch.tolist() for batch in epoch_batches(20, 6, 5, epoch)]
@@ -53,7 +53,7 @@ def test_without_reuse_every_epoch_has_batches_and_perturbations_of_its_own() ->
 
 
 def test_epochs_of_a_group_share_batches_in_another_order() -> None:
-    pool = AdversarialPool(reuse=3)
+    pool = AdversarialCache(reuse=3)
     epochs = [pool.batches(400, 8, 5, epoch) for epoch in range(4)]
     for later in epochs[1:3]:
         assert positions_of(later) != positions_of(epochs[0])
@@ -66,7 +66,7 @@ def test_epochs_of_a_group_share_batches_in_another_order() -> None:
 
 
 def test_kept_inputs_are_those_made_first_and_clean_images_are_not_kept() -> None:
-    pool = AdversarialPool(reuse=2)
+    pool = AdversarialCache(reuse=2)
     clean = torch.rand(6, 1, 4, 4)
     made = clean.clone()
     made[1] += 0.5

@@ -33,8 +33,8 @@ from carso_cli.runtime.seed import derive_seed, generator, seeded
 from carso_cli.training import end_to_end as through_defence
 from carso_cli.training import purifier as workflow
 from carso_cli.training import purifier_step as purifier_steps
-from carso_cli.training.adversarial_cache import AdversarialPool
-from carso_cli.training.end_to_end import ThroughDefence, adversarial_terms, perturbed
+from carso_cli.training.adversarial_cache import AdversarialCache
+from carso_cli.training.end_to_end import EndToEnd, adversarial_terms, perturbed
 from carso_cli.training.purifier import train_purifier
 
 SMALL = (
@@ -100,7 +100,7 @@ def test_gradients_are_those_of_the_written_out_loss_in_float64(objective: str, 
     classifier = build_classifier(chosen, "at")
     with seeded(0, "test"):
         purifier = build_purifier(chosen, classifier)
-    trained = ThroughDefence(chosen, classifier, purifier.eval(), None)
+    trained = EndToEnd(chosen, classifier, purifier.eval(), None)
     images = load_images(chosen, "train", limit=5).pixels(slice(None))
     labels = load_images(chosen, "train", limit=5).labels
     terms = adversarial_terms(trained, trained, images, labels, PLACE, 0.5, World(torch.device("cpu")))
@@ -213,7 +213,7 @@ def test_images_are_shifted_and_mirrored_as_for_the_classifier(elbo_run: Path, f
 
     def setup(chosen: Recipe) -> purifier_steps.TrainingSetup:
         classifier = build_classifier(chosen, "at")
-        perturb, pool = purifier_steps.balanced_batch(chosen, classifier), AdversarialPool(reuse=1)
+        perturb, pool = purifier_steps.balanced_batch(chosen, classifier), AdversarialCache(reuse=1)
         device = torch.device("cpu")
         return purifier_steps.TrainingSetup(
             chosen, classifier, images, images, perturb, pool, device, SilentReporter()
@@ -226,7 +226,7 @@ def test_images_are_shifted_and_mirrored_as_for_the_classifier(elbo_run: Path, f
         sums = purifier_steps.train_step(whole, state, torch.arange(20), PLACE, 1.0)
         losses.append(sums[0].item())
     fresh = purifier_steps.initial_state(setup(through(elbo_run))).trained
-    assert isinstance(fresh, ThroughDefence)
+    assert isinstance(fresh, EndToEnd)
     terms = adversarial_terms(fresh, fresh, moved, images.labels, PLACE, 1.0, World(torch.device("cpu")))
     assert losses[0] == pytest.approx(terms["loss"].item(), rel=1e-5)
     assert losses[1] != pytest.approx(losses[0], rel=1e-4)
@@ -306,14 +306,14 @@ def test_batches_are_drawn_anew_in_every_epoch_whatever_is_reused(
     elbo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[list[int]] = []
-    original = AdversarialPool.batches
+    original = AdversarialCache.batches
 
-    def batches(self: AdversarialPool, *arguments: Any) -> Any:
+    def batches(self: AdversarialCache, *arguments: Any) -> Any:
         found = [*original(self, *arguments)]
         drawn.append([int(index) for batch, _ in found for index in batch])
         return found
 
-    monkeypatch.setattr(AdversarialPool, "batches", batches)
+    monkeypatch.setattr(AdversarialCache, "batches", batches)
     train(through(elbo_run, "training.attack_mix.reuse=2"), tmp_path / "run")
     assert len(drawn) == 2
     assert sorted(drawn[0]) == sorted(drawn[1])
@@ -364,7 +364,7 @@ def test_a_second_classifier_is_trained_through(elbo_run: Path) -> None:
     for kind in ("at", "clean"):
         chosen = through(elbo_run, f"evaluation.second_kind={kind}")
         second = build_second_classifier(chosen)
-        trained = ThroughDefence(chosen, defence.classifier, defence.purifier, second)
+        trained = EndToEnd(chosen, defence.classifier, defence.purifier, second)
         images = load_images(chosen, "train", limit=4).pixels(slice(None))
         latents = trained.defence.draw_latents(4, generator=torch.Generator().manual_seed(3))
         reconstructions = trained.defence.purify(images, latents=latents).flatten(0, 1)
@@ -379,7 +379,7 @@ def test_it_runs_in_the_recipes_precision(elbo_run: Path) -> None:
     for precision in ("fp32", "bf16"):
         chosen = through(elbo_run, f"precision={precision}", "training.objective=both")
         defence = load_defence(elbo_run, device="cpu")
-        trained = ThroughDefence(chosen, defence.classifier, defence.purifier, None)
+        trained = EndToEnd(chosen, defence.classifier, defence.purifier, None)
         images = load_images(chosen, "train", limit=4)
         world = World(torch.device("cpu"))
         terms = adversarial_terms(
@@ -400,7 +400,7 @@ def test_what_two_processes_make_of_a_batch_adds_up_to_the_whole(
     shares = ("training.adversarial.adversarial_fraction=0.6", "training.adversarial.trades_weight=2")
     chosen = through(elbo_run, "training.objective=both", *shares)
     defence = load_defence(elbo_run, device="cpu")
-    trained = ThroughDefence(chosen, defence.classifier, defence.purifier, None)
+    trained = EndToEnd(chosen, defence.classifier, defence.purifier, None)
     images = load_images(chosen, "train", limit=5)
     pixels, labels = images.pixels(slice(None)), images.labels
 

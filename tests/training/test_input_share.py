@@ -17,7 +17,7 @@ from carso_cli.recipe.schema import Recipe
 from carso_cli.runtime.reporter import SILENT
 from carso_cli.runtime.seed import generator
 from carso_cli.tools.export import export_run
-from carso_cli.training.end_to_end import ThroughDefence
+from carso_cli.training.end_to_end import EndToEnd
 from carso_cli.training.purifier import train_purifier
 
 SHARE = 0.25
@@ -98,7 +98,7 @@ def test_it_is_trained_from_the_paper_s_purifier_and_exported(tmp_path: Path) ->
 def test_training_sees_the_share(recipe: Recipe, pair: tuple[Defence, Defence], images: torch.Tensor) -> None:
     mixed, plain = pair
     latents = plain.draw_latents(len(images), generator=generator(0, "here"))
-    (found,) = ThroughDefence(recipe, mixed.classifier, mixed.purifier, None)(images, latents)
+    (found,) = EndToEnd(recipe, mixed.classifier, mixed.purifier, None)(images, latents)
     samples = SHARE * images[:, None] + (1 - SHARE) * plain.purify(images, latents=latents)
     logits = torch.stack([plain.second_classifier(samples[:, sample]) for sample in range(2)], dim=1)
     torch.testing.assert_close(found, logits.logsumexp(dim=1), rtol=1e-4, atol=1e-4)

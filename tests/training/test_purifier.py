@@ -179,7 +179,7 @@ def test_a_warm_up_too_short_for_radam_is_warned_of(recipe: Recipe, tmp_path: Pa
     warnings: list[str] = []
 
     class Listening(SilentReporter):
-        def warn(self, message: str) -> None:
+        def warning(self, message: str) -> None:
             warnings.append(message)
 
     short = load_recipe("digits", (*SHORT, "training.batch_size=60", "training.learning_rate.plateau=1e-8"))
