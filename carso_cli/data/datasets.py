@@ -1,7 +1,6 @@
-"""The one way to a data set: a name and a split in, an `ImageSet` out.
+"""Data sets by name: `load_split` loads a split, `find_data` only says where a data set lies.
 
-`load_split` loads, `find_data` only says whether there is something to load. Both look in
-`root`, or in the `data` folder of CARSO_HOME where no root is given.
+Both look in `root`, or in the `data` folder of CARSO_HOME where no root is given.
 """
 
 from __future__ import annotations

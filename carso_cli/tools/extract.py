@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,8 @@ from carso_cli.build import (
     untrained_classifier,
 )
 from carso_cli.classifiers.layer_choice import default_layers
-from carso_cli.data.batches import ordered_batches
-from carso_cli.data.image_files import read_images
+from carso_cli.data.decode import read_images
+from carso_cli.data.image_set import ordered_batches
 from carso_cli.defence.representation import extract_representation, layer_names, module_shapes
 from carso_cli.errors import UsageError, nearest
 from carso_cli.recipe.schema import Recipe
@@ -46,7 +45,7 @@ class Layer:
 
 
 def list_layers(recipe: Recipe, *, pattern: str = "*", kind: str | None = None) -> list[Layer]:
-    """List the layers of the recipe's classifier that give one tensor an image; weights are not needed.
+    """List the layers of the recipe's classifier that output one tensor; weights are not needed.
 
     Args:
         recipe: The recipe.
@@ -104,7 +103,7 @@ def extract(
 
     Args:
         recipe: The recipe.
-        out: File to write: one (M, channels, h, w) tensor a layer, with `labels` and `indices` for a split.
+        out: File to write: one (M, channels, h, w) tensor per layer; for a split, `labels` and `indices` too.
         reporter: Where progress goes.
         split: `train` or `test`; unused when `files` are given.
         files: Image files to extract from instead of a split.
@@ -121,8 +120,8 @@ def extract(
     layers = match_layers(pattern, layer_names(classifier)) if pattern else list(recipe.representation.layers)
     extra: dict[str, Tensor] = {}
     if files:
-        size, channels = recipe.data.image_size, recipe.data.channels
-        pixels = read_images(list(files), channels=channels, image_size=size)
+        size = recipe.data.image_size
+        pixels = read_images(files, channels=recipe.data.channels, image_size=size)
     else:
         images = load_images(recipe, split, limit=limit, reporter=reporter)
         pixels = images.pixels(slice(0, len(images)))
@@ -138,11 +137,11 @@ def extract(
     summaries = [
         {
             "layer": layer,
-            "shape": tuple(output.shape[1:]),
-            "mean": output.mean().item(),
-            "std": output.std().item(),
+            "shape": tuple(values.shape[1:]),
+            "mean": float(values.mean()),
+            "std": float(values.std()),
         }
-        for layer, output in outputs.items()
+        for layer, values in outputs.items()
     ]
     return {"out": str(out), "images": len(pixels), "layers": summaries}
 
@@ -154,8 +153,9 @@ def _forward(
     recipe: Recipe,
     device: torch.device,
     reporter: Reporter,
-) -> OrderedDict[str, Tensor]:
-    parts: OrderedDict[str, list[Tensor]] = OrderedDict((layer, []) for layer in layers)
+) -> dict[str, Tensor]:
+    """Return layer name to output, (M, channels, h, w) in float32 on the CPU."""
+    parts: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     with torch.no_grad(), reporter.progress("extracting", len(pixels)) as progress:
         for part in ordered_batches(len(pixels), recipe.evaluation.batch_size):
             batch = pixels[part].to(device)
@@ -164,4 +164,4 @@ def _forward(
             for layer, output in outputs.items():
                 parts[layer].append(full(output).cpu())
             progress.advance(len(batch))
-    return OrderedDict((layer, torch.cat(chunks)) for layer, chunks in parts.items())
+    return {layer: torch.cat(chunks) for layer, chunks in parts.items()}

@@ -14,12 +14,14 @@ import torch
 from PIL import Image
 
 from carso_cli.data import cifar
-from carso_cli.data.cifar import load_cifar_split
+from carso_cli.data.cifar import load_arrays, load_cifar_split
 from carso_cli.errors import DataError, MissingError
 from carso_cli.io import download
 from carso_cli.runtime.reporter import SilentReporter
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+# A dictionary of an 8-bit text of Python 2, as the published files hold: {'label': 'caf\xe9'}.
+OF_PYTHON_2 = b"(dp0\nS'label'\np1\nS'caf\\xe9'\np2\ns."
 
 
 class FakeCifar:
@@ -173,3 +175,24 @@ def test_a_pickle_that_fails_its_checksum_is_never_loaded(tmp_path: Path) -> Non
 def test_the_folders_named_here_are_torchvisions() -> None:
     for name, folder in cifar.FOLDERS.items():
         assert cifar.cifar_class(name).base_folder == folder
+
+
+# --- pickles ---
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+def test_arrays_and_containers_come_back(protocol: int) -> None:
+    content = {"data": PIXELS, "labels": [1, 2, 3], "names": ("a", b"b"), "scale": 0.5}
+    found = load_arrays(io.BytesIO(pickle.dumps(content, protocol=protocol)))
+    np.testing.assert_array_equal(found.pop("data"), PIXELS)
+    assert found == {"labels": [1, 2, 3], "names": ("a", b"b"), "scale": 0.5}
+
+
+def test_texts_of_python_2_are_decoded_as_asked() -> None:
+    assert load_arrays(io.BytesIO(OF_PYTHON_2), encoding="latin1") == {"label": "caf\xe9"}
+
+
+@pytest.mark.parametrize("value", [print, np.load, load_arrays, OSError("x")])
+def test_all_else_is_refused(value: object) -> None:
+    with pytest.raises(pickle.UnpicklingError, match="neither an array nor a plain container"):
+        load_arrays(io.BytesIO(pickle.dumps({"data": [value]})))

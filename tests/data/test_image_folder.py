@@ -12,7 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from carso_cli.data.image_folder import load_folder_split
+from carso_cli.data.image_folder import (
+    check_class_count,
+    check_same_classes,
+    load_folder_split,
+    name_some,
+)
 from carso_cli.data.image_set import ImageSet
 from carso_cli.errors import DataError
 from carso_cli.runtime.reporter import Reporter, SilentReporter
@@ -187,6 +192,29 @@ def test_a_corrupt_and_an_empty_image_are_named(
     damaged.write_bytes(b"")
     with pytest.raises(DataError, match=r"train/cat/2\.png is empty \(0 bytes\)"):
         load(two_splits)
+
+
+def test_a_wrong_class_count_names_place_and_both_numbers() -> None:
+    check_class_count(("a", "b"), 2, where="images/test")
+    with pytest.raises(DataError, match=r"images/test holds 2 classes \('a', 'b'\); 10 are stated") as caught:
+        check_class_count(("a", "b"), 10, where="images/test")
+    assert caught.value.hint.startswith("set data.classes=2")
+
+
+def test_classes_missing_from_either_split_are_named() -> None:
+    check_same_classes((("a", "b"), "train/"), (("a", "b"), "test/"))
+    for test, message in (
+        (("ape", "dog", "eel"), r"test/ lacks 'cat'; train/ lacks 'dog', 'eel'$"),
+        (("ape",), r"test/ lacks 'cat'$"),
+        (("cat", "ape"), "the same names in another order"),
+    ):
+        with pytest.raises(DataError, match=message):
+            check_same_classes((("ape", "cat"), "train/"), (test, "test/"))
+
+
+def test_long_lists_are_cut() -> None:
+    assert name_some([]) == "none"
+    assert name_some(list("abc"), limit=2) == "'a', 'b' and 1 more"
 
 
 @pytest.mark.shared

@@ -23,10 +23,9 @@ from carso_cli.io.paths import data_home, weights_home
 from carso_cli.recipe.load import load_recipe
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runtime.reporter import SilentReporter
-from carso_cli.tools import asset_data as inventory_data
+from carso_cli.tools import assets
 from carso_cli.tools import doctor as module
-from carso_cli.tools.asset import Item
-from carso_cli.tools.assets import take_stock
+from carso_cli.tools.assets import Item, take_stock
 from carso_cli.tools.doctor import doctor
 
 PAPER = ("cifar10", "cifar100", "tinyimagenet200", "cifar10-gowal2020", "cifar10-rebuffi2021")
@@ -89,7 +88,7 @@ def small_cifar(monkeypatch: pytest.MonkeyPatch) -> None:
         test_list=[],
         meta={"filename": "meta", "md5": "900150983cd24fb0d6963f7d28e17f72"},
     )
-    monkeypatch.setattr(inventory_data, "cifar_class", lambda _: facts)
+    monkeypatch.setattr(assets, "cifar_class", lambda _: facts)
 
 
 def fill(*names: str, content: bytes = b"abc") -> None:
