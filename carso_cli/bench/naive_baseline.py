@@ -156,25 +156,24 @@ class NaiveTraining:
     def _balanced(self, images: Tensor, labels: Tensor, starts: Tensor, eps: float) -> Tensor:
         """Perturb a quarter each by FGSM at eps/2 and eps, and by PGD at eps/2 and eps."""
         quarter = len(starts) // 2
-        parts = [slice(quarter * place, quarter * (place + 1)) for place in range(4)]
-        return torch.cat(
-            (
-                self._fgsm(images[parts[0]], labels[parts[0]], eps / 2),
-                self._fgsm(images[parts[1]], labels[parts[1]], eps),
-                self._pgd(images[parts[2]], labels[parts[2]], starts[:quarter], eps / 2),
-                self._pgd(images[parts[3]], labels[parts[3]], starts[quarter:], eps),
-                images[4 * quarter :],
-            )
+        clean, known = images[: 4 * quarter].tensor_split(4), labels[: 4 * quarter].tensor_split(4)
+        begin, (steps, step_size) = starts.tensor_split(2), (self.mix.pgd_steps, self.mix.pgd_step_size)
+        # FGSM is one step of PGD, from the image itself and as long as the radius.
+        parts = (
+            self._pgd(clean[0], known[0], torch.zeros_like(begin[0]), eps / 2, 1, eps / 2),
+            self._pgd(clean[1], known[1], torch.zeros_like(begin[0]), eps, 1, eps),
+            self._pgd(clean[2], known[2], begin[0], eps / 2, steps, step_size),
+            self._pgd(clean[3], known[3], begin[1], eps, steps, step_size),
         )
+        return torch.cat((*parts, images[4 * quarter :]))
 
-    def _fgsm(self, images: Tensor, labels: Tensor, eps: float) -> Tensor:
-        return _ascend(images, images, self.baseline.classifier_gradient(images, labels), eps, eps)
-
-    def _pgd(self, images: Tensor, labels: Tensor, starts: Tensor, eps: float) -> Tensor:
+    def _pgd(
+        self, images: Tensor, labels: Tensor, starts: Tensor, eps: float, steps: int, step_size: float
+    ) -> Tensor:
         current = (images + eps * starts).clamp(0.0, 1.0)
-        for _ in range(self.mix.pgd_steps):
+        for _ in range(steps):
             gradient = self.baseline.classifier_gradient(current, labels)
-            current = _ascend(current, images, gradient, eps, self.mix.pgd_step_size)
+            current = _ascend(current, images, gradient, eps, step_size)
         return current
 
 

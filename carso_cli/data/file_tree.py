@@ -130,22 +130,14 @@ class _FolderStore:
         self._path = path
         self.files: list[str] = []
         self.folders: set[str] = set()
-        self._scan("")
-
-    def _scan(self, folder: str) -> None:
-        if folder.count("/") >= _MAX_DEPTH:
-            return
-        try:
-            with os.scandir(self._path / folder) as entries:
-                for entry in entries:
-                    name = f"{folder}/{entry.name}" if folder else entry.name
-                    if not entry.is_dir():
-                        self.files.append(name)
-                    elif not _is_clutter(name):
-                        self.folders.add(name)
-                        self._scan(name)
-        except OSError as error:
-            raise DataError(f"{self._path / folder} cannot be listed: {error.strerror}") from error
+        for parent, folders, files in os.walk(path, onerror=_refuse_folder, followlinks=True):
+            base = "" if parent == str(path) else f"{os.path.relpath(parent, path)}/"
+            self.files += [base + name for name in files]
+            # What `os.walk` is left with is where it goes on.
+            folders[:] = [name for name in folders if not _is_clutter(name)]
+            self.folders.update(base + name for name in folders)
+            if base.count("/") >= _MAX_DEPTH:
+                folders.clear()
 
     def read(self, name: str) -> bytes:
         return read_given(self._path / name)
@@ -156,6 +148,10 @@ class _FolderStore:
         except OSError as error:
             raise DataError(f"{self._path / name} cannot be read: {error.strerror}") from error
         return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be listed: {error.strerror}") from error
 
 
 class ZipStore:

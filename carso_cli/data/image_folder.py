@@ -54,14 +54,8 @@ def load_folder_split(
 ) -> ImageSet:
     """Load one split of an image folder or zip file.
 
-    Args:
-        path: The folder or zip file.
-        split: `"train"` or `"test"`.
-        classes: Number of classes that must be found.
-        channels: 1 or 3; images are converted.
-        image_size: Height and width that every image must have, in pixels.
-        reporter: Where progress and warnings go.
-        other_path: Where the other split lies, if that is not `path` and its classes are to be compared.
+    Args as `carso_cli.data.datasets.load_split`; `other_path` is where the other split lies, if that is not
+    `path` and its classes are to be compared.
 
     Raises:
         DataError: If the layout is another one, a class is empty or missing from one split, their

@@ -36,16 +36,10 @@ def load_tinyimagenet_split(
     reporter: Reporter,
     source: Path | None = None,
 ) -> ImageSet:
-    """Load a split, downloading the data set on first use.
+    """Load a split, downloading the data set to `root` on first use.
 
-    Args:
-        split: `"train"`, or `"test"` for the official validation images.
-        classes: Number of classes that must be found: 200.
-        channels: 3 (the few grey-scale images become RGB), or 1.
-        image_size: Height and width that every image must have: 64.
-        root: Folder searched for the data set, and where it is downloaded to.
-        reporter: Where progress and warnings go.
-        source: The folder or zip file to use instead of searching `root`.
+    Args as `carso_cli.data.datasets.load_split`; the `"test"` split is the official validation images, and
+    `source` is the folder or zip file to use instead of searching `root`.
 
     Raises:
         MissingError: If the data set is absent and cannot be downloaded, or (`DataError`) is incomplete, or

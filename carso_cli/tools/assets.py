@@ -23,7 +23,7 @@ from carso_cli.classifiers.weights import read_tensors, require_uncompressed
 from carso_cli.data import tinyimagenet
 from carso_cli.data.cifar import FOLDERS as CIFAR_FOLDERS
 from carso_cli.data.cifar import cifar_class
-from carso_cli.data.datasets import find_data
+from carso_cli.data.datasets import find_data, source_places
 from carso_cli.data.file_tree import ZipStore
 from carso_cli.errors import DataError, RecipeError, WeightsError
 from carso_cli.io.download import fetch, fetch_command, file_digest, recorded_problem
@@ -184,8 +184,7 @@ def _tinyimagenet(recipe: Recipe, root: Path) -> Item:
 
 
 def _folder_or_zip(name: str, source: str, root: Path) -> Item:
-    path = Path(os.path.expanduser(source))
-    looked = [path] if path.is_absolute() else [root / path, Path.cwd() / path]
+    looked = source_places(source, root)
     found = find_data(name, root=root, source=source)
     item = Item("data", source, MISSING, True, "")
     item = _look_at(item, found, looked[0], looked, _zip_problem)

@@ -93,7 +93,7 @@ def export_run(
     inputs = images, defence.draw_latents(3, generator=source)
     reporter.info("tracing the defence")
     program = trace(defence, inputs)
-    forms: dict[str, Callable[[ExportedProgram], bytes]] = {"defence.pt2": _torch_bytes}
+    forms = {"defence.pt2": _torch_bytes}
     if all(importlib.util.find_spec(name) is not None for name in _ONNX_LIBRARIES):
         forms["defence.onnx"] = _onnx_bytes
     files = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from carso_cli.build import (
     build_classifier,
@@ -118,15 +118,16 @@ def extract(
     target = device_for(recipe, device)
     classifier = build_classifier(recipe, kind or recipe.representation.kind, target)
     layers = match_layers(pattern, layer_names(classifier)) if pattern else list(recipe.representation.layers)
-    extra: dict[str, Tensor] = {}
-    if files:
-        size = recipe.data.image_size
-        pixels = read_images(files, channels=recipe.data.channels, image_size=size)
-    else:
-        images = load_images(recipe, split, limit=limit, reporter=reporter)
-        pixels = images.pixels(slice(0, len(images)))
-        extra = {"labels": images.labels, "indices": images.indices}
-    outputs = _forward(classifier, pixels, layers, recipe, target, reporter)
+    pixels, extra = _inputs(recipe, split, files, limit, reporter)
+    parts: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    with torch.no_grad(), reporter.progress("extracting", len(pixels)) as progress:
+        for part in ordered_batches(len(pixels), recipe.evaluation.batch_size):
+            with reduced(recipe.precision, target):
+                batch = extract_representation(classifier, pixels[part].to(target), layers)
+            for layer, output in batch.items():
+                parts[layer].append(full(output).cpu())
+            progress.advance(part.stop - part.start)
+    outputs = {layer: torch.cat(chunks) for layer, chunks in parts.items()}
     metadata = {
         "recipe": recipe.name,
         "layers": layers,
@@ -146,22 +147,12 @@ def extract(
     return {"out": str(out), "images": len(pixels), "layers": summaries}
 
 
-def _forward(
-    classifier: nn.Module,
-    pixels: Tensor,
-    layers: Sequence[str],
-    recipe: Recipe,
-    device: torch.device,
-    reporter: Reporter,
-) -> dict[str, Tensor]:
-    """Return layer name to output, (M, channels, h, w) in float32 on the CPU."""
-    parts: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    with torch.no_grad(), reporter.progress("extracting", len(pixels)) as progress:
-        for part in ordered_batches(len(pixels), recipe.evaluation.batch_size):
-            batch = pixels[part].to(device)
-            with reduced(recipe.precision, device):
-                outputs = extract_representation(classifier, batch, layers)
-            for layer, output in outputs.items():
-                parts[layer].append(full(output).cpu())
-            progress.advance(len(batch))
-    return {layer: torch.cat(chunks) for layer, chunks in parts.items()}
+def _inputs(
+    recipe: Recipe, split: str, files: Sequence[Path], limit: int | None, reporter: Reporter
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return images in [0, 1], and what is stored of them beside their representation."""
+    if files:
+        size, channels = recipe.data.image_size, recipe.data.channels
+        return read_images(files, channels=channels, image_size=size), {}
+    images = load_images(recipe, split, limit=limit, reporter=reporter)
+    return images.pixels(slice(None)), {"labels": images.labels, "indices": images.indices}
