@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,35 +20,14 @@ from carso_cli.data.image_folder import (
 )
 from carso_cli.data.image_set import ImageSet
 from carso_cli.errors import DataError
-from carso_cli.runtime.reporter import Reporter, SilentReporter
+from carso_cli.runtime.reporter import SilentReporter
 
 WriteImage = Callable[..., Path]
 
 
-class _Recorder(Reporter, Protocol):
-    said: list[str]
-    steps: int
-
-
-def load(
-    path: Path,
-    split: str = "train",
-    *,
-    classes: int = 2,
-    channels: int = 3,
-    image_size: int = 32,
-    reporter: Reporter | None = None,
-    other_path: Path | None = None,
-) -> ImageSet:
-    return load_folder_split(
-        path,
-        split,
-        classes=classes,
-        channels=channels,
-        image_size=image_size,
-        reporter=reporter or SilentReporter(),
-        other_path=other_path,
-    )
+def load(path: Path, split: str = "train", **options: Any) -> ImageSet:
+    stated = {"classes": 2, "channels": 3, "image_size": 32, "reporter": SilentReporter()}
+    return load_folder_split(path, split, **{**stated, **options})
 
 
 def assert_is_two_splits(part: ImageSet) -> None:
@@ -87,7 +66,7 @@ def test_the_split_asked_for_is_the_one_read(two_splits: Path, write_image: Writ
     assert load(two_splits, "test").images[5, 0, 0, 0] == 99
 
 
-def test_val_serves_as_the_test_split_and_says_so(two_splits: Path, recorder: _Recorder) -> None:
+def test_val_serves_as_the_test_split_and_says_so(two_splits: Path, recorder: Any) -> None:
     (two_splits / "test").rename(two_splits / "val")
     assert_is_two_splits(load(two_splits, "test", reporter=recorder))
     assert recorder.said == [f"{two_splits / 'val'} is used as the test split"]
@@ -124,7 +103,7 @@ def test_an_empty_source_has_no_split(tmp_path: Path) -> None:
     assert "<split>/<class>/<image>" in caught.value.hint
 
 
-def test_a_wrong_number_of_classes_is_refused_before_decoding(two_splits: Path, recorder: _Recorder) -> None:
+def test_a_wrong_number_of_classes_is_refused_before_decoding(two_splits: Path, recorder: Any) -> None:
     with pytest.raises(DataError, match=r"train holds 2 classes \('bird', 'cat'\); 10 are stated"):
         load(two_splits, classes=10, reporter=recorder)
     assert recorder.steps == 0
@@ -218,7 +197,7 @@ def test_long_lists_are_cut() -> None:
 
 
 @pytest.mark.shared
-def test_the_cifar10_zip_file_is_used_as_it_lies(shared_folder: Path, recorder: _Recorder) -> None:
+def test_the_cifar10_zip_file_is_used_as_it_lies(shared_folder: Path, recorder: Any) -> None:
     path = shared_folder / "data" / "cifar10-test.zip"
     part = load(path, "test", classes=10, reporter=recorder)
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
