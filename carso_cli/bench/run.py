@@ -56,7 +56,7 @@ def bench(
         rounds: Most rounds of a case.
 
     Returns:
-        `schema`, `device`, `recipe`, `peak_flops` (operations a second of the matrix product) and `cases`,
+        `schema`, `device`, `recipe`, `peak_flops` (operations per second of the matrix product) and `cases`,
         each with `name`, `images_per_second`, `seconds`, `peak_memory_bytes` (of tensors, on top of weights
         and images), `flops` (operations of one call), `share_of_peak`, `ratio_to_straightforward`.
 

@@ -57,6 +57,7 @@ def load_images(
     shape = (len(names), channels, image_size, image_size)
     # Another release of Pillow may decode a JPEG to slightly other pixels.
     key = _checksum(f"{FORMAT_VERSION} {PIL.__version__} {shape} {tree.fingerprint(names)}".encode())
+    # The name of the file leaves the key out, so that a changed source replaces it instead of adding another.
     place = _checksum(os.fsencode(f"{tree.path.resolve()}\n{slot}\n{shape[1:]}"))[:16]
     file = home() / "cache" / f"images-{place}.npz"
     images = _read(file, key, shape, reporter)

@@ -88,8 +88,8 @@ class FileTree:
     def fingerprint(self, names: Iterable[str]) -> str:
         """Return a checksum that changes when the path or any of these files does.
 
-        Files are told apart by size and modification time, members of a zip file by CRC and
-        size along with the zip's own size and time; nothing is read or decoded.
+        It covers the size and modification time of each file; of a zip file, its size and time, and the
+        CRC and size of each member. Nothing is read or decoded.
         """
         status = self.path.stat()
         digest = hashlib.blake2b(os.fsencode(f"{self.path.resolve()}\n"), digest_size=32)
@@ -133,7 +133,7 @@ class _FolderStore:
         for parent, folders, files in os.walk(path, onerror=_refuse_folder, followlinks=True):
             base = "" if parent == str(path) else f"{os.path.relpath(parent, path)}/"
             self.files += [base + name for name in files]
-            # What `os.walk` is left with is where it goes on.
+            # `os.walk` descends into the folders that are left in its list, and no others.
             folders[:] = [name for name in folders if not _is_clutter(name)]
             self.folders.update(base + name for name in folders)
             if base.count("/") >= _MAX_DEPTH:

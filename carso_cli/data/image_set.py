@@ -87,6 +87,7 @@ def balanced_subset(image_set: ImageSet, count: int, seed: int) -> ImageSet:
     noise = generator(seed, "balanced-subset")
     rank = _rank_in_class(image_set.labels, noise)
     shuffled = torch.randperm(len(image_set), generator=noise)
+    # First one image of each class, then a second of each, and so on.
     order = shuffled[torch.argsort(rank[shuffled], stable=True)]
     return image_set.select(order[:count])
 
@@ -112,7 +113,7 @@ def split_holdout(image_set: ImageSet, share: float, seed: int) -> tuple[ImageSe
 
 def _holdout_counts(counts: Tensor, share: float) -> Tensor:
     """Distribute the held-out images over classes by largest remainders; (C,) to (C,)."""
-    room = (counts - 1).clamp(min=0)
+    room = (counts - 1).clamp(min=0)  # one image of each class stays
     exact = counts.to(torch.float64) * share
     taken = torch.minimum(exact.floor().long(), room)
     total = round(share * int(counts.sum())) if share else 0

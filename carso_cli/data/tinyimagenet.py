@@ -132,7 +132,7 @@ def _list_val(tree: FileTree, base: str, wnids: Sequence[str]) -> list[tuple[str
     labels: dict[str, int] = {}
     for number, line in enumerate(_lines(tree, file), 1):
         image, _, rest = line.partition("\t")
-        wnid = rest.partition("\t")[0]
+        wnid = rest.partition("\t")[0]  # what follows is a bounding box
         if wnid not in label_of:
             raise DataError(f"{tree.where(file)}, line {number}: {wnid!r} is not a class of wnids.txt")
         labels[f"{base}val/images/{image}"] = label_of[wnid]

@@ -56,12 +56,7 @@ class _Deterministic(nn.Module):
 
 
 def export_run(
-    run: Path,
-    *,
-    out: Path,
-    reporter: Reporter,
-    n_samples: int | None = None,
-    aggregation: str | None = None,
+    run: Path, *, out: Path, reporter: Reporter, n_samples: int | None = None, aggregation: str | None = None
 ) -> dict[str, Any]:
     """Write a run's defence as programs, with a description of them.
 

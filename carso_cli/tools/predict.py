@@ -121,7 +121,7 @@ def _save_reconstructions(folder: Path, number: int, source: Path, samples: Tens
     Returns:
         The files: `0001-NAME-sample-1.png`, … and `0001-NAME-mean.png`.
     """
-    # The number tells files of one name in different folders apart.
+    # The number keeps apart files of one name from different folders.
     name = f"{number:04d}-{_NOT_IN_NAMES.sub('_', source.stem)[:_LONGEST_NAME]}"
     pictures = {f"sample-{number}": sample for number, sample in enumerate(samples, start=1)}
     pictures["mean"] = samples.mean(dim=0)

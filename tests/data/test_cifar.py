@@ -15,6 +15,7 @@ from PIL import Image
 
 from carso_cli.data import cifar
 from carso_cli.data.cifar import load_arrays, load_cifar_split
+from carso_cli.data.image_set import ImageSet
 from carso_cli.errors import DataError, MissingError
 from carso_cli.io import download
 from carso_cli.runtime.reporter import SilentReporter
@@ -70,7 +71,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "open_url", refuse)
 
 
-def load(root: Path, split: str = "train", channels: int = 3, name: str = "cifar10") -> object:
+def load(root: Path, split: str = "train", channels: int = 3, name: str = "cifar10") -> ImageSet:
     return load_cifar_split(name, split, channels=channels, root=root, reporter=SilentReporter())
 
 
@@ -81,19 +82,18 @@ def intact(root: Path) -> Path:
 
 
 def test_images_labels_and_classes_keep_the_official_order(tmp_path: Path, fake: type[FakeCifar]) -> None:
-    root = intact(tmp_path)
-    train = load_cifar_split("cifar10", "train", channels=3, root=root, reporter=SilentReporter())
+    train = load(intact(tmp_path))
     assert np.array_equal(train.images.numpy(), PIXELS[:4].transpose(0, 3, 1, 2))
     assert train.images.is_contiguous()
     assert train.labels.tolist() == [1, 0, 1, 0]
     assert train.classes == ("zebra", "ape")
-    test = load_cifar_split("cifar10", "test", channels=3, root=root, reporter=SilentReporter())
+    test = load(tmp_path, "test")
     assert torch.equal(test.indices, torch.arange(2))
     assert fake.opened == (True, False)
 
 
 def test_grey_agrees_with_what_image_files_become(tmp_path: Path, fake: type[FakeCifar]) -> None:
-    part = load_cifar_split("cifar10", "test", channels=1, root=intact(tmp_path), reporter=SilentReporter())
+    part = load(intact(tmp_path), "test", channels=1)
     expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in PIXELS[4:]])
     assert np.array_equal(part.images[:, 0].numpy(), expected)
 
@@ -170,11 +170,6 @@ def test_a_pickle_that_fails_its_checksum_is_never_loaded(tmp_path: Path) -> Non
     with pytest.raises(MissingError, match="could not be downloaded"):
         load(tmp_path, "test")
     assert not trace.exists()
-
-
-def test_the_folders_named_here_are_torchvisions() -> None:
-    for name, folder in cifar.FOLDERS.items():
-        assert cifar.cifar_class(name).base_folder == folder
 
 
 # --- pickles ---

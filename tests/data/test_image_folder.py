@@ -12,12 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from carso_cli.data.image_folder import (
-    check_class_count,
-    check_same_classes,
-    load_folder_split,
-    name_some,
-)
+from carso_cli.data.image_folder import check_class_count, check_same_classes, load_folder_split, name_some
 from carso_cli.data.image_set import ImageSet
 from carso_cli.errors import DataError
 from carso_cli.runtime.reporter import SilentReporter

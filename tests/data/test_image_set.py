@@ -6,13 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from carso_cli.data.image_set import (
-    ImageSet,
-    balanced_subset,
-    epoch_batches,
-    ordered_batches,
-    split_holdout,
-)
+from carso_cli.data.image_set import ImageSet, balanced_subset, epoch_batches, ordered_batches, split_holdout
 from carso_cli.errors import DataError, UsageError
 
 
