@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from carso_cli.classifiers.blueprint import Blueprint
-from carso_cli.classifiers.interface import check_classifier
-from carso_cli.classifiers.load import load_classifier
+from carso_cli.classifiers.architectures import Blueprint
+from carso_cli.classifiers.load import check_classifier, load_classifier
 from carso_cli.classifiers.weights import load_strict, require_finite
 from carso_cli.data.datasets import load_split
 from carso_cli.data.image_set import ImageSet, balanced_subset
@@ -27,7 +26,7 @@ from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.checkpoints import load_tensors
 from carso_cli.runs.folder import RunFolder
-from carso_cli.runtime.precision import set_products
+from carso_cli.runtime.precision import set_tf32
 from carso_cli.runtime.reporter import Reporter, SilentReporter
 
 TRAINING_IMAGES = {"digits": 1442, "cifar10": 50_000, "cifar100": 50_000, "tinyimagenet200": 100_000}
@@ -66,7 +65,7 @@ def device_for(recipe: Recipe, name: str) -> torch.device:
         UsageError: See `choose_device`; if the device does not have the precision.
     """
     device = choose_device(name)
-    set_products(recipe.precision, device)
+    set_tf32(recipe.precision, device)
     return device
 
 
@@ -143,7 +142,7 @@ def _blueprint(recipe: Recipe) -> Blueprint:
     )
 
 
-def own_classifier(classifier: nn.Module, recipe: Recipe) -> nn.Module:
+def user_classifier(classifier: nn.Module, recipe: Recipe) -> nn.Module:
     """Freeze a classifier given in Python, checked against the recipe's images and classes.
 
     Raises:
@@ -233,7 +232,7 @@ def load_defence(
     own = (
         build_classifier(recipe, recipe.representation.kind)
         if classifier is None
-        else own_classifier(classifier, recipe)
+        else user_classifier(classifier, recipe)
     )
     purifier = load_purifier(path, recipe, own)
     defence = Defence(

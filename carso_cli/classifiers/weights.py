@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from carso_cli.errors import WeightsError, nearest
-from carso_cli.io.checksum import SEAL, tensors_checksum
+from carso_cli.io.checksum import CHECKSUM_KEY, tensors_checksum
 
 _WRAPPERS = ("state_dict", "model_state_dict")
 # The first is that of nn.Sequential inside DataParallel, as in the files of Wang et al. (2023).
@@ -117,7 +117,7 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         return {key: json.loads(value) for key, value in metadata.items()}
     except (ValueError, RecursionError) as error:
-        if SEAL in metadata:
+        if CHECKSUM_KEY in metadata:
             raise WeightsError(
                 f"{path} is damaged: its header cannot be read: {error}", hint=_RESTORE
             ) from error
@@ -132,7 +132,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     # A header may claim types and lengths that no tensor can have.
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
-    told = header.pop(SEAL, None)
+    told = header.pop(CHECKSUM_KEY, None)
     if told is not None and told != tensors_checksum(tensors, header):
         raise WeightsError(
             f"{path} is damaged: its contents do not match the checksum in its header",

@@ -14,7 +14,7 @@ from typing import Protocol
 from carso_cli.data.decode import SUFFIXES
 from carso_cli.data.zip_store import ZipStore
 from carso_cli.errors import DataError
-from carso_cli.io.given_file import read_given, similar_file
+from carso_cli.io.files import read_given, similar_file
 
 # lead / split / class / images / file, and one to spare; also ends loops of symbolic links
 _MAX_DEPTH = 6

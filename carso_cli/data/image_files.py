@@ -11,7 +11,7 @@ from torch import Tensor
 
 from carso_cli.data.decode import decode_image
 from carso_cli.errors import DataError, UsageError
-from carso_cli.io.given_file import read_given
+from carso_cli.io.files import read_given
 
 _MOST_SHOWN = 5
 

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 from carso_cli.errors import DataError
-from carso_cli.io.given_file import MAX_BYTES
+from carso_cli.io.files import MAX_BYTES
 
 MAX_TOTAL_BYTES = 2**36
 """Largest uncompressed size of a whole archive (64 GiB)."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from carso_cli.defence.conditioning import LEAKY_SLOPE
-from carso_cli.runtime.precision import full
+from carso_cli.runtime.precision import to_float32
 
 _WIDTHS = (256, 256, 128, 64, 32)
 
@@ -66,5 +66,5 @@ class Decoder(nn.Module):
         """Map (M, Z) and (M, F) to reconstructions (M, channels, H, W) in [0, 1]."""
         features = self.blocks(self.stem(torch.cat((latents, condition), dim=1)))
         # In bfloat16 a sigmoid comes out as 0 or 1 where the loss takes its logarithm.
-        reconstruction = full(self.last(features)).sigmoid()
+        reconstruction = to_float32(self.last(features)).sigmoid()
         return reconstruction

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from carso_cli.defence.conditioning import LEAKY_SLOPE, RepresentationEncoder, convolutions_for
 from carso_cli.defence.decoder import Decoder
 from carso_cli.errors import UsageError
-from carso_cli.runtime.precision import full
+from carso_cli.runtime.precision import to_float32
 
 ENCODER_PARTS = ("input_encoder", "joint_encoder", "to_mean", "to_log_variance")
 """Submodules that only training uses (Tables 6 and 11)."""
@@ -105,7 +105,7 @@ class Purifier(nn.Module):
 
     def condition(self, representation: Mapping[str, Tensor]) -> Tensor:
         """Compress the internal representation: layer name to (B, c, h, w) gives (B, F)."""
-        return full(self.representation_encoder(representation))
+        return to_float32(self.representation_encoder(representation))
 
     def encode(self, images: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images in [0, 1], (B, channels, H, W), jointly with their condition (Tables 6 and 11).
@@ -122,7 +122,7 @@ class Purifier(nn.Module):
             raise UsageError("this purifier has no encoder: it can purify, and not be trained")
         compressed = self.input_encoder((images - self.mean) / self.std).flatten(1)
         joint = self.joint_encoder(torch.cat((compressed, condition), dim=1))
-        return full(self.to_mean(joint)), full(self.to_log_variance(joint))
+        return to_float32(self.to_mean(joint)), to_float32(self.to_log_variance(joint))
 
     def decode(self, latents: Tensor, condition: Tensor) -> Tensor:
         """Decode (M, Z) latents with (M, F) conditions into images (M, channels, H, W) in [0, 1]."""

@@ -64,7 +64,7 @@ class World:
         """Return the reporter on the main process, a silent one elsewhere."""
         return reporter if self.is_main else SilentReporter()
 
-    def own(self, count: int) -> slice:
+    def shard(self, count: int) -> slice:
         """Return this process's share of `range(count)`: every `size`-th, so that no kind falls to one."""
         return slice(self.rank, count, self.size)
 
@@ -145,14 +145,14 @@ class World:
         """Wait until every process has called this."""
         self.sum(torch.zeros(1))
 
-    def synchronise(self, module: nn.Module) -> None:
+    def sync_batch_norm(self, module: nn.Module) -> None:
         """Take the batch statistics inside a module over all processes' images; its parameters stay."""
         if self.size > 1 and self.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         elif self.size > 1:
             share_batch_norm(module, total)
 
-    def replicated(self, module: nn.Module) -> nn.Module:
+    def data_parallel(self, module: nn.Module) -> nn.Module:
         """Return what to call in training: its gradients are summed over all processes."""
         if self.size == 1:
             return module

@@ -20,8 +20,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from carso_cli.errors import CarsoError, StateError
-from carso_cli.io.atomic import sync_folder
-from carso_cli.io.checksum import SEAL, tensors_checksum
+from carso_cli.io.checksum import CHECKSUM_KEY, tensors_checksum
+from carso_cli.io.files import sync_folder
 from carso_cli.io.json_files import write_atomically
 from carso_cli.runs.folder import previous_state
 from carso_cli.runtime.reporter import Reporter
@@ -42,7 +42,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     header = {key: json.dumps(value, allow_nan=False) for key, value in metadata.items()}
-    header[SEAL] = json.dumps(tensors_checksum(plain, metadata))
+    header[CHECKSUM_KEY] = json.dumps(tensors_checksum(plain, metadata))
     write_atomically(path, save(plain, metadata=header))
 
 
@@ -63,7 +63,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = {key: json.loads(value) for key, value in (stream.metadata() or {}).items()}
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise StateError(f"{path} is not a readable safetensors file: {error}", hint=_RESTORE) from error
-    if metadata.pop(SEAL, None) != tensors_checksum(tensors, metadata):
+    if metadata.pop(CHECKSUM_KEY, None) != tensors_checksum(tensors, metadata):
         raise StateError(
             f"{path} is damaged: its contents do not match the checksum in its header", hint=_RESTORE
         )

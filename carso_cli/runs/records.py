@@ -23,7 +23,6 @@ from typing import Any, Self
 
 from carso_cli.errors import StateError
 from carso_cli.io.json_files import (
-    append_json_line,
     append_json_lines,
     ensure_folder,
     read_json,
@@ -218,7 +217,7 @@ class EvaluationFolder:
     def append_check(self, name: str, images: int, values: Sequence[float], seconds: float) -> None:
         """Write what one rerun for a trust check found on some images."""
         line = {"check": name, "n_images": images, "values": list(values), "seconds": round(seconds, 4)}
-        append_json_line(self.checks, line)
+        append_json_lines(self.checks, [line])
 
     def read_checks(self, images: int) -> dict[str, dict[str, Any]]:
         """Return the lines of `append_check` on that many images, by name."""

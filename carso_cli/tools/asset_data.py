@@ -15,7 +15,8 @@ from carso_cli.data.tinyimagenet import NAME as TINY_NAME
 from carso_cli.data.tinyimagenet import URL as TINY_URL
 from carso_cli.data.zip_store import ZipStore
 from carso_cli.errors import DataError
-from carso_cli.io.download import fetch_command, file_digest
+from carso_cli.io.checksum import file_digest
+from carso_cli.io.download import fetch_command
 from carso_cli.io.paths import data_home
 from carso_cli.recipe.schema import Recipe
 from carso_cli.tools.asset import DAMAGED, MISSING, PRESENT, Item, once, state_of

@@ -11,8 +11,8 @@ from carso_cli.classifiers.load import ENTRY_POINT_GROUP, robustbench_places, we
 from carso_cli.classifiers.registry import PUBLISHED_FILES, Published, find_record
 from carso_cli.classifiers.weights import read_tensors, require_uncompressed
 from carso_cli.errors import WeightsError
+from carso_cli.io.checksum import file_digest
 from carso_cli.io.download import fetch_command, recorded_problem
-from carso_cli.io.json_files import file_sha256
 from carso_cli.recipe.schema import Recipe, Weights
 from carso_cli.tools.asset import DAMAGED, MISSING, PRESENT, Item, once, state_of
 
@@ -36,7 +36,7 @@ def weights_item(recipe: Recipe, kind: str, weights: Weights, required: bool) ->
     record = find_record(weights.source, name, recipe.data.name)
     if weights.source == "shipped":
         there = record.file.is_file()
-        whole = there and file_sha256(record.file) == record.sha256
+        whole = there and file_digest(record.file) == record.sha256
         state = PRESENT if whole else DAMAGED if there else MISSING
         note = "" if whole else "install carso again"
         return Item(kind, name, state, required, str(record.file), note=note)

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
 from carso_cli.build import untrained_classifier
-from carso_cli.classifiers.inference import Compiled, inference_copy
-from carso_cli.classifiers.wide_resnet import WideResNet, folded
+from carso_cli.classifiers.inference import Compiled, folded, inference_copy
+from carso_cli.classifiers.wide_resnet import WideResNet
 from carso_cli.recipe.identity import recipe_hash
 from carso_cli.recipe.load import load_recipe
 from carso_cli.runtime.reporter import SilentReporter
@@ -68,7 +68,7 @@ def test_goes_on_without_torch_compile_where_it_fails(
     torch.testing.assert_close(first, classifier(images), rtol=1e-4, atol=1e-5)
     assert torch.equal(first, second)
     assert reporter.said == [
-        "torch.compile failed, and attacks go on without it: no C++ compiler found",
+        "torch.compile failed, and attacks run without it: no C++ compiler found",
     ]
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from carso_cli.classifiers import load as module
-from carso_cli.classifiers.blueprint import Blueprint
+from carso_cli.classifiers.architectures import Blueprint
 from carso_cli.classifiers.load import load_classifier
 from carso_cli.classifiers.registry import find_record
 from carso_cli.classifiers.wide_resnet import WideResNet

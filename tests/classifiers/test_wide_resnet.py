@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from carso_cli.classifiers.wide_resnet import WideResNet, folded
+from carso_cli.classifiers.inference import folded
+from carso_cli.classifiers.wide_resnet import WideResNet
 from carso_cli.errors import UsageError
 from carso_cli.runtime.third_party import import_robustbench
 

@@ -11,7 +11,7 @@ import torch
 
 from carso_cli.data.image_files import read_images
 from carso_cli.errors import DataError, UsageError
-from carso_cli.io import given_file
+from carso_cli.io import files
 
 WriteImage = Callable[..., Path]
 
@@ -65,7 +65,7 @@ def test_no_files_and_huge_files_are_refused(
         read_images([], channels=3, image_size=32)
     noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     file = write_image(tmp_path / "a.png", pixels=noise)
-    monkeypatch.setattr(given_file, "MAX_BYTES", 100)
+    monkeypatch.setattr(files, "MAX_BYTES", 100)
     size = f"{file.stat().st_size:,}"
     with pytest.raises(
         DataError, match=rf"a\.png cannot be read: it has {size} bytes; at most 100 are allowed"

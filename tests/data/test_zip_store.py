@@ -11,7 +11,7 @@ import pytest
 from carso_cli.data import zip_store
 from carso_cli.data.zip_store import ZipStore
 from carso_cli.errors import DataError
-from carso_cli.io.given_file import MAX_BYTES
+from carso_cli.io.files import MAX_BYTES
 
 
 def archive(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:

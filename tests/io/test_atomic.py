@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from carso_cli.io.atomic import atomic_write, read_limited
+from carso_cli.io.files import atomic_write, read_limited
 
 
 def test_a_file_appears_only_when_complete(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from carso_cli.errors import StateError
-from carso_cli.io.checksum import SEAL, add_checksum, remove_checksum
+from carso_cli.io.checksum import CHECKSUM_KEY, add_checksum, remove_checksum
 from carso_cli.io.json_files import append_json_lines, read_json, read_json_lines, write_json
 
 VALUES: dict[Any, Any] = {"accuracy": 0.25, "job": "defence/pgd", "steps": [1, (2.5, None)], 3: {"é": True}}
@@ -32,7 +32,7 @@ def test_a_changed_value_is_named() -> None:
         remove_checksum({"accuracy": 0.75}, "here")
     with pytest.raises(StateError, match="here is damaged: its values do not match"):
         remove_checksum({**add_checksum({"accuracy": 0.25}), "accuracy": math.inf}, "here")
-    assert SEAL not in remove_checksum(add_checksum({}), "here")
+    assert CHECKSUM_KEY not in remove_checksum(add_checksum({}), "here")
 
 
 @pytest.mark.parametrize("kind", ["object", "lines"])

@@ -14,7 +14,8 @@ import pytest
 
 from carso_cli.errors import MissingError
 from carso_cli.io import download
-from carso_cli.io.download import StayingEncrypted, fetch, file_digest, recorded_problem
+from carso_cli.io.checksum import file_digest
+from carso_cli.io.download import HttpsOnly, fetch, recorded_problem
 from carso_cli.runtime.reporter import SILENT, Reporter
 
 CONTENT = bytes(range(256)) * 10_000
@@ -109,10 +110,8 @@ def test_no_server_leads_out_of_https(away: str) -> None:
     headers = HTTPMessage()
     asked = Request("https://example.org/a")
     with pytest.raises(OSError, match=f"leads from https to {away}, which is not followed"):
-        StayingEncrypted().redirect_request(asked, BytesIO(), 302, "Found", headers, away)
-    found = StayingEncrypted().redirect_request(
-        asked, BytesIO(), 302, "Found", headers, "https://example.com/b"
-    )
+        HttpsOnly().redirect_request(asked, BytesIO(), 302, "Found", headers, away)
+    found = HttpsOnly().redirect_request(asked, BytesIO(), 302, "Found", headers, "https://example.com/b")
     assert found is not None
     assert found.full_url == "https://example.com/b"
 
@@ -156,7 +155,7 @@ def test_a_file_without_an_end_is_given_up(
 ) -> None:
     monkeypatch.setattr(download, "_LARGEST_MIB", 1)
     site.announces = announced
-    with pytest.raises(MissingError, match="it has more than 1 MiB, the most that is taken from a server"):
+    with pytest.raises(MissingError, match="it has more than 1 MiB, the largest download allowed"):
         get(site, target)
     assert list(target.parent.iterdir()) == []
 

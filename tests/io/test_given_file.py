@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from carso_cli.errors import DataError
-from carso_cli.io.given_file import read_given
+from carso_cli.io.files import read_given
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from carso_cli.errors import CarsoError, StateError
 from carso_cli.io.checksum import fingerprint
 from carso_cli.io.json_files import (
-    append_json_line,
+    append_json_lines,
     ensure_folder,
     read_json,
     read_json_lines,
@@ -34,7 +34,7 @@ def test_failed_write_keeps_the_earlier_file(tmp_path: Path, monkeypatch: pytest
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("carso_cli.io.atomic.os.fsync", full)
+    monkeypatch.setattr("carso_cli.io.files.os.fsync", full)
     with pytest.raises(CarsoError, match=r"file\.txt: No space left on device"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
@@ -49,17 +49,17 @@ def test_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_json_lines_survive_a_kill_in_mid_line(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    append_json_line(path, {"epoch": 1})
+    append_json_lines(path, [{"epoch": 1}])
     with open(path, "ab") as stream:
         stream.write(b'{"epoch": 2')
     assert read_json_lines(path) == [{"epoch": 1}]
-    append_json_line(path, {"epoch": 2})
+    append_json_lines(path, [{"epoch": 2}])
     assert read_json_lines(path) == [{"epoch": 1}, {"epoch": 2}]
 
 
 def test_damaged_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    append_json_line(path, {"epoch": 1})
+    append_json_lines(path, [{"epoch": 1}])
     with open(path, "a") as stream:
         stream.write('{"epo\n{"epoch": 3}\n')
     with pytest.raises(StateError, match=r"log\.jsonl, line 2 is damaged"):
@@ -81,7 +81,7 @@ def test_names_that_are_no_text_are_written_as_escapes(tmp_path: Path) -> None:
 
 def test_records_refuse_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        append_json_line(tmp_path / "log.jsonl", {"loss": float("nan")})
+        append_json_lines(tmp_path / "log.jsonl", [{"loss": float("nan")}])
 
 
 def test_tensors_come_back_with_their_metadata(tmp_path: Path) -> None:

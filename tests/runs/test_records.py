@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from carso_cli.errors import StateError
-from carso_cli.io.json_files import append_json_line
+from carso_cli.io.json_files import append_json_lines
 from carso_cli.runs.records import EvaluationFolder, Record, evaluation_id, find_to_resume
 from carso_cli.runtime.reporter import SilentReporter
 
@@ -96,7 +96,7 @@ def test_an_unplanned_job_is_refused(folder: EvaluationFolder) -> None:
 
 
 def test_a_field_of_another_version_is_refused(folder: EvaluationFolder) -> None:
-    append_json_line(folder.records, {**record(0).as_dict(), "colour": "red"})
+    append_json_lines(folder.records, [{**record(0).as_dict(), "colour": "red"}])
     with pytest.raises(StateError, match="'colour'"):
         folder.read_blocks(SIZES, SilentReporter())
 
