@@ -1,4 +1,4 @@
-"""The defence: classifier, purifier and aggregation as one module (Section 4.1, inference).
+"""The defence: classifier, purifier and aggregation as one module (Section 4.1 and Figure 1, inference).
 
 Axes: B images, N samples per image, C classes, F condition features, Z latent features.
 """
@@ -19,7 +19,7 @@ from carso_cli.runtime.precision import autocast, to_float32
 
 
 class Defence(nn.Module):
-    """A classifier behind its purifier: images in [0, 1] to one robust prediction.
+    """A classifier with its purifier: images in [0, 1] to one robust prediction.
 
     The module is frozen and in evaluation mode. Its decision is the argmax over classes, the same in
     every view.
@@ -70,7 +70,7 @@ class Defence(nn.Module):
     def with_second_classifier(self, second_classifier: nn.Module) -> Defence:
         """Return the same defence with another classifier of the reconstructions."""
         changed = copy.copy(self)
-        # Copies share one table of submodules.
+        # A shallow copy shares the table of submodules with the original.
         changed._modules = {**self._modules, "second_classifier": second_classifier}
         return changed
 
@@ -150,11 +150,7 @@ class Defence(nn.Module):
         """
         if latents is None:
             latents = self.draw_latents(len(images), n_samples)
-        elif (
-            latents.ndim != 3
-            or latents.shape[0] != images.shape[0]
-            or latents.shape[2] != self.latent_features
-        ):
+        elif latents.ndim != 3 or latents.shape[::2] != (len(images), self.latent_features):
             raise UsageError(
                 f"latents have shape {tuple(latents.shape)}; "
                 f"({len(images)}, N, {self.latent_features}) is needed"

@@ -1,11 +1,10 @@
 """The purifier: a VAE conditional on the classifier's internal representation (Section 4.3, Appendix C.1).
 
-Training uses all of it; inference only `condition` and `decode`.
+Training uses all of it; inference only `condition` and `decode`, with latents from the prior.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -19,21 +18,6 @@ from carso_cli.runtime.precision import to_float32
 
 ENCODER_PARTS = ("input_encoder", "joint_encoder", "to_mean", "to_log_variance")
 """Submodules that only training uses (Tables 6 and 11)."""
-
-
-def _input_encoder(channels: int) -> nn.Sequential:
-    """Build the disjoint input encoder (Table 6)."""
-    widths = (channels, 6, 12)
-    return nn.Sequential(
-        *(
-            nn.Sequential(
-                nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.LeakyReLU(LEAKY_SLOPE),
-            )
-            for before, after in itertools.pairwise(widths)
-        )
-    )
 
 
 class Purifier(nn.Module):
@@ -82,8 +66,14 @@ class Purifier(nn.Module):
         self.decoder = Decoder(latent_features, condition_features, channels, image_size)
 
     def _add_encoder(self, channels: int, image_size: int, condition_features: int) -> None:
+        """Add what only training uses: the disjoint input encoder (Table 6) and the joint one (Table 11)."""
         latent = self.latent_features
-        self.input_encoder = _input_encoder(channels)
+        self.input_encoder = nn.Sequential()
+        for before, after in ((channels, 6), (6, 12)):
+            convolution = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
+            self.input_encoder.append(
+                nn.Sequential(convolution, nn.BatchNorm2d(after), nn.LeakyReLU(LEAKY_SLOPE))
+            )
         halved_twice = math.ceil(image_size / 4)
         self.joint_encoder = nn.Sequential(
             nn.Linear(12 * halved_twice**2 + condition_features, latent, bias=False),
@@ -94,7 +84,7 @@ class Purifier(nn.Module):
         self.to_log_variance = nn.Linear(latent, latent)
 
     def drop_encoder(self) -> None:
-        """Remove what only training uses, as in the purifiers that the paper's authors publish."""
+        """Remove what only training uses: the purifiers that the paper's authors publish come without."""
         for part in ENCODER_PARTS if self.has_encoder else ():
             delattr(self, part)
 

@@ -56,7 +56,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(path: Path) -> None:
     reporter = Listening()
     assert epoch_of(path, reporter) == 1
     assert "state.safetensors is damaged" in reporter.heard[0]
-    assert "going on from" in reporter.heard[0]
+    assert "resuming from" in reporter.heard[0]
 
 
 def test_a_lost_state_gives_way_to_the_one_before(path: Path) -> None:
