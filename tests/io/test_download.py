@@ -14,7 +14,6 @@ import pytest
 
 from carso_cli.errors import MissingError
 from carso_cli.io import download
-from carso_cli.io.checksum import file_digest
 from carso_cli.io.download import HttpsOnly, fetch, recorded_problem
 from carso_cli.runtime.reporter import SILENT, Reporter
 
@@ -190,9 +189,3 @@ def test_two_at_once_download_once(site: Site, target: Path) -> None:
     assert target.read_bytes() == CONTENT
     assert site.asked == [None]
     assert [path.name for path in target.parent.iterdir()] == ["a.zip"]
-
-
-def test_digests(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    assert file_digest(tmp_path / "a", "md5") == "900150983cd24fb0d6963f7d28e17f72"
-    assert file_digest(tmp_path / "a", "sha256").startswith("ba7816bf8f01cfea414140de5dae2223b00361a3")
