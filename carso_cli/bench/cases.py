@@ -26,7 +26,7 @@ from carso_cli.defence.representation import extract_representation
 from carso_cli.defence.vae import Purifier
 from carso_cli.evaluation.models import Models, given_models
 from carso_cli.recipe.schema import Recipe
-from carso_cli.runtime.precision import in_precision, reduced
+from carso_cli.runtime.precision import autocast, in_precision
 from carso_cli.runtime.reporter import SILENT, Reporter
 from carso_cli.runtime.seed import derive_seed, generator, seeded
 from carso_cli.training.adversarial_cache import AdversarialCache
@@ -205,7 +205,7 @@ def _extraction(bench: Bench) -> Case:
 
     @torch.no_grad()
     def ours() -> dict[str, Tensor]:
-        with reduced(bench.recipe.precision, bench.device):
+        with autocast(bench.recipe.precision, bench.device):
             return extract_representation(bench.classifier, images, bench.recipe.representation.layers)
 
     return Case(len(images), ours, lambda: naive.extract(images))

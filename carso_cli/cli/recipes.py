@@ -74,7 +74,7 @@ def copy(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Copy a recipe, comments included, to change it."""
-    from carso_cli.io.atomic import atomic_write
+    from carso_cli.io.files import atomic_write
     from carso_cli.recipe.load import locate_recipe
 
     source = locate_recipe(name)

@@ -30,7 +30,7 @@ from carso_cli.evaluation.setup import Evaluation, EvaluationOptions, prepare_ev
 from carso_cli.io.json_files import ensure_folder, read_json, read_json_lines, write_json
 from carso_cli.recipe.identity import recipe_hash
 from carso_cli.recipe.schema import Recipe
-from carso_cli.runs.environment import describe_environment
+from carso_cli.runs.description import describe_environment
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.lock import locked
 from carso_cli.runs.paper import beyond_the_paper

@@ -20,7 +20,7 @@ import yaml
 from pydantic import ValidationError
 
 from carso_cli.errors import RecipeError
-from carso_cli.io.atomic import read_limited
+from carso_cli.io.files import read_limited
 from carso_cli.recipe.checksum_line import verify_checksum_line
 from carso_cli.recipe.document import Document, Key, Problem
 from carso_cli.recipe.explain import HINT, explain, show

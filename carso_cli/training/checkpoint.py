@@ -10,7 +10,7 @@ from torch import Tensor
 
 from carso_cli.distributed.world import World
 from carso_cli.errors import StateError
-from carso_cli.io.json_files import append_json_line, read_json_lines, write_json_lines
+from carso_cli.io.json_files import append_json_lines, read_json_lines, write_json_lines
 from carso_cli.runs.checkpoints import load_state, save_state
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.records import short
@@ -73,7 +73,7 @@ class TrainingProgress:
 
     def finish_epoch(self, folder: RunFolder, metrics: dict[str, Any]) -> None:
         """Count and log one whole epoch."""
-        self.world.on_main(lambda: append_json_line(folder.metrics, metrics))
+        self.world.on_main(lambda: append_json_lines(folder.metrics, [metrics]))
         self.metrics.append(metrics)
         self.open = OpenEpoch()
 

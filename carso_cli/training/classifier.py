@@ -26,8 +26,7 @@ from carso_cli.errors import DataError, InterruptedRun
 from carso_cli.recipe.identity import recipe_hash
 from carso_cli.recipe.schema import Kind, Recipe
 from carso_cli.runs.checkpoints import save_tensors
-from carso_cli.runs.description import describe_run
-from carso_cli.runs.environment import describe_environment
+from carso_cli.runs.description import describe_environment, describe_run
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import Reporter, SilentReporter
 from carso_cli.runtime.seed import generator
@@ -89,7 +88,7 @@ def train_classifier(
     resume = world.on_main(lambda: folder.check(resume=resume, restarted=world.restarted))
     setup = _set_up(recipe, kind, world.device, limit, reporter)
     identity = _identity(setup, classifier)
-    world.synchronise(classifier)
+    world.sync_batch_norm(classifier)
     state = ClassifierState(classifier, make_optimiser(recipe, classifier), world, identity)
     with world.main_holds(lambda: folder.claimed(resume=resume, reporter=reporter)):
         if resume:
@@ -138,7 +137,7 @@ def estimate_cost(
     target = device_for(recipe, device)
     world = join(target)
     classifier = initial_classifier(recipe).to(target)
-    world.synchronise(classifier)
+    world.sync_batch_norm(classifier)
     images = _blank_images(recipe)
     setup = ClassifierSetup(recipe, kind, threat_model(recipe), images, images, target, SilentReporter())
     state = ClassifierState(classifier, make_optimiser(recipe, classifier), world, {})

@@ -39,7 +39,7 @@ class ClassifierState(TrainingProgress):
     ) -> None:
         super().__init__(identity, world)
         self.classifier = classifier
-        self.replica = world.replicated(classifier)
+        self.replica = world.data_parallel(classifier)
         self.optimiser = optimiser
 
     def save(self, folder: RunFolder) -> None:

@@ -22,7 +22,7 @@ from carso_cli.distributed.world import World, join
 from carso_cli.errors import NumericsError, RecipeError, UsageError
 from carso_cli.recipe.schema import Kind, Recipe
 from carso_cli.runtime.nonfinite import find_nonfinite_layer, require_finite_gradients
-from carso_cli.runtime.precision import full, in_precision, reduced
+from carso_cli.runtime.precision import autocast, in_precision, to_float32
 from carso_cli.runtime.reporter import Reporter
 from carso_cli.runtime.seed import derive_seed, generator, seeded
 from carso_cli.training.classifier_state import ClassifierState
@@ -116,7 +116,7 @@ def train_step(
         NumericsError: If loss or a gradient is not finite, naming the layer or parameter.
     """
     section, seed = setup.recipe.classifier.training, setup.recipe.seed
-    own = setup.world.own(len(positions))
+    own = setup.world.shard(len(positions))
     images = setup.train.pixels(positions)
     if section.augment:
         images = augment(images, flip=section.flip, generator=generator(seed, "augmentation", *place))
@@ -130,8 +130,8 @@ def train_step(
         images = attack.run_from(start, model, images, labels)
     else:
         images = images[own]
-    with reduced(setup.recipe.precision, setup.device):
-        logits = full(state.replica(images))
+    with autocast(setup.recipe.precision, setup.device):
+        logits = to_float32(state.replica(images))
     # Gradients are summed over processes, so each has its images' part of the mean over the whole batch.
     loss = F.cross_entropy(logits, labels, label_smoothing=section.label_smoothing, reduction="sum")
     correct = (logits.argmax(dim=1) == labels).sum()
@@ -172,7 +172,7 @@ def held_out_accuracies(setup: ClassifierSetup, classifier: nn.Module) -> dict[s
     model = in_precision(classifier, setup.recipe.precision)
     correct = torch.zeros(2, dtype=torch.float64)
     parts = list(enumerate(ordered_batches(count, setup.recipe.evaluation.batch_size)))
-    for number, part in parts[setup.world.own(len(parts))]:
+    for number, part in parts[setup.world.shard(len(parts))]:
         images = setup.held_out.pixels(part).to(setup.device)
         labels = setup.held_out.labels[part].to(setup.device)
         seed = derive_seed(setup.recipe.seed, "held-out attack", number)

@@ -30,7 +30,7 @@ from carso_cli.defence.representation import extract_representation
 from carso_cli.defence.vae import ENCODER_PARTS, Purifier
 from carso_cli.distributed.world import World
 from carso_cli.recipe.schema import Recipe
-from carso_cli.runtime.precision import reduced
+from carso_cli.runtime.precision import autocast
 from carso_cli.runtime.seed import derive_seed, generator
 from carso_cli.training.trades import trades_loss
 
@@ -80,7 +80,7 @@ class EndToEnd(nn.Module):
         if noise is None:
             return (logits,)
         encoded = images[: len(noise)]
-        with reduced(self.recipe.precision, images.device):
+        with autocast(self.recipe.precision, images.device):
             with torch.no_grad():
                 representation = extract_representation(self.defence.classifier, encoded, self.defence.layers)
             return logits, *self.defence.purifier(encoded, representation, noise)
@@ -153,7 +153,7 @@ def adversarial_terms(
     """
     recipe, defence = trained.recipe, trained.defence
     seed, section = recipe.seed, recipe.training.adversarial
-    whole, own = len(clean), world.own(len(clean))
+    whole, own = len(clean), world.shard(len(clean))
     latents = defence.draw_latents(whole, generator=generator(seed, "prior", *place))[own]
     noise = None
     if recipe.training.objective == "both":

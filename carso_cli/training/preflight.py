@@ -19,7 +19,7 @@ from carso_cli.defence.representation import extract_representation
 from carso_cli.defence.vae import Purifier
 from carso_cli.distributed.world import World
 from carso_cli.recipe.schema import Recipe
-from carso_cli.runtime.precision import in_precision, reduced
+from carso_cli.runtime.precision import autocast, in_precision
 from carso_cli.runtime.timing import seconds_of
 from carso_cli.training.balanced_batch import quarter_size
 from carso_cli.training.end_to_end import EndToEnd, adversarial_terms
@@ -80,7 +80,7 @@ def _balanced_step(recipe: Recipe, classifier: nn.Module, purifier: Purifier) ->
 
     def training_step() -> None:
         noise = torch.randn(_IMAGES, purifier.latent_features, device=images.device)
-        with reduced(recipe.precision, images.device):
+        with autocast(recipe.precision, images.device):
             with torch.no_grad():
                 representation = extract_representation(classifier, images, recipe.representation.layers)
             reconstruction, mean, log_variance = purifier(images, representation, noise)

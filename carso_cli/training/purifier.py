@@ -23,7 +23,7 @@ from carso_cli.build import (
     build_second_classifier,
     device_for,
     load_images,
-    own_classifier,
+    user_classifier,
 )
 from carso_cli.data.image_set import epoch_batches, ordered_batches, split_holdout
 from carso_cli.defence.defended_model import Defence
@@ -32,8 +32,7 @@ from carso_cli.distributed.world import join
 from carso_cli.errors import InterruptedRun
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.checkpoints import save_tensors
-from carso_cli.runs.description import describe_run
-from carso_cli.runs.environment import describe_environment, peak_memory
+from carso_cli.runs.description import describe_environment, describe_run, peak_memory
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import SILENT, Reporter
 from carso_cli.runtime.seed import derive_seed, generator
@@ -130,7 +129,7 @@ def _set_up(
     frozen = (
         build_classifier(recipe, recipe.representation.kind)
         if classifier is None
-        else own_classifier(classifier, recipe)
+        else user_classifier(classifier, recipe)
     )
     frozen = frozen.to(device)
     with join(device).local_main_first():
@@ -217,7 +216,7 @@ def _follow(setup: TrainingSetup, state: TrainingState) -> dict[str, Any]:
     )
     correct = torch.zeros(len(names), dtype=torch.float64)
     parts = list(enumerate(ordered_batches(count, recipe.evaluation.batch_size)))
-    for number, part in parts[setup.world.own(len(parts))]:
+    for number, part in parts[setup.world.shard(len(parts))]:
         images, labels = setup.held_out.pixels(part).to(setup.device), setup.held_out.labels[part]
         for place, name in enumerate(names):
             if name == "defence_attacked_accuracy":

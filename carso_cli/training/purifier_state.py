@@ -51,7 +51,7 @@ class TrainingState(TrainingProgress):
         super().__init__(identity, world, save_every)
         self.purifier = purifier
         self.trained = trained
-        self.replica = world.replicated(trained)
+        self.replica = world.data_parallel(trained)
         self.optimiser = optimiser
         self.parameters = dict(purifier.named_parameters())
         self.lookahead = Lookahead(

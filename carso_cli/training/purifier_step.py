@@ -34,7 +34,7 @@ from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.schema import Recipe
 from carso_cli.recipe.shipped import start_command
 from carso_cli.runtime.nonfinite import find_nonfinite_layer, require_finite_gradients
-from carso_cli.runtime.precision import in_precision, reduced
+from carso_cli.runtime.precision import autocast, in_precision
 from carso_cli.runtime.reporter import SILENT, Reporter
 from carso_cli.runtime.seed import derive_seed, generator, seeded
 from carso_cli.training.adversarial_cache import AdversarialCache, Place
@@ -91,7 +91,7 @@ def initial_state(setup: TrainingSetup) -> TrainingState:
         "images": setup.train.fingerprint(),
         "initial": None if recipe.training.initial is None else fingerprint(purifier.state_dict()),
     }
-    setup.world.synchronise(purifier)
+    setup.world.sync_batch_norm(purifier)
     trained: nn.Module = purifier
     if recipe.training.objective != "elbo":
         second = setup.second_classifier
@@ -223,20 +223,20 @@ def _elbo_terms(
     made: Place,
 ) -> dict[str, Tensor]:
     """Return the summed loss, BCE and KL of this process's share of one balanced batch."""
-    seed, own = setup.recipe.seed, setup.world.own(len(clean))
+    seed, own = setup.recipe.seed, setup.world.shard(len(clean))
     inputs = setup.pool.perturbed(
         made, clean[own], lambda: setup.perturb(clean, labels, derive_seed(seed, "perturbation", *made), own)
     )
     noise = torch.randn(
         len(clean), state.purifier.latent_features, generator=generator(seed, "posterior", *place)
     )[own].to(setup.device)
-    with reduced(setup.recipe.precision, setup.device):
+    with autocast(setup.recipe.precision, setup.device):
         with torch.no_grad():
             layers = setup.recipe.representation.layers
             representation = extract_representation(setup.classifier, inputs, layers)
         reconstruction, mean, log_variance = state.replica(inputs, representation, noise)
     if setup.world.any(not bool(reconstruction.detach().isfinite().all())):
-        with reduced(setup.recipe.precision, setup.device):
+        with autocast(setup.recipe.precision, setup.device):
             where = find_nonfinite_layer(
                 state.purifier, lambda: state.purifier(inputs, representation, noise)
             )

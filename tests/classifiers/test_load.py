@@ -14,13 +14,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from carso_cli.classifiers import load as module
-from carso_cli.classifiers.blueprint import Blueprint
+from carso_cli.classifiers.architectures import Blueprint
 from carso_cli.classifiers.load import load_classifier
 from carso_cli.classifiers.registry import find_record
 from carso_cli.classifiers.wide_resnet import WideResNet
 from carso_cli.errors import RecipeError, WeightsError
 from carso_cli.io.paths import weights_home
-from carso_cli.runtime.third_party import import_robustbench
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 CUI = "Cui2023Decoupled_WRN-28-10"
@@ -152,15 +151,14 @@ def test_missing_robustbench_weights_say_where_they_come_from_and_belong() -> No
 
 
 @pytest.mark.parametrize("place", ["home", "models"])
-def test_loads_robustbenchs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    # The same code on a small stand-in: the real model has 36 million parameters.
+def test_loads_robustbenchs_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wide_resnets: Any, place: str
+) -> None:
+    # A smaller model, since the real one has 36 million parameters.
     record = replace(find_record("robustbench", CUI, "cifar10"), depth=10, width=1)
     monkeypatch.setattr(module, "find_record", lambda *_: record)
     monkeypatch.chdir(tmp_path)
-    import_robustbench()
-    from robustbench.model_zoo.architectures.dm_wide_resnet import DMWideResNet, Swish
-
-    reference = DMWideResNet(10, 10, 1, Swish, MEAN, STD).eval()
+    reference = wide_resnets.DMWideResNet(10, 10, 1, wide_resnets.Swish, MEAN, STD).eval()
     root = weights_home() if place == "home" else Path("models")
     path = root / "cifar10" / "Linf" / f"{CUI}.pt"
     path.parent.mkdir(parents=True)

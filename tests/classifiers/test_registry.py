@@ -8,7 +8,6 @@ from carso_cli.classifiers.registry import RECORDS, ClassifierRecord, find_recor
 from carso_cli.classifiers.wide_resnet import ACTIVATIONS
 from carso_cli.errors import RecipeError
 from carso_cli.recipe.load import load_recipe
-from carso_cli.runtime.third_party import import_robustbench
 
 SHIPPED = [record for record in RECORDS if record.source == "shipped"]
 ROBUSTBENCH = [record for record in RECORDS if record.source == "robustbench"]
@@ -28,8 +27,8 @@ def test_knows_what_the_paper_uses() -> None:
 
 
 @pytest.mark.parametrize("record", ROBUSTBENCH, ids=lambda record: f"{record.name}-{record.dataset}")
+@pytest.mark.usefixtures("wide_resnets")
 def test_agrees_with_robustbench(record: ClassifierRecord, monkeypatch: pytest.MonkeyPatch) -> None:
-    import_robustbench()
     from robustbench.model_zoo import cifar10, cifar100, model_dicts
     from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
 

@@ -97,7 +97,7 @@ def primitives(world: World, out: Path) -> dict[str, Any]:
         "on main": world.on_main(lambda: os.getpid() if world.is_main else -1),
         "raised": raised,
         "sum": world.sum(torch.tensor([1.0, world.rank])).tolist(),
-        "epoch": [batch[world.own(len(batch))].tolist() for batch in epoch_batches(23, 5, 0, 0)],
+        "epoch": [batch[world.shard(len(batch))].tolist() for batch in epoch_batches(23, 5, 0, 0)],
     }
 
 
@@ -106,10 +106,10 @@ def batch_norm(world: World) -> float:
     worst, source = 0.0, torch.Generator().manual_seed(0)
     for images, size in ((7, (5, 5)), (2, ()), (2, (1, 1))):
         values = torch.randn(images, 3, *size, dtype=torch.float64, generator=source)
-        slope, own = torch.randn(values.shape, generator=source), world.own(images)
+        slope, own = torch.randn(values.shape, generator=source), world.shard(images)
         kind = torch.nn.BatchNorm2d if size else torch.nn.BatchNorm1d
         whole, shared = (torch.nn.Sequential(kind(3)).double() for _ in range(2))
-        world.synchronise(shared)
+        world.sync_batch_norm(shared)
         weights: list[Any] = [whole[0], shared[0]]
         leaves: list[Any] = [values.clone().requires_grad_(), values[own].clone().requires_grad_()]
         outputs = whole(leaves[0]), shared(leaves[1])
@@ -168,7 +168,7 @@ def _classifier_step(
     threat = classifier_steps.threat_model(recipe)
     setup = classifier_steps.ClassifierSetup(recipe, trained_as, threat, train, held_out, device, reporter)
     classifier = classifier_steps.initial_classifier(recipe).train().double()
-    setup.world.synchronise(classifier)
+    setup.world.sync_batch_norm(classifier)
     optimiser = classifier_steps.make_optimiser(recipe, classifier)
     state = ClassifierState(classifier, optimiser, setup.world, {})
     sums = classifier_steps.train_step(setup, state, torch.arange(29), (0, 0))

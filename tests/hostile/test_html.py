@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carso_cli.io.json_files import append_json_line, write_json
+from carso_cli.io.json_files import append_json_lines, write_json
 from carso_cli.recipe.load import dump_recipe, load_recipe
 from carso_cli.reports.html import checks_html, page_html, settings_html, table_html, tiles_html
 from carso_cli.reports.table import Figure, ReportTable, Row, Trace
@@ -70,11 +70,8 @@ def test_a_whole_report_of_a_hostile_run(
     write_json(
         run / "environment.json", {"device": EVIL, "device_name": EVIL, "threads": 1, "classes": [EVIL]}
     )
-    append_json_line(
-        run / "metrics.jsonl",
-        {"epoch": 0, "seconds": 1.0, "images": 1, "loss": 1.0, "bce": 1.0, "kl": 1.0, "beta": 0.0}
-        | {"learning_rate": 0.1, "defence_clean_accuracy": 0.5},
-    )
+    line = {"epoch": 0, "seconds": 1.0, "images": 1, "loss": 1.0, "bce": 1.0, "kl": 1.0, "beta": 0.0}
+    append_json_lines(run / "metrics.jsonl", [line | {"learning_rate": 0.1, "defence_clean_accuracy": 0.5}])
     code, said = carso(["report", str(run), "--html", "page.html"])
     assert code == 0, said
     text = (tmp_path / "page.html").read_text()

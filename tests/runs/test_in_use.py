@@ -20,6 +20,7 @@ from carso_cli.training.purifier import train_purifier
 QUIET = SilentReporter()
 
 
+@pytest.mark.slow
 def test_training(tmp_path: Path) -> None:
     recipe = load_recipe("digits", ["data.train_limit=40"])
     with locked(tmp_path, QUIET):

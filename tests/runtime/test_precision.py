@@ -27,7 +27,7 @@ from carso_cli.evaluation.setup import prepare_evaluation
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.intervals import wilson
-from carso_cli.runtime.precision import full, in_precision, reduced
+from carso_cli.runtime.precision import autocast, in_precision, to_float32
 from carso_cli.runtime.reporter import SilentReporter
 from carso_cli.runtime.seed import generator
 from carso_cli.training.purifier import train_purifier
@@ -76,10 +76,10 @@ class LeastSquares(nn.Module):
             self.linear.bias.copy_(weights[-1])
 
     def condition(self, representation: Mapping[str, Tensor]) -> Tensor:
-        return full(functional.avg_pool2d(representation[LAYER], 4).flatten(1))
+        return to_float32(functional.avg_pool2d(representation[LAYER], 4).flatten(1))
 
     def decode(self, latents: Tensor, condition: Tensor) -> Tensor:
-        grey = full(self.linear(condition)) + 0.1 * latents
+        grey = to_float32(self.linear(condition)) + 0.1 * latents
         return (
             functional.interpolate(grey.reshape(-1, 1, 8, 8), scale_factor=4)
             .expand(-1, 3, -1, -1)
@@ -96,9 +96,9 @@ def test_products_are_in_bfloat16_and_answers_in_float32() -> None:
         seen[precision] = answer.item()
     # bfloat16 has 8 significant bits: the factor is rounded to 1.
     assert seen == {"fp32": 1.0 + 2.0**-8, "bf16": 1.0}
-    with reduced("bf16", torch.device("cpu")):
+    with autocast("bf16", torch.device("cpu")):
         assert (torch.ones(1, 1) @ factor).dtype == torch.bfloat16
-    assert full(torch.ones(1, dtype=torch.float64)).dtype == torch.float64
+    assert to_float32(torch.ones(1, dtype=torch.float64)).dtype == torch.float64
 
 
 def test_tf32_is_refused_where_it_means_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Whole files: read with an end, written completely or not at all."""
+"""Files: read with a size limit, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from carso_cli.io.atomic import atomic_write, read_limited
+from carso_cli.errors import DataError
+from carso_cli.io.files import atomic_write, read_given, read_limited
 
 
 def test_a_file_appears_only_when_complete(tmp_path: Path) -> None:
@@ -52,3 +53,15 @@ def test_reading_ends(tmp_path: Path) -> None:
     for endless in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(OSError, match="it is a pipe or device; a file is needed"):
             read_limited(endless, 10)
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("a")
+    assert read_given(tmp_path / "labels.txt") == b"a"
+    with pytest.raises(DataError, match=r"label\.txt does not exist") as caught:
+        read_given(tmp_path / "label.txt")
+    assert caught.value.hint == "did you mean 'labels.txt'?"
+    with pytest.raises(DataError, match="cannot be read: File name too long"):
+        read_given(tmp_path / ("long" * 100))
+    with pytest.raises(DataError, match="cannot be read: it is a folder"):
+        read_given(tmp_path)
