@@ -44,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_cmdline_main(config: pytest.Config) -> None:
     if WORKER or not config.pluginmanager.hasplugin("xdist"):
         return
-    # The whole suite runs on all processors; one file or folder starts sooner in this process. `-n` overrides.
+    # The whole suite runs on all processors; one file or folder starts sooner in this process. `-n` decides.
     if config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.option.numprocesses is None:
         config.option.numprocesses, config.option.maxprocesses = "auto", 8
     if config.option.numprocesses and config.option.dist == "no":
