@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carso_cli.attacks.attack import candidates
 from carso_cli.attacks.gradient_health import GradientRecorder
 from carso_cli.attacks.registry import Budget, build_attack
 from carso_cli.attacks.threat_model import ThreatModel
@@ -103,7 +102,7 @@ def perturb(
         seed=derive_seed(setting.seed, "attack", job.key, block),
         recorder=recorder,
     )
-    found = candidates(attack, target, images, labels)
+    found = attack.candidates(target, images, labels)
     for part, examples in found.items():
         inside = setting.threat.contains(examples, images)
         if not bool(inside.all()):

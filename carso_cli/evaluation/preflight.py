@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from carso_cli.attacks.losses import cross_entropy
-from carso_cli.attacks.names import TRANSFERS
-from carso_cli.attacks.registry import Budget
+from carso_cli.attacks.registry import TRANSFERS, Budget
 from carso_cli.evaluation.attack_batch import Setting
 from carso_cli.evaluation.protocols import UNPERTURBED, Job
 from carso_cli.evaluation.rerun_checks import Rerun, plan_reruns
