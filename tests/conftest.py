@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+import os
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,15 +14,23 @@ from threading import Thread
 from types import ModuleType
 
 import pytest
-import torch
+from filelock import FileLock
 from hypothesis import settings
 
-from carso_cli.runtime.reporter import Progress
+from carso_cli.recipe.load import load_recipe
+from carso_cli.recipe.schema import Recipe
+from carso_cli.runtime.reporter import Progress, SilentReporter
 
 # `--hypothesis-profile long --hypothesis-seed N` tries twenty times as many cases, and others each time.
 settings.register_profile("suite", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("long", max_examples=2000, deadline=None)
 settings.load_profile("suite")
+
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if WORKER:
+    # Workers share the processors: one thread each. torch reads this when it is first imported, which is why
+    # nothing above imports it; processes that tests start inherit it.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -28,6 +38,93 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", type=int, default=12, help="Faults to plant in tests/faults.")
     parser.addoption("--seed", type=int, default=0, help="Seed of the faults.")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    if WORKER or not config.pluginmanager.hasplugin("xdist"):
+        return
+    # The whole suite runs on all processors; one file or folder starts sooner in this process. `-n` decides.
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.option.numprocesses is None:
+        config.option.numprocesses, config.option.maxprocesses = "auto", 8
+    if config.option.numprocesses and config.option.dist == "no":
+        config.option.dist = "worksteal"
+
+
+Make = Callable[[Path], object]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Make], Path]:
+    """Return a folder that `make` fills once per session, whichever worker asks first."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if WORKER else base
+
+    def folder(name: str, make: Make) -> Path:
+        made = root / name
+        with FileLock(root / f"{name}.lock"):
+            if not made.exists():
+                unfinished = Path(tempfile.mkdtemp(dir=root))
+                make(unfinished)
+                unfinished.rename(made)
+        return made
+
+    return folder
+
+
+TINY = (
+    "representation.layers=[layer.1.block.0.conv_0, layer.2.block.0.conv_1]",
+    "data.train_limit=48",
+    "data.holdout=0.1",
+    "training.epochs=2",
+    "training.learning_rate.warmup_epochs=1",
+    "training.learning_rate.plateau_epochs=1",
+    "training.learning_rate.annealing_epochs=0",
+    "training.beta_increase.first_epoch=0",
+    "training.beta_increase.last_epoch=1",
+    "training.batch_size=24",
+    "training.attack_mix.pgd_steps=1",
+    "purifier.condition_features=16",
+    "purifier.latent_features=4",
+    "purifier.layer_convolutions=1",
+    "evaluation.n_samples=3",
+    "evaluation.scoring_draws=3",
+    "evaluation.batch_size=3",
+    "evaluation.pgd_steps=3",
+    "evaluation.pgd_step_size=0.05",
+    "evaluation.eot_draws=1",
+    "evaluation.pgd_eot_steps=3",
+    "evaluation.pgd_eot_step_size=0.04",
+    "evaluation.apgd_steps=4",
+    "evaluation.square_queries=10",
+)
+
+
+@dataclass(frozen=True)
+class DigitsRun:
+    """A finished tiny run on digits, shared by all tests: read it; to write into it, copy `folder` first."""
+
+    folder: Path
+    recipe: Recipe
+    overrides: tuple[str, ...]
+    """What `recipe` changes of the shipped recipe `digits`."""
+
+    @property
+    def options(self) -> list[str]:
+        """The overrides as words of a command line."""
+        return [word for value in self.overrides for word in ("--set", value)]
+
+
+@pytest.fixture(scope="session")
+def digits_run(once: Callable[[str, Make], Path]) -> DigitsRun:
+    from carso_cli.training.purifier import train_purifier
+
+    recipe = load_recipe("digits", TINY)
+
+    def train(run: Path) -> None:
+        train_purifier(recipe, run=run, reporter=SilentReporter(), device="cpu")
+
+    return DigitsRun(once("digits-run", train), recipe, TINY)
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +148,8 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
+    import torch
+
     torch.manual_seed(0)
 
 

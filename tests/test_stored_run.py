@@ -1,0 +1,108 @@
+"""A run that version 0.1.0 wrote is read, reported and evaluated as it was then.
+
+`stored_run/run` is that version's folder but for the states of training; the large tensors of its purifier
+were rounded to three values per channel and trained on, so that they compress. `expected.json` is what that
+version made of it: log P of the first four test images under stored latents, and the figures of its report.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from carso_cli import load_defence
+from carso_cli.build import load_images
+from carso_cli.cli.app import run as carso
+from carso_cli.io.json_files import read_json, read_json_lines
+from carso_cli.recipe.load import load_recipe
+
+STORED = Path(__file__).with_name("stored_run")
+EXPECTED: dict[str, Any] = json.loads((STORED / "expected.json").read_text())
+ADAPTIVE = "evaluation/adaptive-df6611b3"
+# What the rounding of another processor can change, where the sign of a small gradient decides. The rest of
+# a record says which image was attacked how, and is the same everywhere.
+MEASURED = {
+    *("correct", "correct_selection", "majority_correct", "margin", "clean_margin", "loss", "distance"),
+    *("disagreements", "certain", "settled", "settled_by"),
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(STORED / "run", tmp_path / "run")
+    packed = (STORED / "purifier.safetensors.xz").read_bytes()
+    (tmp_path / "run" / "purifier.safetensors").write_bytes(lzma.decompress(packed))
+    return tmp_path / "run"
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert carso([*words]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def evaluate(capsys: pytest.CaptureFixture[str], attack: str, *more: str) -> dict[str, Any]:
+    words = ("evaluate", "--run", "run", "--limit", "4", "--device", "cpu", "--json", "--attack", attack)
+    return call(capsys, *words, *more)
+
+
+def test_the_defence_gives_the_stored_log_p(run: Path) -> None:
+    images = load_images(load_recipe(str(run / "recipe.yaml")), "test", limit=4).pixels(slice(None))
+    log_p = load_defence(run, device="cpu")(images, latents=torch.tensor(EXPECTED["latents"]))
+    torch.testing.assert_close(log_p, torch.tensor(EXPECTED["log_p"]), rtol=1e-3, atol=1e-3)
+
+
+def test_its_report_holds_the_same_figures(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found: dict[str, list[Any]] = {}
+    for table in call(capsys, "report", "run", "--format", "json")["tables"]:
+        rows = [
+            [
+                [cell[key] for key in ("value", "low", "high", "unit")]
+                for cell in row["cells"]
+                if type(cell) is dict
+            ]
+            for row in table["rows"]
+            if row["source"] == "measured"
+        ]
+        if rows:
+            found.setdefault(str(table["number"]), []).append(rows)
+    assert found == EXPECTED["tables"]
+
+
+def test_resuming_shows_the_stored_result(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {path: path.read_bytes() for path in (run / ADAPTIVE).iterdir()}
+    shown = evaluate(capsys, "adaptive", "--resume")
+    stored = read_json(run / ADAPTIVE / "summary.json")
+    assert {key: shown[key] for key in stored} == stored
+    assert {path: path.read_bytes() for path in files} == files
+
+
+@pytest.mark.slow
+def test_evaluated_again_it_gives_the_same_records(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = read_json_lines(run / ADAPTIVE / "records.jsonl")
+    old = read_json(run / ADAPTIVE / "summary.json")
+    new = evaluate(capsys, "adaptive", "--force")
+    records = read_json_lines(run / ADAPTIVE / "records.jsonl")
+    assert len(records) == len(stored)
+    for record, before in zip(records, stored, strict=True):
+        assert record.keys() == before.keys()
+        assert {key: record[key] for key in record.keys() - MEASURED} == {
+            key: before[key] for key in before.keys() - MEASURED
+        }
+        assert 0 <= record["correct"] <= record["draws"]
+        assert record["distance"] <= record["eps"] + 1e-6
+        assert record["clean_margin"] == pytest.approx(before["clean_margin"], rel=1e-3, abs=1e-3)
+        if record["attack"] == "none":
+            assert record["correct"] == before["correct"]
+            assert record["loss"] == pytest.approx(before["loss"], rel=1e-3, abs=1e-3)
+    # Every image is right without an attack and fooled by many of them, far from where rounding decides.
+    assert [(row["target"], row["attack"], row["accuracy"]) for row in new["results"]] == [
+        (row["target"], row["attack"], row["accuracy"]) for row in old["results"]
+    ]
