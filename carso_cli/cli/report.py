@@ -1,4 +1,4 @@
-"""`carso report`: the paper's tables from stored results, a page, pictures."""
+"""`carso report`: the paper's tables from stored results, an HTML page, pictures."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from carso_cli import __version__
-from carso_cli.cli.display import messages, output, print_plain
-from carso_cli.cli.options import DeviceOption, one_of, optional
+from carso_cli.cli import options
+from carso_cli.cli.console import messages, output, print_plain
 from carso_cli.cli.progress import RichReporter
 from carso_cli.reports.html import page_html, table_html
 from carso_cli.reports.markup import shown, to_csv, to_json, to_latex, to_markdown
@@ -27,54 +27,50 @@ FORMATS = ("rich", *_TEXTS, "html")
 _GAP = 2
 
 
-def command(
-    runs: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="RUN", help="Run folders; all under runs/ when left out.", show_default=False),
-    ] = None,
-    tables: Annotated[
-        list[str] | None,
-        optional(
-            "--table",
-            metavar="N",
-            help=f"A table of the paper, or one beyond it ({', '.join(TABLES)}); may be repeated; all when "
-            "left out.",
-        ),
-    ] = None,
-    form: Annotated[
-        str | None,
-        optional(
-            "--format",
-            metavar="NAME",
-            help=f"{', '.join(FORMATS)}; rich when left out.",
-            callback=one_of("format", FORMATS),
-        ),
-    ] = None,
-    html: Annotated[
-        Path | None,
-        optional("--html", metavar="FILE", help="Write one page that opens offline."),
-    ] = None,
-    pictures: Annotated[
-        Path | None,
-        optional("--pictures", metavar="DIR", help="Write the pictures as PNG and SVG."),
-    ] = None,
-    device: DeviceOption = "auto",
-) -> None:
-    """Draw the paper's tables from stored records, the paper's figures beside ours.
+RunsArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="RUN", help="Run folders (default: all in runs/).", show_default=False),
+]
+TablesOption = Annotated[
+    list[str] | None,
+    options.optional(
+        "--table",
+        metavar="N",
+        help=f"Only this table, of the paper or beyond it ({', '.join(TABLES)}); repeatable.",
+    ),
+]
+FormatOption = Annotated[str | None, options.choice("--format", "Format", *FORMATS, default="rich")]
+HtmlOption = Annotated[
+    Path | None, options.optional("--html", metavar="FILE", help="Write one page that opens offline.")
+]
+PicturesOption = Annotated[
+    Path | None, options.optional("--pictures", metavar="DIR", help="Write the pictures as PNG and SVG.")
+]
 
-    Nothing is measured anew: every row of ours names the records it was drawn from. With --html, a page of
-    tables, curves, picture grids, trust checks and settings.
+
+def command(
+    runs: RunsArgument = None,
+    tables: TablesOption = None,
+    form: FormatOption = None,
+    html: HtmlOption = None,
+    pictures: PicturesOption = None,
+    device: options.DeviceOption = "auto",
+) -> None:
+    """Show the paper's tables, filled from stored results, with the paper's figures beside ours.
+
+    Measures nothing: every row of ours names the records it was drawn from. With --html, writes a page of
+    tables, curves, picture grids, sanity checks and settings.
     """
     from carso_cli.reports.report import report
 
     result = report(
         runs or (), reporter=RichReporter(), tables=tables or (), html=html, pictures=pictures, device=device
     )
-    # Who asks for files only does not want every table on the terminal too.
+    # A user who asks for files only does not want every table on the terminal too.
     if form is not None or tables or not result.written:
         _print(result.tables, form or "rich")
     for path in result.written:
-        messages().print(Text(f"written: {path}"), soft_wrap=True)
+        messages().print(f"written: {path}", soft_wrap=True)
 
 
 def _print(tables: list[ReportTable], form: str) -> None:
@@ -89,13 +85,13 @@ def _print(tables: list[ReportTable], form: str) -> None:
 
 
 class _AfterHyphens(TextWrapper):
-    """Breaks lines after hyphens too, whatever stands before them: names of runs are long words."""
+    """Breaks lines after every hyphen, since names of runs are long hyphenated words."""
 
     wordsep_re = re.compile(r"(\s+)|(?<=\w-)")
 
 
 def show_tables(tables: list[ReportTable]) -> None:
-    """Print tables on stdout; a table too wide for the terminal is printed as one paragraph a row."""
+    """Print tables on stdout; one too wide for the terminal becomes one paragraph per row."""
     console = output()
     for place, one in enumerate(tables):
         if place:
@@ -114,7 +110,7 @@ def show_tables(tables: list[ReportTable]) -> None:
 
 
 def _cells(one: ReportTable, row: Row) -> list[str]:
-    """Write a row's cells, a figure's interval below it, which saves a third of the width."""
+    """Write a row's cells; a figure's interval goes below it, which saves a third of the width."""
     texts = [
         f"{cell.main}\n{cell.interval}".rstrip() if isinstance(cell, Figure) else shown(cell)
         for cell in row.cells
@@ -131,7 +127,7 @@ def _mark(one: ReportTable, row: Row) -> str:
 def _layout(
     one: ReportTable, cells: list[list[str]], available: int, wrapper: type[TextWrapper]
 ) -> Table | None:
-    """Draw a table, its text columns narrowed as far as the wrapper can; None if that is too wide."""
+    """Return a table whose text columns are narrowed to fit; None if the wrapper cannot make them fit."""
     columns = [[heading, *(line[place] for line in cells)] for place, heading in enumerate(one.columns)]
     widths = [max(len(part) for text in column for part in text.split("\n")) for column in columns]
     excess = sum(widths) + _GAP * (len(widths) - 1) - available

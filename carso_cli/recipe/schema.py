@@ -14,17 +14,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
-from carso_cli.recipe.number import Number, too_large
 from carso_cli.recipe.purifier_training import Training
 from carso_cli.recipe.section import (
     Fraction,
     NonNegative,
     NonNegativeInt,
+    Parsed,
     Positive,
     PositiveInt,
     Section,
     Text,
     no_truth,
+    too_large,
 )
 
 DataName = Literal["digits", "cifar10", "cifar100", "tinyimagenet200", "image-folder"]
@@ -55,7 +56,7 @@ class Data(Section):
     """For `image-folder`: a folder or zip holding the test split, relative to `root`."""
     train_limit: PositiveInt | None = None
     """Use only this many training images, class-balanced and seeded; all when left out."""
-    holdout: Annotated[Number, Field(ge=0.0, le=0.5)] = 0.02
+    holdout: Annotated[float, Field(ge=0.0, le=0.5), Parsed] = 0.02
     """Share of the training images kept out of training to follow the defence's clean accuracy."""
 
     @model_validator(mode="after")
@@ -168,7 +169,7 @@ class Purifier(Section):
     """`fjoint`: features of the latent, and of the joint encoding; 0 leaves out both, beyond the paper."""
     layer_convolutions: Annotated[int, Field(ge=1, le=5, strict=True)] | None = None
     """Convolutions per layer encoder: 3 (Table 8) up to 32 pixels, 4 (Table 9) above, when left out."""
-    input_share: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
+    input_share: Annotated[float, Field(ge=0.0, lt=1.0), Parsed] = 0.0
     """Share of the input image in what is classified, the rest being its reconstruction: a skip connection
     around the purifier, beyond the paper. The ELBO is that of the reconstruction alone."""
 

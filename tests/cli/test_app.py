@@ -30,8 +30,8 @@ from carso_cli.errors import (
     InterruptedRun,
     NumericsError,
     RecipeError,
+    SanityCheckError,
     StateError,
-    TrustError,
     UsageError,
     WeightsError,
 )
@@ -72,7 +72,7 @@ def raising(error: BaseException) -> Callable[[], None]:
         (RecipeError("no"), 2),
         (DataError("no images"), 3),
         (WeightsError("no weights"), 3),
-        (TrustError("masked"), 4),
+        (SanityCheckError("masked"), 4),
         (StateError("another recipe"), 5),
         (InterruptedRun("saved"), 130),
     ],
@@ -190,7 +190,7 @@ def test_what_one_process_does_is_refused_to_several(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert app.run(["recipes", "ls"]) == 2
-    assert "torchrun started 2 processes, and carso recipes runs in one" in capsys.readouterr().err
+    assert "torchrun started 2 processes, but carso recipes runs in one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_more_devices_than_processes_are_met_with_torchruns_line(
     assert app.run(arguments) == 2
     shown = capsys.readouterr().err
     assert "devices, and a process uses one" in shown
-    assert f"hint: start a process for each: {line}\n" in shown
+    assert f"hint: start one process per device: {line}\n" in shown
 
 
 # Usage errors
@@ -238,7 +238,7 @@ def test_usage_errors_say_what_is_near_and_where_help_is(
     assert app.run(arguments) == 2
     shown = capsys.readouterr()
     assert message in shown.err
-    assert "--help` shows what it takes" in shown.err
+    assert "hint: see `carso" in shown.err
     assert shown.out == ""
 
 
@@ -310,8 +310,8 @@ def test_shared_options_may_all_be_left_out(probe: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--device gpu", "'gpu' is no device; use auto, cpu, cuda, cuda:N or mps; did you mean 'cpu'?"),
-        ("--device cuda:x", "'cuda:x' is no device"),
+        ("--device gpu", "'gpu' is not allowed; use auto, cpu, cuda, cuda:N or mps; did you mean 'cpu'?"),
+        ("--device cuda:x", "'cuda:x' is not allowed; use auto, cpu, cuda, cuda:N or mps"),
         ("--eps 8/0", "'8/0' is not allowed (the denominator is zero)"),
         ("--eps ten", "'ten' is not allowed (not a number or a fraction); use a number such as 8/255"),
         ("--eps -0.1", "'-0.1' is not allowed; use a number above 0"),
@@ -388,7 +388,7 @@ def test_a_closed_pipe_is_quiet() -> None:
 @pytest.mark.parametrize(
     ("streams", "code", "said"),
     [
-        ("> /dev/full", 1, "error: the system refuses: No space left on device\n"),
+        ("> /dev/full", 1, "error: operating system error: No space left on device\n"),
         (">&-", 0, ""),
         ("<&- >&- 2>&-", 0, ""),
     ],
@@ -412,7 +412,7 @@ def test_names_that_no_file_can_have_are_refused(capsys: Capture) -> None:
 def test_what_the_system_refuses_is_no_bug(register: Callable[[object], None], capsys: Capture) -> None:
     register(raising(OSError(36, "File name too long", "some-file")))
     assert app.run(["probe"]) == 1
-    assert "error: the system refuses: File name too long: some-file" in capsys.readouterr().err
+    assert "error: operating system error: File name too long: some-file" in capsys.readouterr().err
 
 
 def test_the_module_is_an_entry_point() -> None:

@@ -169,7 +169,7 @@ def test_fetching_what_a_recipe_lacks(published: Site, capsys: Capture) -> None:
     assert len(published.asked) == 2
     # A second call finds everything there.
     assert carso(["doctor", "cifar10", "--fetch"]) == 0
-    assert "nothing, it is all here" in capsys.readouterr().err
+    assert "nothing, everything is here already" in capsys.readouterr().err
     assert len(published.asked) == 2
     # What is changed afterwards is found by the checksum of the download.
     weights.write_bytes(published.content[:-1] + b"?")

@@ -77,7 +77,7 @@ def test_a_single_attack(trained: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert call(*command, "--resume", "--eps", "8/255") == 5
     assert "eps was 0.1, now 0.031372" in capsys.readouterr().err
     assert call(*command, "--resume") == 0
-    assert "trust checks" in capsys.readouterr().out
+    assert "sanity checks" in capsys.readouterr().out
 
 
 def test_strict_fails_after_the_result_is_stored(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +86,7 @@ def test_strict_fails_after_the_result_is_stored(trained: Path, capsys: pytest.C
     assert call(*command, "--aggregation", "majority-vote", "--strict", "--json") == 4
     captured = capsys.readouterr()
     assert "zero-gradients" in json.loads(captured.out)["failed"]
-    assert "trust checks failed: " in captured.err
+    assert "sanity checks failed: " in captured.err
     assert list(trained.glob("evaluation/pgd-eot-*/summary.json"))
 
 
@@ -106,10 +106,19 @@ def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ("options", "message"),
     [
         (("--attack", "pgd-eto"), "did you mean 'pgd-eot'"),
-        (("--view", "exakt"), "unknown view 'exakt'; did you mean 'exact'"),
-        (("--aggregation", "mean"), "unknown aggregation 'mean'"),
-        (("--target", "defense"), "unknown target 'defense'; did you mean 'defence'"),
-        (("--norm", "l1"), "unknown norm 'l1'"),
+        (
+            ("--view", "exakt"),
+            "use exact, log-probability or released; did you mean 'exact'",
+        ),
+        (
+            ("--aggregation", "mean"),
+            "'--aggregation': 'mean' is not allowed; use doubly-exponential,",
+        ),
+        (
+            ("--target", "defense"),
+            "'defense' is not allowed; use classifier or defence; did you mean",
+        ),
+        (("--norm", "l1"), "'--norm': 'l1' is not allowed; use linf or l2"),
         (("--attack", "aa", "--target", "defence"), "does not fit the target 'defence'"),
         (("--set", "evaluation.n_sample=3"), "n_samples"),
         (("--eps", "8"), "--eps: eps 8 is more than the whole range of pixels, [0, 1]; did you mean 8/255?"),
@@ -165,7 +174,7 @@ def test_what_a_trained_run_may_be_given_afresh(trained: Path, capsys: pytest.Ca
 
 def test_a_run_in_a_recipes_place_is_named(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("evaluate", trained.parent / "." / trained.name) == 2
-    assert f"with --run {trained}" in capsys.readouterr().err
+    assert f"give --run {trained}" in capsys.readouterr().err
 
 
 def test_dry_run_predicts_and_does_nothing(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,7 @@ def test_dry_run_shows_recipe_and_cost_and_writes_nothing(capsys: Capture, tmp_p
 
 def test_refuses_another_kind(capsys: Capture) -> None:
     assert run([*COMMAND, "--kind", "robust"]) == 2
-    assert "--kind robust is not allowed; use at or clean" in capsys.readouterr().err
+    assert "'--kind': 'robust' is not allowed; use at or clean" in capsys.readouterr().err
 
 
 def test_missing_data_is_told_before_any_work(capsys: Capture) -> None:

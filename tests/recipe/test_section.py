@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from carso_cli.recipe.number import parse_number
+from carso_cli.recipe.section import parse_number
 
 
 @pytest.mark.parametrize(
