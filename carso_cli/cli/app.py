@@ -8,7 +8,9 @@ its command is called or asked for help, and imports torch only inside the funct
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -76,7 +78,9 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
         else:
-            app.command(name)(command)
+            # Rich keeps the docstring's line ends, which are not where a terminal's lines end.
+            text = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.__doc__ or ""))
+            app.command(name, help=text)(command)
     return app
 
 

@@ -11,12 +11,7 @@ from carso_cli.cli.progress import RichReporter
 
 BatchSizeOption = Annotated[
     int | None,
-    options.optional(
-        "--batch-size",
-        metavar="N",
-        help="Images in every case, at least 8 (default: the recipe's).",
-        parser=options.whole_from(8),
-    ),
+    options.whole("--batch-size", "Images in every case, at least 8 (default: the recipe's).", 8),
 ]
 CaseOption = Annotated[
     list[str] | None, options.optional("--case", metavar="NAME", help="Time only this case; repeatable.")

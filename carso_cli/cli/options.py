@@ -8,7 +8,7 @@ value seen, what is allowed and the nearest known name; Typer's own messages lac
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -54,17 +54,6 @@ def _parse_eps(value: str) -> float:
     return number
 
 
-def whole_from(low: int) -> Callable[[str], int]:
-    """Return a parser of whole numbers from `low` on, of at most 18 digits (torch's seeds have 64 bits)."""
-
-    def whole_number(value: str) -> int:
-        if re.fullmatch(r"[0-9]{1,18}", value) and int(value) >= low:
-            return int(value)
-        raise _not_allowed(value, f"a whole number from {low}")
-
-    return whole_number
-
-
 Kind = Literal["at", "clean"]
 """How a classifier was trained: adversarially, or on clean images."""
 
@@ -72,6 +61,17 @@ Kind = Literal["at", "clean"]
 def optional(*names: str, metavar: str, help: str, **more: Any) -> Any:  # noqa: ANN401  (typer's own type)
     """Return an option whose default is not a value to show; its help says what the default means."""
     return typer.Option(*names, metavar=metavar, help=help, show_default=False, **more)
+
+
+def whole(name: str, help: str, low: int) -> Any:  # noqa: ANN401  (typer's own type)
+    """Return an option that takes a whole number from `low` on, of at most 18 digits (a seed has 64 bits)."""
+
+    def number(value: str) -> int:
+        if re.fullmatch(r"[0-9]{1,18}", value) and int(value) >= low:
+            return int(value)
+        raise _not_allowed(value, f"a whole number from {low}")
+
+    return optional(name, metavar="N", help=help, parser=number)
 
 
 def choice(name: str, help: str, *known: str, default: str) -> Any:  # noqa: ANN401  (typer's own type)
@@ -112,18 +112,9 @@ DeviceOption = Annotated[
         "--device", metavar="DEVICE", callback=_check_device, help="auto, cpu, cuda, cuda:N or mps."
     ),
 ]
-SeedOption = Annotated[
-    int | None,
-    optional("--seed", metavar="N", help="Random seed (default: the recipe's).", parser=whole_from(0)),
-]
+SeedOption = Annotated[int | None, whole("--seed", "Random seed (default: the recipe's).", 0)]
 LimitOption = Annotated[
-    int | None,
-    optional(
-        "--limit",
-        metavar="N",
-        help="Use only N images: a class-balanced subset, chosen by the seed.",
-        parser=whole_from(1),
-    ),
+    int | None, whole("--limit", "Use only N images: a class-balanced subset, chosen by the seed.", 1)
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on stdout, everything else on stderr.")
@@ -135,13 +126,7 @@ ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Continue from the state saved in the run folder.")
 ]
 NSamplesOption = Annotated[
-    int | None,
-    optional(
-        "--n-samples",
-        metavar="N",
-        help="Reconstructions per image (default: the recipe's).",
-        parser=whole_from(1),
-    ),
+    int | None, whole("--n-samples", "Reconstructions per image (default: the recipe's).", 1)
 ]
 EpsOption = Annotated[
     float | None,

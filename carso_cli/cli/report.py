@@ -84,8 +84,8 @@ def _print(tables: list[ReportTable], form: str) -> None:
         print_plain(_TEXTS[form](tables), end="")
 
 
-class _AfterHyphens(TextWrapper):
-    """Breaks lines after every hyphen, since names of runs are long hyphenated words."""
+class _Wrapper(TextWrapper):
+    """Breaks lines after every hyphen too, since names of runs are long hyphenated words."""
 
     wordsep_re = re.compile(r"(\s+)|(?<=\w-)")
 
@@ -97,12 +97,11 @@ def show_tables(tables: list[ReportTable]) -> None:
         if place:
             console.print()
         cells = [_cells(one, row) for row in one.rows]
-        fitting = (_layout(one, cells, console.width, wrapper) for wrapper in (TextWrapper, _AfterHyphens))
-        drawn = next((table for table in fitting if table is not None), None)
-        if drawn is None:
+        widths = _fit(one, cells, console.width)
+        if widths is None:
             _print_paragraphs(console, one)
         else:
-            console.print(drawn)
+            console.print(_drawn(one, cells, widths))
         for note in one.notes:
             console.print(Text(note, style="dim"))
         for mark, trace in enumerate(one.traces, start=1):
@@ -124,25 +123,23 @@ def _mark(one: ReportTable, row: Row) -> str:
     return "" if mark is None else f" ({mark})"
 
 
-def _layout(
-    one: ReportTable, cells: list[list[str]], available: int, wrapper: type[TextWrapper]
-) -> Table | None:
-    """Return a table whose text columns are narrowed to fit; None if the wrapper cannot make them fit."""
+def _fit(one: ReportTable, cells: list[list[str]], available: int) -> list[int] | None:
+    """Return the columns' widths, text columns narrowed as far as needed; None if they cannot fit."""
     columns = [[heading, *(line[place] for line in cells)] for place, heading in enumerate(one.columns)]
     widths = [max(len(part) for text in column for part in text.split("\n")) for column in columns]
     excess = sum(widths) + _GAP * (len(widths) - 1) - available
     for place, flush in enumerate(one.numeric):
         # A figure's interval holds a space and is not broken.
         if not flush and excess > 0:
-            narrow = wrapper(width=1, break_long_words=False)
+            narrow = _Wrapper(width=1, break_long_words=False)
             longest = max(len(part) for text in columns[place] for part in narrow.wrap(text))
             given = min(excess, widths[place] - longest)
             widths[place] -= given
             excess -= given
-    return None if excess > 0 else _drawn(one, cells, widths, wrapper)
+    return None if excess > 0 else widths
 
 
-def _drawn(one: ReportTable, cells: list[list[str]], widths: list[int], wrapper: type[TextWrapper]) -> Table:
+def _drawn(one: ReportTable, cells: list[list[str]], widths: list[int]) -> Table:
     drawn = Table(
         title=one.heading, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
     )
@@ -152,7 +149,7 @@ def _drawn(one: ReportTable, cells: list[list[str]], widths: list[int], wrapper:
     for line in cells:
         texts = zip(line, one.numeric, widths, strict=True)
         drawn.add_row(
-            *(Text(text if flush else wrapper(width=width).fill(text)) for text, flush, width in texts)
+            *(Text(text if flush else _Wrapper(width=width).fill(text)) for text, flush, width in texts)
         )
     return drawn
 
