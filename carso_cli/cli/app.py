@@ -116,6 +116,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _report(error)
     if code == 130 and claim_error() is not None:
         messages().print("interrupted", style="yellow")
+    # Without a command, help was shown; that is a usage error all the same.
     return code if chosen else 2
 
 
@@ -130,6 +131,7 @@ def _drop_unwritable() -> None:
 def _call(arguments: list[str]) -> int:
     check_command(_command_of(arguments))
     command = typer.main.get_command(build_app(arguments))
+    # Outside standalone mode Typer raises its errors instead of printing them and leaving the process.
     code = command.main(args=arguments, prog_name="carso", standalone_mode=False, obj=tuple(arguments))
     return code if isinstance(code, int) else 0
 

@@ -66,6 +66,7 @@ def print_result(result: Result, draw: Callable[[Result], None], *, as_json: boo
 def show_error(error: CarsoError, *, title: str = "error") -> None:
     """Show an error and its hint on stderr: a panel on a terminal, plain unwrapped lines elsewhere."""
     console = messages()
+    # In a log, a message stays on one line, so that it can be searched for.
     if not console.is_terminal:
         console.print(Text(f"{title}: {error.message}"), soft_wrap=True)
         if error.hint:

@@ -201,11 +201,13 @@ def find_recipe_of_run(
         folder.check_recipe()
         run = folder.path
         if folder.recipe.is_file():
+            # Absolute, so that it is not taken for the name of a shipped recipe.
             reference = str(folder.recipe.resolve())
     recipe = read_recipe(reference, overrides)
     folder = RunFolder(run or Path(recipe.run_folder))
     if overrides and folder.recipe.is_file():
         trained = read_recipe(str(folder.recipe.resolve()), None)
+        # A run of another recipe is refused later, with a message about that.
         if trained.name == recipe.name:
             refuse_other_training(recipe, trained, overrides, str(folder.path))
     return recipe, folder.path

@@ -35,6 +35,7 @@ def one_writer() -> Iterator[None]:
     if launch().rank == 0:
         yield
         return
+    # Every process computes the same result; one copy of it belongs on stdout.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
 

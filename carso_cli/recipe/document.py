@@ -89,6 +89,7 @@ class Document:
 
     def override(self, path: Sequence[str], value: object, text: str) -> None:
         """Set one value as `--set` asks; sections that are absent or null are created."""
+        # First, so that a problem met below is placed at this `--set`.
         self.overrides[tuple(path)] = text
         section: dict[str, Any] = self.data
         for depth, part in enumerate(path[:-1], start=1):
@@ -111,6 +112,7 @@ class _Loader(yaml.SafeLoader):
     """Composes nodes within the limits; `_Builder` makes values of them."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own attribute, replaced whole)
+    # Counted while composing, since a deep document would overflow the stack before any value is built.
     nodes = 0
     depth = 0
 

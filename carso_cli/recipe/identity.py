@@ -36,6 +36,7 @@ def recipe_hash(recipe: Recipe, sections: Sequence[str] | None = None) -> str:
     unknown = [name for name in chosen if name not in values]
     if unknown:
         raise ValueError(f"a recipe has no section {unknown[0]!r}; it has {', '.join(values)}")
+    # Sorted and without spaces: the same values always give the same text.
     canonical = json.dumps(
         {name: values[name] for name in chosen}, sort_keys=True, separators=(",", ":"), allow_nan=False
     )

@@ -27,6 +27,7 @@ def explain(document: Document, errors: Sequence[ErrorDetails]) -> RecipeError:
         document: The recipe as written, with the problems met while reading it.
         errors: pydantic's findings, against `Recipe`.
     """
+    # A key given twice or with a tag has its own problem; what pydantic says of its value would only follow.
     already = {problem.key for problem in document.problems}
     found = [Problem(tuple(error["loc"]), _text(error, document.data)) for error in errors]
     found = [*document.problems, *(problem for problem in found if problem.key not in already)]

@@ -32,6 +32,7 @@ def parse_number(value: object) -> float:
         if denominator == 0:
             raise ValueError("the denominator is zero")
         value = float(match[1]) / denominator
+    # In Python true and false are integers.
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("not a number or a fraction")
     try:
