@@ -23,8 +23,8 @@ from typing import Any
 from carso_cli.errors import UsageError, nearest
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.load import dump_recipe, load_recipe_text
-from carso_cli.recipe.number import too_large
 from carso_cli.recipe.schema import Recipe
+from carso_cli.recipe.section import too_large
 
 PAIRS = (("clean", "clean"), ("at", "clean"), ("clean", "at"), ("at", "at"))
 """Training of the first and of the second instance, in the order of Table 17."""

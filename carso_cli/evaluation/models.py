@@ -23,7 +23,7 @@ from carso_cli.errors import StateError, UsageError
 from carso_cli.evaluation.protocols import Job
 from carso_cli.evaluation.scoring import ClassifierScorer, DefenceScorer, Scorer
 from carso_cli.io.checksum import fingerprint
-from carso_cli.recipe.identity import CHOSEN_AFRESH
+from carso_cli.recipe.identity import INFERENCE_SECTIONS
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.folder import RunFolder
@@ -97,7 +97,7 @@ def run_recipe(recipe: Recipe, folder: RunFolder) -> Recipe:
             hint=f"leave out RECIPE to use the run's own: carso evaluate --run {folder.path}",
         )
     data = trained.data.model_copy(update={"root": recipe.data.root or trained.data.root})
-    chosen = {name: getattr(recipe, name) for name in CHOSEN_AFRESH}
+    chosen = {name: getattr(recipe, name) for name in INFERENCE_SECTIONS}
     return trained.model_copy(update={"data": data, **chosen})
 
 

@@ -24,8 +24,8 @@ from carso_cli.evaluation.attack_batch import Setting
 from carso_cli.evaluation.models import Models, given_models, load_models, run_recipe
 from carso_cli.evaluation.protocols import Plan, plan_budget, plan_evaluation
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
-from carso_cli.recipe.number import too_large
 from carso_cli.recipe.schema import Recipe
+from carso_cli.recipe.section import too_large
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.records import EvaluationFolder, evaluation_id
 from carso_cli.runtime.reporter import Reporter

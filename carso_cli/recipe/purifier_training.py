@@ -24,7 +24,7 @@ class AttackMix(Section):
     pgd_steps: PositiveInt = 40
     pgd_step_size: Positive = 0.01
     reuse: PositiveInt = 1
-    """Epochs that share their perturbed images; the paper makes them anew for every batch."""
+    """Epochs that share their perturbed images; the paper makes new ones for every batch."""
 
 
 class AdversarialTraining(Section):
@@ -45,7 +45,7 @@ class AdversarialTraining(Section):
     augment: bool = False
     """Shift the images of a batch, and mirror them where `classifier.training.flip` allows it."""
     elbo_weight: Positive = 1e-3
-    """For `both`: weight of the negative ELBO, which is in the hundreds of nats an image."""
+    """For `both`: weight of the negative ELBO, which is in the hundreds of nats per image."""
 
 
 class Optimiser(Section):
@@ -60,7 +60,7 @@ class Optimiser(Section):
 
 
 class LearningRate(Section):
-    """Linear warm-up, plateau, linear annealing; stepped once an epoch (Table 16)."""
+    """Linear warm-up, plateau, linear annealing; stepped once per epoch (Table 16)."""
 
     initial: Positive = 5e-9
     plateau: Positive = 0.064
@@ -104,7 +104,7 @@ class Training(Section):
     def _starts_from_a_trained_purifier(self) -> Self:
         if self.objective != "elbo" and self.initial is None:
             raise ValueError(
-                f"objective '{self.objective}' goes on from a purifier trained on the ELBO, whose batch "
+                f"objective '{self.objective}' starts from a purifier trained on the ELBO, whose batch "
                 "statistics it keeps; name its purifier.safetensors in 'initial'"
             )
         return self

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from carso_cli import __version__
 from carso_cli.errors import RecipeError, StateError
 from carso_cli.io.json_files import read_json, write_atomically, write_json
-from carso_cli.recipe.checksum_line import add_checksum_line
+from carso_cli.recipe.identity import add_checksum_line
 from carso_cli.recipe.load import dump_recipe, load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.folder import RunFolder

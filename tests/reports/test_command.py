@@ -85,7 +85,10 @@ def test_every_format(run: Path, form: str, start: str, capsys: Capture) -> None
 
 def test_unknown_format_and_table_are_usage_errors(run: Path, capsys: Capture) -> None:
     assert carso(["report", str(run), "--format", "markdwon"]) == 2
-    assert "unknown format 'markdwon'; did you mean 'markdown'?" in capsys.readouterr().err
+    assert (
+        "'markdwon' is not allowed; use rich, markdown, latex, csv, json or html; did you mean 'markdown'?"
+        in capsys.readouterr().err
+    )
     assert carso(["report", str(run), "--table", "6"]) == 2
     assert "there is no table '6' to draw" in capsys.readouterr().err
 

@@ -320,7 +320,7 @@ def test_batches_are_drawn_anew_in_every_epoch_whatever_is_reused(
 
 
 def test_an_objective_without_a_start_or_a_rule_without_gradients_is_refused(elbo_run: Path) -> None:
-    with pytest.raises(RecipeError, match="objective 'both' goes on from a purifier trained on the ELBO"):
+    with pytest.raises(RecipeError, match="objective 'both' starts from a purifier trained on the ELBO"):
         recipe("training.objective=both")
     with pytest.raises(RecipeError, match=r"'adversarial' needs an evaluation\.aggregation with gradients"):
         through(elbo_run, "evaluation.aggregation=majority-vote")

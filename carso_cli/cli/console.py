@@ -1,6 +1,6 @@
 """What a user sees: results on stdout, everything else on stderr.
 
-Whatever names and texts from files say, it is shown, and nothing in it acts on the terminal.
+Text from files is shown as it is: markup in it is not interpreted, control characters are replaced.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import typer
 from rich import box
@@ -20,12 +21,14 @@ from rich.text import Text
 
 from carso_cli.errors import CarsoError
 
+Result = TypeVar("Result")
+
 # All control characters but tabulators and ends of lines, Unicode's second set of them included.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class _Console(Console):
-    """Takes no text for markup, and lets control characters through only where Rich itself sets them."""
+    """Interprets no markup, and lets control characters through only where Rich itself sets them."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -48,13 +51,22 @@ def printable(text: str) -> str:
 
 
 def print_plain(text: str, *, end: str = "\n") -> None:
-    """Print a text on stdout as it is, neither wrapped nor coloured: something to copy or to redirect."""
+    """Print a text on stdout, neither wrapped nor coloured, so that it can be copied or redirected."""
     typer.echo(printable(text) + end, nl=False)
+
+
+def print_result(result: Result, draw: Callable[[Result], None], *, as_json: bool) -> None:
+    """Print what a command found: as JSON, or with the function that draws it for a reader."""
+    if as_json:
+        print_json(result)
+    else:
+        draw(result)
 
 
 def show_error(error: CarsoError, *, title: str = "error") -> None:
     """Show an error and its hint on stderr: a panel on a terminal, plain unwrapped lines elsewhere."""
     console = messages()
+    # In a log, a message stays on one line, so that it can be searched for.
     if not console.is_terminal:
         console.print(Text(f"{title}: {error.message}"), soft_wrap=True)
         if error.hint:
@@ -99,11 +111,17 @@ def table(
             justify="right" if flush else "left",
             overflow="fold",
             no_wrap=flush,
+            # Rich would narrow the names first, and they are what a reader looks for.
             min_width=min(names, 28) if position == 0 else None,
         )
     for row in rows:
         shown.add_row(*(Text(cell) for cell in row))
     return shown
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], **more: Any) -> None:  # noqa: ANN401
+    """Print a `table` on stdout."""
+    output().print(table(columns, rows, **more))
 
 
 def figure(value: float | None) -> str:
@@ -115,15 +133,17 @@ def figure(value: float | None) -> str:
     return f"{value:.4g}"
 
 
-def accuracy(value: float | None, interval: tuple[float, float] | None = None) -> str:
+def accuracy(value: float | None, interval: Sequence[float] | None = None) -> str:
     """Write an accuracy in [0, 1] with its interval: `0.945 [0.91, 0.97]`; a dash for None."""
     if value is None:
         return "–"
     return f"{value:.3f}" + ("" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]")
 
 
-def duration(seconds: float) -> str:
-    """Write a time as `42 s`, `3 min 05 s` or `2 h 07 min`."""
+def duration(seconds: float | None) -> str:
+    """Write a time as `42 s`, `3 min 05 s` or `2 h 07 min`; a dash for None."""
+    if seconds is None:
+        return "–"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
