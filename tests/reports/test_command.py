@@ -36,7 +36,7 @@ def test_tables_fit_the_terminal_and_lose_no_figure(
     text = " ".join(" ".join(own).split())
     for figure in ("0.375", "0.7613", "0.9568", "< 0.7070", "> 0.99", "159"):
         assert figure in text
-    assert any("Trust checks failed: zero-gradients" in line for line in lines if line.startswith("("))
+    assert any("Sanity checks failed: zero-gradients" in line for line in lines if line.startswith("("))
 
 
 @pytest.mark.parametrize("name", ["cifar10-small-longer", "digits-adversarial"])

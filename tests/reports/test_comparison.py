@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from carso_cli.reports.comparison import comparison_tables
-from carso_cli.reports.markup import to_csv
-from carso_cli.reports.report import read_stored_run
-from carso_cli.reports.results import table_one, table_two
+from carso_cli.reports.load import read_run
+from carso_cli.reports.paper_tables import table_one, table_two
+from carso_cli.reports.render import to_csv
+from carso_cli.reports.report import draw_tables
 from carso_cli.reports.table import Figure, ReportTable
-from carso_cli.reports.tables import draw_tables
 from carso_cli.runs.intervals import paired_difference
 from carso_cli.runtime.reporter import SilentReporter
 
@@ -34,7 +34,7 @@ PLAIN = {
 
 
 def drawn(*paths: Path) -> ReportTable:
-    (table,) = comparison_tables([read_stored_run(path, SilentReporter()) for path in paths])
+    (table,) = comparison_tables([read_run(path, SilentReporter()) for path in paths])
     return table
 
 
@@ -95,7 +95,7 @@ def test_what_is_beyond_the_paper_is_named(
 ) -> None:
     path = write_run("other", overrides=overrides)
     write_evaluation(path, "pgd-eot", PLAIN, classifier="c0", second_classifier="c0")
-    run = read_stored_run(path, SilentReporter())
+    run = read_run(path, SilentReporter())
     assert run.beyond_the_paper == phrase
     for table, label in ((table_one([run]), "measured"), (table_two([run]), "measured, pgd-eot")):
         (row,) = [row for row in table.rows if row.trace]
@@ -157,7 +157,7 @@ def test_more_samples_are_another_row(runs: tuple[Path, Path, Path], write_evalu
 
 
 def test_it_is_drawn_where_there_is_something_to_compare(runs: tuple[Path, Path, Path]) -> None:
-    plain, tuned, _ = (read_stored_run(path, SilentReporter()) for path in runs)
+    plain, tuned, _ = (read_run(path, SilentReporter()) for path in runs)
     titles = [table.title for table in draw_tables([plain])]
     assert titles[-1] == "Comparison 1, image by image: pgd-eot, 4 images, eps 0.1 linf"
     assert titles[:-1] == [table.title for table in draw_tables([tuned])]
@@ -171,7 +171,7 @@ def test_each_attack_has_a_table_of_its_own(runs: tuple[Path, Path, Path], write
         write_evaluation(
             run, "pgd", by_pgd, classifier=classifier, second_classifier=None, purifier=None, n_samples=None
         )
-    tables = comparison_tables([read_stored_run(path, SilentReporter()) for path in runs])
+    tables = comparison_tables([read_run(path, SilentReporter()) for path in runs])
     assert [table.title.split(": ")[1].split(",")[0] for table in tables] == ["pgd", "pgd-eot"]
     assert [len(table.rows) for table in tables] == [2, 4]
     assert len({table.anchor for table in tables}) == 2
@@ -223,7 +223,7 @@ def test_ends_of_an_interval_keep_their_side_of_zero_and_csv_its_keys(
         for (target, attack, view), right in PLAIN.items()
     }
     write_evaluation(runs[0], "pgd", by_pgd, classifier="c0", second_classifier="c0")
-    tables = comparison_tables([read_stored_run(path, SilentReporter()) for path in runs])
+    tables = comparison_tables([read_run(path, SilentReporter()) for path in runs])
     lines = [*csv.DictReader(io.StringIO(to_csv(tables)))]
     keys = [(line["table"], line["row"], line["column"]) for line in lines]
     assert len(set(keys)) == len(keys) == 19

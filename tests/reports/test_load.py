@@ -9,9 +9,7 @@ import pytest
 
 from carso_cli.errors import StateError
 from carso_cli.io.json_files import read_json, write_json
-from carso_cli.recipe.load import load_recipe
-from carso_cli.reports.evaluations import read_evaluation
-from carso_cli.reports.stored import read_run
+from carso_cli.reports.load import read_ablation, read_evaluation, read_run
 from carso_cli.runtime.reporter import SilentReporter
 
 
@@ -23,15 +21,6 @@ class Warnings(SilentReporter):
         self.heard.append(message)
 
 
-RECIPE = {
-    "name": "digits",
-    "reproduces": "",
-    "threat": {"eps": 0.1, "norm": "linf"},
-    "training": {"epochs": 2},
-    "evaluation": {"n_samples": 8, "aggregation": "doubly-exponential"},
-}
-
-
 def test_reading_changes_nothing_even_of_a_run_that_goes_on(
     write_run: Any, write_evaluation: Any, both: Any
 ) -> None:
@@ -41,7 +30,7 @@ def test_reading_changes_nothing_even_of_a_run_that_goes_on(
         with open(log, "a") as stream:
             stream.write('{"epoch": 2, "lo')
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-    found = read_run(run, RECIPE, SilentReporter())
+    found = read_run(run, SilentReporter())
     assert len(found.metrics) == 2
     assert len(found.evaluations) == 1
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
@@ -54,7 +43,7 @@ def test_an_evaluation_that_is_not_complete_is_left_out_and_said(
     path = write_evaluation(run, "adaptive", both)
     (path / "summary.json").unlink()
     warnings = Warnings()
-    assert read_run(run, RECIPE, warnings).evaluations == []
+    assert read_run(run, warnings).evaluations == []
     assert warnings.heard == [f"left out: {path} is not complete"]
 
 
@@ -94,7 +83,7 @@ def test_damaged_files_cost_one_evaluation_and_a_warning(
     path = write_evaluation(run, "pgd", both)
     (path / "summary.json").write_text(content)
     warnings = Warnings()
-    assert [one.identity["attack"] for one in read_run(run, RECIPE, warnings).evaluations] == ["adaptive"]
+    assert [one.identity["attack"] for one in read_run(run, warnings).evaluations] == ["adaptive"]
     assert len(warnings.heard) == 1
     assert str(path) in warnings.heard[0]
 
@@ -103,7 +92,7 @@ def test_protocols_come_first(write_run: Any, write_evaluation: Any, both: Any) 
     run = write_run()
     for attack in ("pgd", "apgd-ce", "quick", "published", "adaptive"):
         write_evaluation(run, attack, both)
-    order = [one.identity["attack"] for one in read_run(run, RECIPE, SilentReporter()).evaluations]
+    order = [one.identity["attack"] for one in read_run(run, SilentReporter()).evaluations]
     assert order == ["adaptive", "published", "quick", "apgd-ce", "pgd"]
 
 
@@ -111,7 +100,7 @@ def test_departures_from_the_recipe(write_run: Any, write_evaluation: Any, both:
     run = write_run()
     write_evaluation(run, "pgd", both, eps=0.2, n_samples=4)
     write_evaluation(run, "aa", {("classifier", "none", None): [1, 1]}, n_samples=None, aggregation=None)
-    found = read_run(run, RECIPE, SilentReporter())
+    found = read_run(run, SilentReporter())
     assert [found.departures(one) for one in found.evaluations] == [set(), {"eps", "n_samples"}]
 
 
@@ -122,7 +111,37 @@ def test_another_second_instance_is_a_departure(
     run = write_run(overrides=[f"evaluation.second_kind={second_kind}"])
     write_evaluation(run, "pgd", both, classifier="cafe", second_classifier="cafe")
     write_evaluation(run, "quick", both, classifier="cafe", second_classifier="face")
-    recipe = load_recipe(str(run / "recipe.yaml")).model_dump(mode="json")
-    stored = read_run(run, recipe, SilentReporter())
+    stored = read_run(run, SilentReporter())
     assert [one.identity["attack"] for one in stored.plain_evaluations] == [usual]
     assert {key for one in stored.evaluations for key in stored.departures(one)} == {"second_kind"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 7}, "has schema 7; this carso reads 1"),
+        ({"rows": [{"label": "a"}]}, "lacks or misplaces 'evaluation'"),
+        (
+            {"rows": [{"label": "a", "evaluation": "evaluation/gone"}]},
+            "evaluation/gone of row 'a' is not complete",
+        ),
+    ],
+)
+def test_a_damaged_ablation_is_named(
+    change: dict[str, Any], message: str, write_run: Any, write_ablation: Any
+) -> None:
+    file = write_ablation(write_run(), "eps", [])
+    write_json(file, read_json(file) | change)
+    with pytest.raises(StateError, match=message):
+        read_ablation(file, {})
+
+
+def test_transferred_examples_of_other_images_are_refused(
+    write_run: Any, write_evaluation: Any, write_ablation: Any, write_transferred: Any, both: Any
+) -> None:
+    path = write_run()
+    folder = write_evaluation(path, "adaptive", both)
+    source = write_transferred(path, {"doubly-exponential": [1, 1]})
+    file = write_ablation(path, "aggregations", [("d", {}, folder, {"transferred": {"source": source}})])
+    with pytest.raises(StateError, match="holds 2 records of 'doubly-exponential' for 4 images"):
+        read_ablation(file, {})

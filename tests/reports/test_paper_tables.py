@@ -8,17 +8,21 @@ from typing import Any
 import pytest
 
 from carso_cli.errors import UsageError
-from carso_cli.reports.report import read_stored_run, report
-from carso_cli.reports.results import (
+from carso_cli.reports.load import StoredRun, read_run
+from carso_cli.reports.paper_tables import (
     NOTHING,
     OTHER_DATA,
+    further_ablations,
     table_eighteen,
+    table_five,
+    table_four,
     table_nineteen,
     table_one,
+    table_seventeen,
     table_three,
     table_two,
 )
-from carso_cli.reports.stored import StoredRun
+from carso_cli.reports.report import report
 from carso_cli.reports.table import Figure, ReportTable, Row
 from carso_cli.runs.intervals import wilson
 from carso_cli.runtime.reporter import SilentReporter
@@ -26,7 +30,7 @@ from carso_cli.runtime.reporter import SilentReporter
 
 @pytest.fixture
 def read() -> Any:
-    return lambda path: read_stored_run(path, SilentReporter())
+    return lambda path: read_run(path, SilentReporter())
 
 
 def ours(table: ReportTable) -> list[Row]:
@@ -44,7 +48,7 @@ def test_table_one_is_the_runs_own_clock_beside_the_papers_minutes(write_run: An
     assert row.cells[0] == "digits"
     assert row.cells[2] == Figure(1.5, digits=1, unit="minutes")
     assert row.cells[3:] == ("2 of 2", "x86_64 CPU, 2 threads")
-    assert str(row.trace) == f"{run.path}/metrics.jsonl, seed 0, images an epoch 10"
+    assert str(row.trace) == f"{run.path}/metrics.jsonl, seed 0, images per epoch 10"
     assert [(row.cells[0], str(row.cells[2])) for row in table.rows[1:]] == [
         ("CIFAR-10", "159"),
         ("CIFAR-100", "138"),
@@ -151,7 +155,7 @@ def test_failed_checks_and_the_published_view_are_never_silent(
     (row,) = ours(table_two([read(run)]))
     assert row.cells[1] == "measured, as published†"
     assert str(row.trace).endswith(
-        "† Trust checks failed: nan-gradients. "
+        "† Sanity checks failed: nan-gradients. "
         "The exact view was not attacked by the adaptive protocol on these images"
     )
     exact: Path = write_evaluation(run, "adaptive", both)
@@ -228,6 +232,125 @@ def test_tables_are_chosen_by_the_papers_numbers(write_run: Any) -> None:
 def test_reused_perturbations_are_said_to_depart_from_the_paper(write_run: Any, read: Any) -> None:
     run = read(write_run("pool", overrides=["training.attack_mix.reuse=4"]))
     (said,) = [note for note in table_one([run]).notes if "perturbed images" in note]
-    assert "pool: perturbed images were kept for 4 epochs of training; the paper makes them anew" in said
+    assert "pool: perturbed images were kept for 4 epochs of training; the paper makes new ones" in said
     plain = read(write_run("plain"))
     assert not [note for note in table_one([plain]).notes if "perturbed images" in note]
+
+
+OUTCOMES = {
+    ("defence", "none", None): [2, 2, 2, 2],
+    ("defence", "rand-aa", "exact"): [2, 2, 2, 0],
+    ("defence", "transfer-logit-mean", "surrogate"): [1, 0, 2, 2],
+    ("defence", "transfer-classifier", "surrogate"): [2, 2, 0, 2],
+}
+"""rand-aa 0.75; over the transfers 1, 0, 0, 2 of 2: 0.375; over everything 1, 0, 0, 0: 0.125."""
+
+
+@pytest.fixture
+def run(write_run: Any, write_evaluation: Any) -> Any:
+    path = write_run()
+    write_evaluation(path, "adaptive", OUTCOMES)
+    write_evaluation(path, "adaptive", OUTCOMES, aggregation="logit-mean")
+    flagged = ["zero-gradients"]
+    write_evaluation(path, "adaptive", OUTCOMES, aggregation="majority-vote", unusable=1.0, failed=flagged)
+    write_evaluation(path, "adaptive", OUTCOMES, aggregation="logit-mean", eps=0.2)
+    return read_run(path, SilentReporter())
+
+
+def test_table_four_holds_the_rules_with_gradients_at_the_recipes_eps(run: Any) -> None:
+    table = table_four([run])
+    assert {row.cells[2] for row in ours(table)} == {"doubly-exponential", "logit-mean"}
+    assert len(ours(table)) == 2
+    assert values(ours(table)[0])[3:] == [1.0, 0.75, 0.375, 0.125]
+    paper = [tuple(map(str, row.cells)) for row in table.rows if row.source == "paper"]
+    assert paper[0] == ("CIFAR-10", "paper", "logit-mean", "0.8688", "0.0086", "None", "None")
+    assert len(paper) == 6
+
+
+def test_table_five_sets_transfers_beside_gradients_that_say_nothing(run: Any) -> None:
+    table = table_five([run])
+    (row,) = ours(table)
+    assert row.cells[1] == "measured, adaptive†"
+    assert values(row)[2:] == [1.0, 0.75, 0.375, 0.125, 1.0]
+    assert "zero-gradients" in str(row.trace)
+    assert [str(cell) for cell in table.rows[1].cells] == [
+        *("CIFAR-10", "paper", "0.8691", "0.8602", "None", "None", "> 0.99")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "shown"),
+    [("at", "at", "AT/AT"), ("clean", "at", "clean/AT"), ("at", "clean", "AT/clean")],
+)
+def test_table_seventeen_names_first_and_second(
+    first: str, second: str, shown: str, write_run: Any, write_evaluation: Any
+) -> None:
+    kinds = [f"representation.kind={first}", f"evaluation.second_kind={second}"]
+    path = write_run(overrides=kinds)
+    write_evaluation(path, "adaptive", OUTCOMES)
+    table = table_seventeen([read_run(path, SilentReporter())])
+    (row,) = ours(table)
+    assert row.cells[2] == shown
+    assert values(row)[3:] == [1.0, 0.75, 0.125]
+    bound = [str(row.cells[4]) for row in table.rows if row.cells[:3] == ("CIFAR-10", "paper", "AT/clean")]
+    assert bound == ["< 0.7070"]
+
+
+def test_transferred_examples_of_the_ablation_count_and_join_the_worst_case(
+    write_run: Any, write_evaluation: Any, write_ablation: Any, write_transferred: Any
+) -> None:
+    path = write_run()
+    outcomes = {("defence", "none", None): [2, 2, 2, 2], ("defence", "rand-aa", "exact"): [2, 2, 2, 0]}
+    folder = write_evaluation(path, "rand-aa", outcomes, aggregation="majority-vote")
+    source = write_transferred(path, {"logit-mean": [0, 0, 0, 0], "majority-vote": [1, 2, 0, 1]})
+    row = ("majority-vote", {"aggregation": "majority-vote"}, folder, {"transferred": {"source": source}})
+    write_ablation(path, "aggregations", [row])
+    (measured,) = ours(table_five([read_run(path, SilentReporter())]))
+    # Transferred 1, 2, 0, 1 of 2; with rand-aa's 2, 2, 2, 0: 1, 2, 0, 0.
+    assert values(measured)[2:6] == [1.0, 0.75, 0.5, 0.375]
+
+
+def test_table_seventeen_takes_the_ablations_rows_and_each_evaluation_once(
+    write_run: Any, write_evaluation: Any, write_ablation: Any
+) -> None:
+    path, other = write_run(), write_run("digits-first-clean", overrides=["representation.kind=clean"])
+    own, varied = (write_evaluation(one, "adaptive", OUTCOMES) for one in (path, other))
+    rows: list[Any] = [("clean/AT", {"first": "clean", "second": "at"}, varied, {}), ("AT/AT", {}, own, {})]
+    write_ablation(path, "first-second", rows)
+    measured = ours(table_seventeen([read_run(path, SilentReporter())]))
+    assert [row.cells[2] for row in measured] == ["clean/AT", "AT/AT"]
+    assert str(measured[0].trace).startswith(str(varied))
+
+
+def test_protocols_of_one_ablation_stand_side_by_side(
+    write_run: Any, write_evaluation: Any, write_ablation: Any
+) -> None:
+    path, other = write_run(), write_run("digits-first-clean", overrides=["representation.kind=clean"])
+    evaluations = {attack: write_evaluation(other, attack, OUTCOMES) for attack in ("adaptive", "published")}
+    for attack, folder in evaluations.items():
+        write_ablation(path, "first-second", [("clean/AT", {}, folder, {})], attack=attack)
+        write_ablation(path, "eps", [("0.1", {"eps": 0.1}, folder, {})], attack=attack)
+    run = read_run(path, SilentReporter())
+    measured = ours(table_seventeen([run]))
+    assert [row.cells[1] for row in measured] == ["measured, adaptive", "measured, as published"]
+    assert [str(row.trace).split(",")[0] for row in measured] == [str(one) for one in evaluations.values()]
+    titles = [table.title for table in further_ablations([run])]
+    assert titles == ["About eps, adaptive", "About eps, published"]
+
+
+def test_further_ablations_become_tables_of_their_own(
+    write_run: Any, write_evaluation: Any, write_ablation: Any
+) -> None:
+    path = write_run()
+    folder = write_evaluation(path, "adaptive", OUTCOMES, eps=0.2)
+    rows = [("0", {"eps": 0.0}, folder, {"eps": 0.0}), ("0.2", {"eps": 0.2}, folder, {"eps": 0.2})]
+    write_ablation(path, "eps", rows, note="a tenth of the budget")
+    write_ablation(path, "aggregations", [])
+    (table,) = further_ablations([read_run(path, SilentReporter())])
+    assert (table.number, table.title, table.notes) == ("", "About eps, adaptive", ("a tenth of the budget",))
+    assert table.anchor == "about-eps-adaptive"
+    assert table.columns[2] == "eps"
+    assert [(row.cells[2], *values(row)[3:]) for row in table.rows] == [
+        ("0", 1.0, 1.0, 1.0),
+        ("0.2", 1.0, 0.125, None),
+    ]
