@@ -7,7 +7,7 @@ examples that `carso attack` stored; for them alone the defence is loaded.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from carso_cli.build import load_defence
 from carso_cli.defence.answer import classify
 from carso_cli.errors import CarsoError
 from carso_cli.io.json_files import write_atomically
-from carso_cli.pictures.curves import DARK, LIGHT, Curve, Picture, Point, render
+from carso_cli.pictures.curves import DARK, LIGHT, Curve, Picture, Point, Style, render
 from carso_cli.pictures.grids import decision_caption, render_grid
 from carso_cli.recipe.load import load_recipe
 from carso_cli.reports.load import StoredEvaluation, StoredRun
@@ -35,60 +35,23 @@ _GRID_SAMPLES = 8
 _PREFERRED = ("pgd-eot", "apgd-ce", "pgd")
 
 
-@dataclass(frozen=True)
-class PagePicture:
-    """A picture in both styles, to be embedded in the page.
-
-    Args:
-        title: Heading above it.
-        caption: What it was drawn from.
-        alt: What it shows, for readers who cannot see it.
-        light: File content for a light page.
-        dark: The same for a dark one.
-        kind: `svg` or `png`; a PNG takes the whole width.
-    """
-
-    title: str
-    caption: str
-    alt: str
-    light: bytes
-    dark: bytes
-    kind: str = "svg"
-
-    @property
-    def media_type(self) -> str:
-        """For the data URI."""
-        return {"svg": "image/svg+xml", "png": "image/png"}[self.kind]
-
-
 @dataclass(frozen=True, eq=False)
-class Grid:
-    """Rows of a picture grid.
-
-    Args:
-        rows: Heading and images (B, channels, H, W) in [0, 1].
-        captions: One per column.
-        caption: What it was drawn from.
-    """
-
-    rows: list[tuple[str, Tensor]]
-    captions: list[str]
-    caption: str
-
-
-@dataclass(frozen=True)
 class Plot:
     """Pictures that belong together: one file when saved, side by side on a page.
 
     Args:
         name: Stem of the file name.
-        pictures: Curves or bars.
-        grid: A picture grid instead.
+        pictures: Curves.
+        rows: A grid of images instead; see `carso_cli.pictures.grids.render_grid`.
+        captions: One per column of the grid.
+        caption: What the grid was drawn from.
     """
 
     name: str
     pictures: Sequence[Picture] = ()
-    grid: Grid | None = None
+    rows: Sequence[tuple[str, Tensor]] = ()
+    captions: Sequence[str] = ()
+    caption: str = ""
 
     def save(self, folder: Path) -> list[Path]:
         """Write `NAME.png` and `NAME.svg`, atomically; return the paths.
@@ -96,33 +59,30 @@ class Plot:
         Raises:
             CarsoError: If they cannot be written.
         """
-        paths = [folder / f"{self.name}.{kind}" for kind in ("png", "svg")]
-        for path in paths:
-            kind, grid = path.suffix[1:], self.grid
-            content = (
-                render(self.pictures, kind) if grid is None else render_grid(grid.rows, grid.captions, kind)
-            )
-            write_atomically(path, content)
+        paths = []
+        for kind in ("png", "svg"):
+            paths.append(folder / f"{self.name}.{kind}")
+            content = render(self.pictures, kind) if self.pictures else self._grid(kind, LIGHT)
+            write_atomically(paths[-1], content)
         return paths
 
-    def for_page(self) -> list[PagePicture]:
-        """Return what a page shows."""
-        if self.grid is not None:
-            # A PNG, since an SVG of many photographs is several times as large.
-            light, dark = (
-                render_grid(self.grid.rows, self.grid.captions, ink=style.ink, paper=style.paper)
-                for style in (LIGHT, DARK)
-            )
-            title = "Reconstructions of perturbed images"
-            alt = "grid of inputs, perturbed inputs, samples and their mean"
-            return [PagePicture(title, self.grid.caption, alt, light, dark, "png")]
-        shown = []
+    def for_page(self) -> list[dict[str, Any]]:
+        """Return the pictures in both styles, as `page.html.j2` takes them."""
+        shown: list[dict[str, Any]] = []
         for picture in self.pictures:
+            facts = {"title": picture.title, "caption": picture.caption, "alt": f"{picture.title}, plotted"}
             light, dark = (render([picture], "svg", style, titles=False) for style in (LIGHT, DARK))
-            shown.append(
-                PagePicture(picture.title, picture.caption, f"{picture.title}, plotted", light, dark)
-            )
+            shown.append({**facts, "kind": "svg", "light": light, "dark": dark})
+        if self.rows:
+            # A PNG, since an SVG of many images is several times as large.
+            facts = {"title": "Reconstructions of perturbed images", "caption": self.caption}
+            facts["alt"] = "grid of inputs, perturbed inputs, samples and their mean"
+            light, dark = (self._grid("png", style) for style in (LIGHT, DARK))
+            shown.append({**facts, "kind": "png", "light": light, "dark": dark})
         return shown
+
+    def _grid(self, kind: str, style: Style) -> bytes:
+        return render_grid(self.rows, self.captions, kind, ink=style.ink, paper=style.paper)
 
 
 def draw_plots(run: StoredRun, reporter: Reporter, device: str) -> list[Plot]:
@@ -143,7 +103,7 @@ def draw_plots(run: StoredRun, reporter: Reporter, device: str) -> list[Plot]:
         plots.append(Plot("layers", [Picture(title, layers, label, _INTERVALS, "choice", **accuracy)]))
     try:
         grid = reconstruction_grid(run.path, device)
-        plots += [] if grid is None else [Plot("reconstructions", grid=grid)]
+        plots += [] if grid is None else [grid]
     except CarsoError as error:
         reporter.warning(f"{run.path}: no picture of reconstructions: {error.message}")
     training = training_pictures(run.metrics)
@@ -220,11 +180,11 @@ def eps_curves(found: Sequence[StoredEvaluation]) -> list[Curve]:
         f"classifier alone, attacked ({attack})": ("classifier", "worst"),
     }
     curves = []
-    for name, (target, against) in series.items():
-        points = [_point(one.identity["eps"], one.find(target, against)) for one in found]
-        if any(points):
-            start = _point(0.0, found[0].find(target, "none"))
-            curves.append(Curve(name, tuple(filter(None, [start, *points]))))
+    for name, (target, attack) in series.items():
+        rows = [(one.identity["eps"], one.find(target, attack)) for one in found]
+        if any(row for _, row in rows):
+            # At eps 0 nothing is perturbed.
+            curves.append(_curve(name, [(0.0, found[0].find(target, "none")), *rows]))
     return curves
 
 
@@ -235,11 +195,10 @@ def sample_curves(found: Sequence[StoredEvaluation]) -> list[Curve]:
         found: `comparable` by `n_samples`.
     """
     series = {"clean": "none", f"attacked ({found[0].identity['attack']})": "worst"}
-    curves = []
-    for name, against in series.items():
-        points = [_point(one.identity["n_samples"], one.find("defence", against)) for one in found]
-        curves.append(Curve(name, tuple(filter(None, points))))
-    return curves
+    return [
+        _curve(name, [(one.identity["n_samples"], one.find("defence", attack)) for one in found])
+        for name, attack in series.items()
+    ]
 
 
 def layer_curves(run: StoredRun) -> list[Curve]:
@@ -247,16 +206,15 @@ def layer_curves(run: StoredRun) -> list[Curve]:
 
     From the first table of that ablation, in the order of attacks; empty where it was not run.
     """
-    curves = []
-    for ablation in run.ablations_of("layers")[:1]:
-        for name, against in {"clean": "none", f"attacked ({ablation.attack})": "worst"}.items():
-            points = [_point(row.label, row.accuracy(against)) for row in ablation.rows]
-            curves.append(Curve(name, tuple(filter(None, points))))
-    return curves
+    return [
+        _curve(name, [(row.label, row.accuracy(attack)) for row in ablation.rows])
+        for ablation in run.ablations_of("layers")[:1]
+        for name, attack in {"clean": "none", f"attacked ({ablation.attack})": "worst"}.items()
+    ]
 
 
-def _point(x: float | str, row: Mapping[str, Any] | None) -> Point | None:
-    return None if row is None else Point(x, row["accuracy"], *row["ci95"])
+def _curve(name: str, rows: Iterable[tuple[float | str, Mapping[str, Any] | None]]) -> Curve:
+    return Curve(name, tuple(Point(x, row["accuracy"], *row["ci95"]) for x, row in rows if row))
 
 
 def caption_of(found: Sequence[StoredEvaluation]) -> str:
@@ -266,7 +224,7 @@ def caption_of(found: Sequence[StoredEvaluation]) -> str:
     return f"{first['n_images']} images, seed {first['seed']}, bars: 95% Wilson intervals. From {names}."
 
 
-def reconstruction_grid(run: Path, device: str) -> Grid | None:
+def reconstruction_grid(run: Path, device: str) -> Plot | None:
     """Return inputs, perturbed inputs, samples and their mean for examples that `carso attack` stored.
 
     Returns:
@@ -296,7 +254,7 @@ def reconstruction_grid(run: Path, device: str) -> Grid | None:
         f"From {stored[0]}: {metadata['attack']}, eps {metadata['eps']:.4g} under {metadata['norm']}, "
         f"seed {seed}. The samples are those of the perturbed image."
     )
-    return Grid(rows, captions, caption)
+    return Plot("reconstructions", (), rows, captions, caption)
 
 
 def _preference(path: Path) -> tuple[int, str]:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from carso_cli.io.json_files import append_json_line, write_json
 from carso_cli.recipe.load import dump_recipe, load_recipe
-from carso_cli.reports.plots import PagePicture
 from carso_cli.reports.render import render_page
 from carso_cli.reports.table import Figure, ReportTable, Row, Trace
 
@@ -50,7 +49,8 @@ def page(text: str) -> str:
     table = ReportTable("2", text, ("data", "figures", text), (row,), (text,))
     check: dict[str, Any] = {"name": text, "value": 0.5, "threshold": 1.0, "passed": True, "meaning": text}
     checks = [{"title": text, "open": True, "summary": {"checks": [check], "failed": [text]}}]
-    run = {"title": text, "tiles": [(text,) * 3], "pictures": [PagePicture(text, text, text, b"", b"")]}
+    picture = {"title": text, "caption": text, "alt": text, "kind": "svg", "light": b"", "dark": b""}
+    run = {"title": text, "tiles": [(text,) * 3], "pictures": [picture]}
     return render_page(text, runs=[run], tables=[table], checks=checks, settings=[(text, text)])
 
 

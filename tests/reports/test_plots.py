@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from carso_cli.pictures.curves import Point
-from carso_cli.reports.load import read_run
 from carso_cli.reports.plots import caption_of, comparable, eps_curves, sample_curves, training_pictures
 from carso_cli.runs.intervals import wilson
-from carso_cli.runtime.reporter import SilentReporter
 
 
 def outcomes(attacked: int) -> dict[tuple[str, str, str | None], list[int]]:
@@ -19,12 +17,12 @@ def outcomes(attacked: int) -> dict[tuple[str, str, str | None], list[int]]:
     }
 
 
-def test_accuracy_against_eps_with_the_noise_baseline(write_run: Any, write_evaluation: Any) -> None:
-    path = write_run()
+def test_accuracy_against_eps_with_the_noise_baseline(write: Any) -> None:
+    path = write.run()
     for eps, right in ((0.2, 0), (0.05, 2), (0.1, 1)):
-        write_evaluation(path, "pgd", outcomes(right), eps=eps)
-    write_evaluation(path, "pgd", outcomes(2), eps=0.3, seed=4)
-    attacked, noise = eps_curves(comparable(read_run(path, SilentReporter()), "eps"))
+        write.evaluation(path, "pgd", outcomes(right), eps=eps)
+    write.evaluation(path, "pgd", outcomes(2), eps=0.3, seed=4)
+    attacked, noise = eps_curves(comparable(write.read(path), "eps"))
     assert attacked.name == "defence, attacked (pgd)"
     assert [(point.x, point.y) for point in attacked.points] == [
         (0.0, 1.0),
@@ -36,30 +34,30 @@ def test_accuracy_against_eps_with_the_noise_baseline(write_run: Any, write_eval
     assert [point.y for point in noise.points] == [1.0, 0.75, 0.75, 0.75]
 
 
-def test_accuracy_against_samples(write_run: Any, write_evaluation: Any) -> None:
-    path = write_run()
+def test_accuracy_against_samples(write: Any) -> None:
+    path = write.run()
     for samples in (8, 1, 2):
-        write_evaluation(path, "pgd", outcomes(1), n_samples=samples)
-    clean, attacked = sample_curves(comparable(read_run(path, SilentReporter()), "n_samples"))
+        write.evaluation(path, "pgd", outcomes(1), n_samples=samples)
+    clean, attacked = sample_curves(comparable(write.read(path), "n_samples"))
     assert [(point.x, point.y) for point in clean.points] == [(1.0, 1.0), (2.0, 1.0), (8.0, 1.0)]
     assert [point.y for point in attacked.points] == [0.25, 0.25, 0.25]
 
 
-def test_one_point_is_no_curve(write_run: Any, write_evaluation: Any) -> None:
-    path = write_run()
-    write_evaluation(path, "pgd", outcomes(1))
-    write_evaluation(path, "pgd", outcomes(1), eps=0.2, images="others")
-    run = read_run(path, SilentReporter())
+def test_one_point_is_no_curve(write: Any) -> None:
+    path = write.run()
+    write.evaluation(path, "pgd", outcomes(1))
+    write.evaluation(path, "pgd", outcomes(1), eps=0.2, images="others")
+    run = write.read(path)
     assert comparable(run, "eps") == comparable(run, "n_samples") == []
 
 
-def test_the_longest_set_wins_then_the_one_with_most_images(write_run: Any, write_evaluation: Any) -> None:
-    path = write_run()
+def test_the_longest_set_wins_then_the_one_with_most_images(write: Any) -> None:
+    path = write.run()
     more = {job: counts * 2 for job, counts in outcomes(1).items()}
     for eps in (0.1, 0.2):
-        write_evaluation(path, "pgd", outcomes(1), eps=eps)
-        write_evaluation(path, "pgd", more, eps=eps)
-    found = comparable(read_run(path, SilentReporter()), "eps")
+        write.evaluation(path, "pgd", outcomes(1), eps=eps)
+        write.evaluation(path, "pgd", more, eps=eps)
+    found = comparable(write.read(path), "eps")
     assert [one.identity["n_images"] for one in found] == [4, 4]
     assert caption_of(found).startswith("4 images, seed 3, bars: 95% Wilson intervals. From pgd-")
 

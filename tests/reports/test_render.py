@@ -7,8 +7,8 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from typing import Any
 
-from carso_cli.reports.plots import PagePicture
 from carso_cli.reports.render import CSV_COLUMNS, render_page, to_csv, to_json, to_latex, to_markdown
 from carso_cli.reports.table import Figure, ReportTable, Row, Trace
 
@@ -155,7 +155,11 @@ def a_page() -> str:
     )
     table = ReportTable("2", EVIL, ("data", "figures", EVIL), rows, (EVIL,))
     check = {"name": EVIL, "value": 0.25, "threshold": None, "passed": False, "meaning": EVIL}
-    picture = PagePicture(EVIL, EVIL, EVIL, b"<svg/>", b"<svg/>")
+    picture: dict[str, Any] = dict.fromkeys(("title", "caption", "alt"), EVIL) | {
+        "kind": "svg",
+        "light": b"<svg/>",
+        "dark": b"<svg/>",
+    }
     run = {"title": EVIL, "tiles": [(EVIL, EVIL, EVIL)], "pictures": [picture]}
     checks = [{"title": EVIL, "open": True, "summary": {"checks": [check], "failed": [EVIL]}}]
     return render_page(EVIL, runs=[run], tables=[table], checks=checks, settings=[(EVIL, EVIL)])
@@ -190,7 +194,7 @@ def test_a_figure_shows_value_interval_and_footnote() -> None:
 
 
 def test_light_and_dark_each_get_their_picture() -> None:
-    picture = PagePicture("t", "c", "a", b"light", b"dark", kind="png")
+    picture = {"title": "t", "caption": "c", "alt": "a", "kind": "png", "light": b"light", "dark": b"dark"}
     html = render_page("t", runs=[{"title": "r", "tiles": [], "pictures": [picture]}])
     assert 'media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,ZGFyaw=="' in html
     assert '<img src="data:image/png;base64,bGlnaHQ=" alt="a">' in html
