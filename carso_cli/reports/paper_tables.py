@@ -122,8 +122,8 @@ def table_three(runs: Sequence[StoredRun]) -> ReportTable:
             if known["eps"] >= _LARGE_EPS and known["norm"] == "linf" and "defence" in one.worst:
                 rows.append(_measured(columns, run, one, {"chance": chance}))
             elif checks.get("large-eps-attack") is not None:
-                found = Figure(checks["large-eps-attack"]), Figure(checks.get("large-eps-noise"))
-                cells = dict(zip(columns[2:], (*found, chance), strict=True))
+                attacked, noise = Figure(checks["large-eps-attack"]), Figure(checks.get("large-eps-noise"))
+                cells = {"attacked": attacked, "random noise": noise, "chance": chance}
                 rows.append(_measured(columns, run, one, cells))
     rows += [_quoted(columns, data, {"attacked": paper["eps 0.95"]}) for data, paper in _paper(runs, "3")]
     title = "Accuracy at eps 0.95: the attack must bring it below chance"

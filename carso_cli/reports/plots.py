@@ -234,7 +234,8 @@ def reconstruction_grid(run: Path, device: str) -> Plot | None:
         CarsoError: If the examples or the run's models cannot be loaded.
     """
     folder = RunFolder(run)
-    stored = sorted((run / "attacks").glob("*-defence.safetensors"), key=_preference)
+    patterns = [f"{attack}-defence.safetensors" for attack in (*_PREFERRED, "*")]
+    stored = [file for pattern in patterns for file in sorted((run / "attacks").glob(pattern))]
     if not stored or not folder.purifier.is_file():
         return None
     tensors, metadata = load_tensors(stored[0])
@@ -255,8 +256,3 @@ def reconstruction_grid(run: Path, device: str) -> Plot | None:
         f"seed {seed}. The samples are those of the perturbed image."
     )
     return Plot("reconstructions", (), rows, captions, caption)
-
-
-def _preference(path: Path) -> tuple[int, str]:
-    name = path.name.removesuffix("-defence.safetensors")
-    return (_PREFERRED.index(name) if name in _PREFERRED else len(_PREFERRED)), name

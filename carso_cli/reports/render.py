@@ -1,7 +1,7 @@
 """A report's tables as Markdown, LaTeX, CSV and JSON, and as an HTML page by `page.html.j2`.
 
-- `to_markdown`, `to_latex`, `to_html`: for people, with footnotes that name the records of each row;
-- `to_csv`, `to_json`: for programs, every figure with its interval and its record.
+Markdown, LaTeX and HTML are for people, with footnotes that name the records of each row; CSV and JSON for
+programs, every figure with its interval and its record.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carso_cli import __version__
-from carso_cli.reports.table import Cell, Figure, ReportTable, shown
+from carso_cli.reports.table import Figure, ReportTable, shown
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -124,32 +125,14 @@ def to_json(tables: Sequence[ReportTable]) -> str:
     A row has `source`, `cells` and `trace`. A figure is an object with `value`, `low`, `high`, `text` and
     `unit`; other cells are texts or null.
     """
-    content = {"schema": 1, "tables": [_table_values(table) for table in tables]}
+
+    def without_layout(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Return a dataclass as an object, without a figure's digits, which are for people."""
+        return {name: value for name, value in fields if name not in ("digits", "interval_digits")}
+
+    drawn = [asdict(table, dict_factory=without_layout) for table in tables]
+    content = {"schema": 1, "tables": [{**table, "number": table["number"] or None} for table in drawn]}
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _table_values(table: ReportTable) -> dict[str, Any]:
-    rows = []
-    for row in table.rows:
-        trace = row.trace and {
-            "record": row.trace.record,
-            "facts": dict(row.trace.facts),
-            "warnings": list(row.trace.warnings),
-        }
-        rows.append({"source": row.source, "cells": list(map(_cell_value, row.cells)), "trace": trace})
-    return {
-        "number": table.number or None,
-        "title": table.title,
-        "columns": list(table.columns),
-        "rows": rows,
-        "notes": list(table.notes),
-    }
-
-
-def _cell_value(cell: Cell) -> object:
-    if not isinstance(cell, Figure):
-        return cell
-    return {"value": cell.value, "low": cell.low, "high": cell.high, "text": cell.text, "unit": cell.unit}
 
 
 def to_html(tables: Sequence[ReportTable]) -> str:

@@ -1,9 +1,4 @@
-"""A table before it has a format: typed cells, where each row comes from, notes.
-
-- `Figure`: a number with its interval, or a bound that the paper gives as text;
-- `Trace`: the stored file that a row was drawn from, with what to know beside its numbers;
-- `ReportTable`: what every format is made from.
-"""
+"""A table before it has a format: typed cells, where each row comes from, notes."""
 
 from __future__ import annotations
 

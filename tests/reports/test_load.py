@@ -1,4 +1,4 @@
-"""What a report reads, and what it refuses to believe."""
+"""What a report reads, and which contradictions it refuses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Warnings(SilentReporter):
         self.heard.append(message)
 
 
-def test_reading_changes_nothing_even_of_a_run_that_goes_on(write: Any) -> None:
+def test_reading_changes_nothing_even_of_a_run_in_progress(write: Any) -> None:
     run = write.run()
     path = write.evaluation(run, "adaptive", write.both)
     for log in (run / "metrics.jsonl", path / "records.jsonl"):
@@ -33,7 +33,7 @@ def test_reading_changes_nothing_even_of_a_run_that_goes_on(write: Any) -> None:
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
-def test_an_evaluation_that_is_not_complete_is_left_out_and_said(write: Any) -> None:
+def test_an_evaluation_that_is_not_complete_is_left_out_with_a_warning(write: Any) -> None:
     run = write.run()
     path = write.evaluation(run, "adaptive", write.both)
     (path / "summary.json").unlink()

@@ -1,4 +1,4 @@
-"""Tables 1, 2, 3, 18 and 19, against small fixed records."""
+"""The paper's tables and further ablations, against small fixed records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from carso_cli.errors import UsageError
-from carso_cli.reports.load import StoredRun
 from carso_cli.reports.paper_tables import (
     NOTHING,
     OTHER_DATA,
@@ -36,7 +35,7 @@ def values(row: Row) -> list[float | None]:
 
 
 def test_table_one_is_the_runs_own_clock_beside_the_papers_minutes(write: Any) -> None:
-    run: StoredRun = write.read(write.run())
+    run = write.read(write.run())
     table = table_one([run])
     (row,) = ours(table)
     assert row.cells[0] == "digits"

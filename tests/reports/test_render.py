@@ -1,4 +1,4 @@
-"""One small table in every text format, and texts that must not break out of theirs."""
+"""One small table in every format, and hostile texts that must stay texts."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_csv_has_one_line_a_figure_with_its_record() -> None:
     ]
 
 
-def test_a_spreadsheet_meets_no_formula() -> None:
+def test_csv_holds_no_formula() -> None:
     row = Row("measured", ("=1+1", "measured", Figure(0.5)), Trace("@run"))
     (line,) = csv.DictReader(io.StringIO(to_csv([ReportTable("1", "", ("a", "b", "c"), (row,))])))
     assert line["label"].startswith("'=1+1")
@@ -171,7 +171,7 @@ def test_every_text_is_escaped_and_every_element_closed() -> None:
     assert "<script" not in a_page()
 
 
-def test_the_page_asks_nobody_for_anything() -> None:
+def test_the_page_makes_no_request() -> None:
     checker = checked(a_page())
     assert all(link.startswith(("#", "data:image/")) for link in checker.links)
     assert not re.search(r"url\(|@import|https?:", a_page())
