@@ -13,17 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from carso_cli import __version__
 from carso_cli.cli import options
 from carso_cli.cli.console import messages, output, print_plain
 from carso_cli.cli.progress import RichReporter
-from carso_cli.reports.html import page_html, table_html
-from carso_cli.reports.markup import shown, to_csv, to_json, to_latex, to_markdown
-from carso_cli.reports.table import Figure, ReportTable, Row
-from carso_cli.reports.tables import TABLES
+from carso_cli.reports.render import to_csv, to_html, to_json, to_latex, to_markdown
+from carso_cli.reports.report import TABLES
+from carso_cli.reports.table import Figure, ReportTable, Row, shown
 
-_TEXTS = {"markdown": to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json}
-FORMATS = ("rich", *_TEXTS, "html")
+_TEXTS = {"markdown": to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json, "html": to_html}
+FORMATS = ("rich", *_TEXTS)
 _GAP = 2
 
 
@@ -76,10 +74,6 @@ def command(
 def _print(tables: list[ReportTable], form: str) -> None:
     if form == "rich":
         show_tables(tables)
-    elif form == "html":
-        content = "".join(table_html(one) for one in tables)
-        page = page_html("carso report", [("tables", "The paper's tables", content)], version=__version__)
-        print_plain(page, end="")
     else:
         print_plain(_TEXTS[form](tables), end="")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from carso_cli.io.json_files import append_json_lines, write_json
 from carso_cli.recipe.load import dump_recipe, load_recipe
-from carso_cli.reports.html import checks_html, page_html, settings_html, table_html, tiles_html
+from carso_cli.reports.render import render_page
 from carso_cli.reports.table import Figure, ReportTable, Row, Trace
 
 Call = Callable[[list[str]], tuple[int, str]]
@@ -48,10 +48,10 @@ def page(text: str) -> str:
     row = Row("measured", (text, text, Figure(0.5, text=text)), Trace(text, {text: text}, (text,)))
     table = ReportTable("2", text, ("data", "figures", text), (row,), (text,))
     check: dict[str, Any] = {"name": text, "value": 0.5, "threshold": 1.0, "passed": True, "meaning": text}
-    content = table_html(table) + checks_html({"checks": [check], "failed": [text]}, text)
-    return page_html(
-        text, [("one", text, content + settings_html(text, text) + tiles_html([(text,) * 3]))], version=text
-    )
+    checks = [{"title": text, "open": True, "summary": {"checks": [check], "failed": [text]}}]
+    picture = {"title": text, "caption": text, "alt": text, "kind": "svg", "light": b"", "dark": b""}
+    run = {"title": text, "tiles": [(text,) * 3], "pictures": [picture]}
+    return render_page(text, runs=[run], tables=[table], checks=checks, settings=[(text, text)])
 
 
 @given(text=TEXT)
