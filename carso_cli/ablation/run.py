@@ -205,7 +205,7 @@ def _with_transfers(
 ) -> list[dict[str, Any]]:
     rules = [str(row["aggregation"]) for row in rows]
     chosen = EvaluationOptions(**options)
-    folder = transfer_to_rules(recipe, rules, run=root, root=root, reporter=reporter, resume=resume, **chosen)
+    folder = transfer_to_rules(recipe, rules, root=root, reporter=reporter, resume=resume, **chosen)
     if folder is None:
         reporter.warning(
             "the chosen attack follows no gradients, so no examples are transferred between rules"

@@ -1,4 +1,4 @@
-"""Trust checks that attack a few images again: more steps, more eps, other draws.
+"""Sanity checks that attack a few images again: more steps, more eps, other draws.
 
 They run on `IMAGES` images spread evenly over those evaluated, whatever the recipe says, with the plan's
 first main attack on its view.
@@ -15,12 +15,19 @@ import torch
 from torch import Tensor
 
 from carso_cli.attacks.losses import cross_entropy
-from carso_cli.attacks.registry import Budget
 from carso_cli.attacks.target import AttackTarget
 from carso_cli.distributed.world import World
-from carso_cli.evaluation.attack_batch import Setting, perturb, select_worst
+from carso_cli.evaluation.attack_batch import Setting, perturb, run_blocks, select_worst
 from carso_cli.evaluation.protocols import Job, Plan
-from carso_cli.evaluation.sanity_checks import Check, Evidence, at_least, at_most, chance_check, not_run
+from carso_cli.evaluation.sanity_checks import (
+    Check,
+    Evidence,
+    at_least,
+    at_most,
+    chance_check,
+    least_within,
+    not_run,
+)
 from carso_cli.runs.intervals import tolerance
 from carso_cli.runs.records import EvaluationFolder
 from carso_cli.runtime.reporter import Reporter
@@ -30,7 +37,7 @@ LARGE_EPS = 0.95
 """In pixel units (Table 3); under l2, times the square root of the number of pixels."""
 NAMES = ("twice-the-steps", "eot-adequacy", "falls-with-eps", "large-eps-attack", "large-eps-noise")
 _THOROUGH = ("adaptive", "published")
-"""Protocols that attack a few images again for their trust checks."""
+"""Protocols that attack a few images again for their sanity checks."""
 _STEPS_MATTER = 0.005
 _ADEQUATE_COSINE = 0.5
 
@@ -60,24 +67,61 @@ class Rerun:
             The share of report draws that each image survives; for `eot-adequacy` the mean cosine, or nothing
             where the target is deterministic.
         """
+        setting, job = self.setting, self.job
+        images, labels, indices = setting.pixels(self.positions())
         if self.name == "eot-adequacy":
-            return _cosines(self.setting, self.job, self.positions())
-        return _accuracies(self.setting, self.job, self.positions())
+            targets = [setting.models.target(job, setting.seed, f"cosine {number}") for number in range(2)]
+            draws = setting.budget.eot_draws
+            return [mean_cosine(targets, images, labels, draws)] if targets[0].stochastic else []
+        examples = perturb(setting, job, images, labels, "check")
+        report = select_worst(setting, job, examples, images, labels, indices).report
+        return [correct / report.draws for correct in report.correct.tolist()]
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Return up to `wanted` positions spread evenly over `range(count)`."""
+    taken = min(count, wanted)
+    return [place * count // taken for place in range(taken)]
+
+
+def mean_cosine(targets: Sequence[AttackTarget], images: Tensor, labels: Tensor, draws: int) -> float:
+    """Return the mean cosine between two targets' gradients; an unusable gradient counts as 0."""
+    first, second = (
+        target.loss_and_gradient(images, labels, cross_entropy, draws).gradient.double().flatten(1)
+        for target in targets
+    )
+    cosine = torch.nn.functional.cosine_similarity(first, second, dim=1, eps=1e-30)
+    return float(torch.nan_to_num(cosine, nan=0.0, posinf=0.0, neginf=0.0).mean())
 
 
 def plan_reruns(setting: Setting, plan: Plan) -> list[Rerun]:
     """Return what the checks of this module will run, in the order of `NAMES`; nothing where none is run."""
-    job = plan.strongest
+    job, budget = plan.strongest, setting.budget
     if plan.attack not in _THOROUGH or job is None:
         return []
-    aimed, large = Job(job.target, "apgd-ce", job.view), _at(setting, _large_eps(setting))
+    twice = replace(
+        budget,
+        pgd_steps=2 * budget.pgd_steps,
+        apgd_steps=2 * budget.apgd_steps,
+        pgd_eot_steps=2 * budget.pgd_eot_steps,
+    )
+    twice_eps, large_eps = (
+        replace(setting, threat=replace(setting.threat, eps=eps))
+        for eps in (2.0 * float(setting.threat.eps), _large_eps(setting))
+    )
+    aimed = Job(job.target, "apgd-ce", job.view)
     return [
-        Rerun("twice-the-steps", job, replace(setting, budget=_doubled(setting.budget))),
+        Rerun("twice-the-steps", job, replace(setting, budget=twice)),
         Rerun("eot-adequacy", job, setting),
-        Rerun("falls-with-eps", aimed, _at(setting, 2.0 * float(setting.threat.eps))),
-        Rerun("large-eps-attack", aimed, large),
-        Rerun("large-eps-noise", Job(job.target, "noise"), large),
+        Rerun("falls-with-eps", aimed, twice_eps),
+        Rerun("large-eps-attack", aimed, large_eps),
+        Rerun("large-eps-noise", Job(job.target, "noise"), large_eps),
     ]
+
+
+def _large_eps(setting: Setting) -> float:
+    pixels = setting.images.images[0].numel()
+    return LARGE_EPS * (pixels**0.5 if setting.threat.norm == "l2" else 1.0)
 
 
 def rerun_checks(
@@ -98,7 +142,7 @@ def rerun_checks(
         world: The processes that share the reruns.
         reporter: Where progress goes.
     """
-    reruns = plan_reruns(setting, plan)
+    reruns = {rerun.name: rerun for rerun in plan_reruns(setting, plan)}
     if not reruns:
         reason = (
             "the plan holds no white-box attack"
@@ -106,102 +150,46 @@ def rerun_checks(
             else "only the adaptive and published protocols attack images again to check themselves"
         )
         return [not_run(name, reason) for name in NAMES]
-    found = _run_missing(reruns, folder, world, reporter)
-    job, positions = reruns[0].job, reruns[0].positions()
-    base = _stored(evidence, job, setting, positions)
-    widest, noise = found["large-eps-attack"], found["large-eps-noise"]
-    large = _large_eps(setting)
-    return [
-        _twice_the_steps(base, found["twice-the-steps"], job),
-        _eot_adequacy(found["eot-adequacy"], setting.budget.eot_draws),
-        _falls_with_eps([base, found["falls-with-eps"], widest]),
-        chance_check(
-            "large-eps-attack",
-            widest,
-            len(setting.images.classes),
-            f"accuracy under apgd-ce at eps {large:.4g}, where any image can become any other",
-        ),
-        Check(
-            "large-eps-noise",
-            sum(noise) / len(noise),
-            None,
-            None,
-            f"for comparison: accuracy under random noise at eps {large:.4g}, where nobody aims",
-        ),
-    ]
+    first = reruns[NAMES[0]]
+    positions = first.positions()
 
+    def timed(name: str) -> tuple[list[float], float]:
+        started = time.perf_counter()
+        return reruns[name].values(), time.perf_counter() - started
 
-def _run_missing(
-    reruns: Sequence[Rerun], folder: EvaluationFolder, world: World, reporter: Reporter
-) -> dict[str, list[float]]:
-    """Run and store what is not stored; return all values by name."""
-    images = len(reruns[0].positions())
-    stored = world.on_main(lambda: folder.read_checks(images))
-    found: dict[str, list[float]] = {name: line["values"] for name, line in stored.items()}
-    missing = [rerun for rerun in reruns if rerun.name not in found]
-    with reporter.progress("trust checks", len(reruns), "runs") as progress:
-        if found:
-            progress.advance(len(found))
-        for rerun, (values, seconds) in world.map_sharded(missing, _timed):
-            found[rerun.name] = values
-            if world.is_main:
-                folder.append_check(rerun.name, images, values, seconds)
-            progress.advance()
-    return found
-
-
-def _timed(rerun: Rerun) -> tuple[list[float], float]:
-    started = time.perf_counter()
-    return rerun.values(), time.perf_counter() - started
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """Return up to `wanted` positions spread evenly over `range(count)`."""
-    taken = min(count, wanted)
-    return [place * count // taken for place in range(taken)]
-
-
-def _stored(evidence: Evidence, job: Job, setting: Setting, positions: Sequence[int]) -> list[float]:
-    by_index = {record.index: record.accuracy for record in evidence.records[job.key]}
-    return [by_index[index] for index in setting.images.indices[list(positions)].tolist()]
-
-
-def _accuracies(setting: Setting, job: Job, positions: Sequence[int]) -> list[float]:
-    """Attack some images; return the share of report draws that each survives."""
-    images, labels, indices = setting.pixels(positions)
-    scorer = setting.models.scorer(job, setting.seed, setting.draws)
-    found = select_worst(
-        setting, scorer, perturb(setting, job, images, labels, "check"), images, labels, indices
+    lines = world.on_main(lambda: folder.read_checks(len(positions)))
+    done = run_blocks(
+        dict.fromkeys(reruns, 1),
+        timed,
+        world,
+        reporter,
+        "sanity checks",
+        stored={name: (line["values"], line["seconds"]) for name, line in lines.items()},
+        store=lambda name, result: folder.append_check(name, len(positions), *result),
+        unit="runs",
     )
-    return [correct / found.report.draws for correct in found.report.correct.tolist()]
+    by_image = {record.index: record.accuracy for record in evidence.records[first.job.key]}
+    base = [by_image[index] for index in setting.images.indices[positions].tolist()]
+    twice, cosines, twice_eps, large_eps, noise = (done[name][0] for name in NAMES)
+    eps = _large_eps(setting)
+    aimed = f"accuracy under apgd-ce at eps {eps:.4g}, where any image can become any other"
+    unaimed = f"for comparison: accuracy under random noise at eps {eps:.4g}, where nobody aims"
+    return [
+        _twice_the_steps(base, twice, first.job),
+        _eot_adequacy(cosines, setting.budget.eot_draws),
+        _falls_with_eps([base, twice_eps, large_eps]),
+        chance_check("large-eps-attack", large_eps, len(setting.images.classes), aimed),
+        Check("large-eps-noise", sum(noise) / len(noise), None, None, unaimed),
+    ]
 
 
 def _twice_the_steps(base: Sequence[float], twice: Sequence[float], job: Job) -> Check:
     drops = [before - after for before, after in zip(base, twice, strict=True)]
-    return at_most(
-        "twice-the-steps",
-        sum(drops) / len(drops),
-        tolerance(drops, _STEPS_MATTER),
+    meaning = (
         f"accuracy that {job.attack} takes away with twice its steps, on {len(drops)} images; the budget "
-        "is too small by that much",
+        "is too small by that much"
     )
-
-
-def _doubled(budget: Budget) -> Budget:
-    return replace(
-        budget,
-        pgd_steps=2 * budget.pgd_steps,
-        apgd_steps=2 * budget.apgd_steps,
-        pgd_eot_steps=2 * budget.pgd_eot_steps,
-    )
-
-
-def _cosines(setting: Setting, job: Job, positions: Sequence[int]) -> list[float]:
-    images, labels, _ = setting.pixels(positions)
-    targets = [setting.models.target(job, setting.seed, f"cosine {number}") for number in range(2)]
-    if not targets[0].stochastic:
-        return []
-    return [mean_cosine(targets, images, labels, setting.budget.eot_draws)]
+    return at_most("twice-the-steps", sum(drops) / len(drops), tolerance(drops, _STEPS_MATTER), meaning)
 
 
 def _eot_adequacy(cosines: Sequence[float], draws: int) -> Check:
@@ -211,31 +199,10 @@ def _eot_adequacy(cosines: Sequence[float], draws: int) -> Check:
     return at_least("eot-adequacy", cosines[0], _ADEQUATE_COSINE, meaning)
 
 
-def mean_cosine(targets: Sequence[AttackTarget], images: Tensor, labels: Tensor, draws: int) -> float:
-    """Return the mean cosine between two targets' gradients; an unusable gradient counts as 0."""
-    first, second = (
-        target.loss_and_gradient(images, labels, cross_entropy, draws).gradient.double().flatten(1)
-        for target in targets
-    )
-    cosine = torch.nn.functional.cosine_similarity(first, second, dim=1, eps=1e-30)
-    return float(torch.nan_to_num(cosine, nan=0.0, posinf=0.0, neginf=0.0).mean())
-
-
 def _falls_with_eps(accuracies: Sequence[Sequence[float]]) -> Check:
-    rises = [
-        [after - before for before, after in zip(smaller, larger, strict=True)]
-        for smaller, larger in pairwise(accuracies)
-    ]
-    scored = [(sum(rise) / len(rise), tolerance(rise, 0.01)) for rise in rises]
-    value, threshold = max(scored, key=lambda pair: pair[0] - pair[1])
+    rises = []
+    for smaller, larger in pairwise(accuracies):
+        rise = [after - before for before, after in zip(smaller, larger, strict=True)]
+        rises.append((sum(rise) / len(rise), tolerance(rise, 0.01)))
     meaning = "largest rise of accuracy from a smaller eps to a larger one, among eps, 2 eps and the largest"
-    return at_most("falls-with-eps", value, threshold, meaning)
-
-
-def _large_eps(setting: Setting) -> float:
-    pixels = setting.images.images[0].numel()
-    return LARGE_EPS * (pixels**0.5 if setting.threat.norm == "l2" else 1.0)
-
-
-def _at(setting: Setting, eps: float) -> Setting:
-    return replace(setting, threat=replace(setting.threat, eps=eps))
+    return at_most("falls-with-eps", *least_within(rises), meaning)

@@ -136,7 +136,7 @@ def test_what_is_there_is_used_again(
         raise AssertionError("trained again")
 
     monkeypatch.setattr(workflow, "train_purifier", fail)
-    monkeypatch.setattr("carso_cli.evaluation.run.run_block", fail)
+    monkeypatch.setattr("carso_cli.evaluation.run.attack_block", fail)
     assert run(recipe, known.first_and_second(recipe), root) == stored
     one = run(recipe, known.first_and_second(recipe, [("clean", "at")]), root)
     assert one == stored, "rows of the same settings stay"
@@ -186,9 +186,12 @@ def test_votes_are_flagged_and_met_with_transferred_examples(
         rule: {line["index"]: line["distance"] for line in records if line["aggregation"] == rule}
         for rule in rows
     }
-    # The same examples under every rule; an attack on votes could not have moved them.
+    # The same examples under every rule, moved by at least one step of 0.04 and at most eps; an attack on
+    # votes could not have moved them. How far three steps come is up to rounding.
     assert all(found == distances["logit-mean"] for found in distances.values())
-    assert max(distances["logit-mean"].values()) == pytest.approx(0.1)
+    assert 0.0399 < max(distances["logit-mean"].values()) <= 0.1001
+    voted = read_json_lines(root / rows["majority-vote"]["evaluation"] / "records.jsonl")
+    assert {line["distance"] for line in voted} == {0.0}
     for rule, row in rows.items():
         shares = [line["correct"] / line["draws"] for line in records if line["aggregation"] == rule]
         assert row["transferred"]["accuracy"] == pytest.approx(sum(shares) / IMAGES)
