@@ -46,13 +46,7 @@ def transfer_to_rules(
 ) -> EvaluationFolder | None:
     """Make examples by the strongest white-box attack chosen, and score them under each rule.
 
-    Args:
-        recipe: The recipe.
-        rules: Aggregation rules.
-        root: Run folder of the purifier; the records go to its `ablations`.
-        reporter: Where progress goes.
-        resume: Resume from the last complete block.
-        options: Attack, images, seed, device, as for `evaluate`.
+    The purifier is that of the run folder `root`, and the records go to its `ablations`.
 
     Returns:
         The folder of the records; None where the chosen attack follows no gradients.
@@ -117,8 +111,8 @@ def _run_blocks(
 
     def score_block(number: int) -> list[_Block]:
         """Attack one block; return its records and health under each rule for which it is not stored."""
-        images, labels, indices = setting.pixels(blocks[number])
-        examples = perturb(setting, source, images, labels, number)
+        batch = setting.batch(blocks[number])
+        examples = perturb(setting, source, batch, number)
         scored = []
         for rule, job in jobs.items():
             if (job.key, number) in stored:
@@ -126,8 +120,9 @@ def _run_blocks(
             started = time.perf_counter()
             models = replace(setting.models, defence=adjusted(defence, aggregation=rule))
             ruled = replace(setting, models=models)
-            result = select_worst(ruled, job, examples, images, labels, indices)
-            records = make_records(ruled, job, number, labels, indices, result, [False] * len(labels), {})
+            result = select_worst(ruled, job, examples, batch)
+            unbroken = [False] * len(batch.indices)
+            records = make_records(ruled, job, number, batch, result, unbroken, {})
             seconds = round(time.perf_counter() - started, 4)
             health = {"job": job.key, "block": number, "seconds": seconds, "steps": [], "messages": []}
             scored.append(([replace(record, view="exact") for record in records], health))
@@ -152,13 +147,9 @@ def read_records(folder: EvaluationFolder, rule: str) -> list[Record]:
 
 
 def with_transfers(row: Mapping[str, Any], rule: str, folder: EvaluationFolder, root: Path) -> dict[str, Any]:
-    """Return a table's row with accuracy under the transferred examples, and the worst case of both.
+    """Return a rule's row with accuracy under the transferred examples, and the worst case of both.
 
-    Args:
-        row: The row of the rule's own evaluation.
-        rule: The aggregation rule.
-        folder: The transferred examples' records.
-        root: Run folder that the row's paths are relative to.
+    The folder holds the transferred examples' records; the row's paths are relative to `root`.
     """
     evaluation = EvaluationFolder(root / row["evaluation"])
     attack = read_json(evaluation.settings)["identity"]["attack"]

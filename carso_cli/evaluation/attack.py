@@ -101,10 +101,9 @@ def _make_examples(
     setting, blocks = evaluation.setting, evaluation.blocks()
 
     def attack_block(number: int) -> tuple[Score, AttackResult]:
-        images, labels, indices = setting.pixels(blocks[number])
-        examples = perturb(setting, job, images, labels, number)
-        result = select_worst(setting, job, examples, images, labels, indices)
-        clean = setting.scorer(job)(images, labels, indices, REPORT)
+        batch = setting.batch(blocks[number])
+        result = select_worst(setting, job, perturb(setting, job, batch, number), batch)
+        clean = setting.scorer(job)(*batch, REPORT)
         return clean, replace(result, examples=result.examples.cpu())
 
     sizes = {number: len(block) for number, block in enumerate(blocks)}
@@ -149,7 +148,7 @@ def _with_predicted_labels(evaluation: Evaluation, job: Job) -> Evaluation:
     """Return the evaluation with the target's own decision on each image as its label."""
     setting = evaluation.setting
     scorer = setting.scorer(job)
-    labels = torch.cat([scorer(*setting.pixels(block), SELECTION).predicted for block in evaluation.blocks()])
+    labels = torch.cat([scorer(*setting.batch(block), SELECTION).predicted for block in evaluation.blocks()])
     return replace(evaluation, setting=replace(setting, images=replace(setting.images, labels=labels)))
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,17 @@ from carso_cli.runtime.seed import derive_seed
 
 Block = TypeVar("Block")
 Result = TypeVar("Result")
+
+
+class Batch(NamedTuple):
+    """The images of one block, on the models' device."""
+
+    images: Tensor
+    """(B, channels, H, W) in [0, 1]."""
+    labels: Tensor
+    """(B,) int64."""
+    indices: list[int]
+    """Position of each image in the full split."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +71,11 @@ class Setting:
     draws: int
     selects: bool
 
-    def pixels(self, positions: Sequence[int]) -> tuple[Tensor, Tensor, list[int]]:
-        """Return images (B, channels, H, W), labels (B,) and positions in the full split."""
-        chosen = torch.tensor(positions, dtype=torch.long)
-        device = self.models.device
-        labels = self.images.labels[chosen].to(device)
-        return self.images.pixels(chosen).to(device), labels, self.images.indices[chosen].tolist()
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """Return the images at some positions of the image set."""
+        chosen, device = torch.tensor(positions, dtype=torch.long), self.models.device
+        images, labels = self.images.pixels(chosen).to(device), self.images.labels[chosen].to(device)
+        return Batch(images, labels, self.images.indices[chosen].tolist())
 
     def scorer(self, job: Job) -> Scorer:
         """Return what scores a job's examples."""
@@ -98,12 +108,7 @@ class AttackResult:
 
 
 def perturb(
-    setting: Setting,
-    job: Job,
-    images: Tensor,
-    labels: Tensor,
-    block: int | str,
-    recorder: GradientRecorder | None = None,
+    setting: Setting, job: Job, batch: Batch, block: int | str, recorder: GradientRecorder | None = None
 ) -> dict[str, Tensor]:
     """Run a job's attack on one block and check its examples again.
 
@@ -122,11 +127,11 @@ def perturb(
         seed=derive_seed(setting.seed, "attack", job.key, block),
         recorder=recorder,
     )
-    found = candidates(attack, target, images, labels)
+    found = candidates(attack, target, batch.images, batch.labels)
     for part, examples in found.items():
-        inside = setting.threat.contains(examples, images)
+        inside = setting.threat.contains(examples, batch.images)
         if not bool(inside.all()):
-            worst = float(setting.threat.distance(examples, images).max())
+            worst = float(setting.threat.distance(examples, batch.images).max())
             raise NumericsError(
                 f"attack '{job.attack}' ({part}) left the ball or the pixel range on "
                 f"{int((~inside).sum())} of {len(inside)} images: largest change {worst:.6g}, "
@@ -135,34 +140,31 @@ def perturb(
     return found
 
 
-def select_worst(
-    setting: Setting,
-    job: Job,
-    found: Mapping[str, Tensor],
-    images: Tensor,
-    labels: Tensor,
-    indices: Sequence[int],
-) -> AttackResult:
+def select_worst(setting: Setting, job: Job, found: Mapping[str, Tensor], batch: Batch) -> AttackResult:
     """Select each image's worst example on the selection draws; score it on the report draws."""
-    scorer, (parts, offered) = setting.scorer(job), zip(*found.items(), strict=True)
-    rows = range(len(labels))
-    if len(parts) == 1 and not setting.selects:
-        report = scorer(offered[0], labels, indices, REPORT)
-        distances = setting.threat.distance(offered[0], images).cpu()
-        return AttackResult(offered[0], list(parts) * len(rows), distances, report, report, selected=False)
-    scores = [scorer(examples, labels, indices, SELECTION) for examples in offered]
-    order = [
-        min(range(len(parts)), key=lambda k: (int(scores[k].correct[row]), float(scores[k].margin[row])))
-        for row in rows
-    ]
-    examples = torch.stack([offered[choice][row] for row, choice in enumerate(order)])
+    parts, offered = zip(*found.items(), strict=True)
+    order, selected = [0] * len(batch.labels), setting.selects or len(parts) > 1
+
+    def score(examples: Tensor, draw_set: str) -> Score:
+        return setting.scorer(job)(examples, batch.labels, batch.indices, draw_set)
+
+    if selected:
+        scores = [score(examples, SELECTION) for examples in offered]
+        order = [
+            min(range(len(parts)), key=lambda k: (int(scores[k].correct[row]), float(scores[k].margin[row])))
+            for row in range(len(order))
+        ]
+        examples = torch.stack([offered[choice][row] for row, choice in enumerate(order)])
+    else:
+        examples = offered[0]
+    report = score(examples, REPORT)
     return AttackResult(
         examples,
         [parts[choice] for choice in order],
-        setting.threat.distance(examples, images).cpu(),
-        Score.of_rows(scores, order),
-        scorer(examples, labels, indices, REPORT),
-        selected=True,
+        setting.threat.distance(examples, batch.images).cpu(),
+        Score.of_rows(scores, order) if selected else report,
+        report,
+        selected,
     )
 
 
@@ -195,13 +197,11 @@ def attack_block(
     records: dict[int, Record] = {}
     remaining = [place for place, index in zip(blocks[block], every, strict=True) if index not in skipped]
     if remaining:
-        images, labels, indices = setting.pixels(remaining)
-        examples = perturb(setting, job, images, labels, block, recorder)
-        result = select_worst(setting, job, examples, images, labels, indices)
-        broken = _broken(setting.scorer(job), result, labels, indices)
+        batch = setting.batch(remaining)
+        result = select_worst(setting, job, perturb(setting, job, batch, block, recorder), batch)
         clean = earlier.get(f"{job.target}/{UNPERTURBED}", {})
-        made = make_records(setting, job, block, labels, indices, result, broken, clean)
-        records = dict(zip(indices, made, strict=True))
+        made = make_records(setting, job, block, batch, result, _broken(setting, job, result, batch), clean)
+        records = dict(zip(batch.indices, made, strict=True))
     own = {"view": job.view, "target": job.target, "attack": job.attack, "eps": setting.eps(job)}
     records |= {index: record.carried_to(job.key, block, **own) for index, record in skipped.items()}
     health = {
@@ -218,16 +218,17 @@ def attack_block(
     return [records[index] for index in every], health
 
 
-def _broken(scorer: Scorer, result: AttackResult, labels: Tensor, indices: Sequence[int]) -> list[bool]:
+def _broken(setting: Setting, job: Job, result: AttackResult, batch: Batch) -> list[bool]:
     """Say of each image whether its example is wrong in all selection draws and in all of a third set.
 
     The third set is drawn only where the first is unanimous, and keeps the report draws out of the decision.
     """
-    broken = (result.selection.correct == 0).tolist() if result.selected else [False] * len(labels)
+    scorer = setting.scorer(job)
+    broken = (result.selection.correct == 0).tolist() if result.selected else [False] * len(batch.labels)
     unanimous = [row for row, wrong in enumerate(broken) if wrong]
     if unanimous and scorer.draws > 1:
-        places = [indices[row] for row in unanimous]
-        again = scorer(result.examples[unanimous], labels[unanimous], places, CONFIRMATION)
+        indices = [batch.indices[row] for row in unanimous]
+        again = scorer(result.examples[unanimous], batch.labels[unanimous], indices, CONFIRMATION)
         for row, correct in zip(unanimous, again.correct.tolist(), strict=True):
             broken[row] = correct == 0
     return broken
@@ -237,28 +238,20 @@ def make_records(
     setting: Setting,
     job: Job,
     block: int,
-    labels: Tensor,
-    indices: Sequence[int],
+    batch: Batch,
     result: AttackResult,
     broken: Sequence[bool],
     clean: Mapping[int, Record],
 ) -> list[Record]:
-    """Return what was found about the images of a block, one record each.
+    """Return what a job found about the images of a block, one record each.
 
-    Args:
-        setting: What all blocks share.
-        job: The job.
-        block: Number of the block.
-        labels: (B,) labels of the images.
-        indices: Their positions in the full split.
-        result: What the attack found.
-        broken: Whether each example is wrong in all selection and confirmation draws.
-        clean: Records of the unperturbed images, by position in the full split; empty where there are none.
+    `broken` says of each example whether it is wrong in all selection and confirmation draws; `clean` holds
+    the records of the unperturbed images by their position in the full split, or nothing.
     """
     defence = setting.models.defence if job.target == "defence" else None
     selection, report = result.selection, result.report
     records = []
-    for row, (index, label) in enumerate(zip(indices, labels.tolist(), strict=True)):
+    for row, (index, label) in enumerate(zip(batch.indices, batch.labels.tolist(), strict=True)):
         margin = float(selection.margin[row])
         before = margin if job.attack == UNPERTURBED else clean[index].margin if clean else None
         records.append(

@@ -30,14 +30,7 @@ class Work(NamedTuple):
 
 
 def attack_work(job: Job, budget: Budget, classes: int, n_samples: int) -> Work:
-    """Return what a job asks per image, scoring left out.
-
-    Args:
-        job: The job.
-        budget: Its attack's budget.
-        classes: Number of classes C.
-        n_samples: N; an attack on single samples costs a share of one draw.
-    """
+    """Return what a job asks per image, scoring left out, of a model with C classes and N samples."""
     draws = budget.eot_draws if job.target == "defence" else 1
     apgd = float((budget.apgd_steps + 1) * draws * budget.restarts)
     targeted = budget.apgd_steps * min(_TARGET_CLASSES, classes - 1)
@@ -55,6 +48,7 @@ def attack_work(job: Job, budget: Budget, classes: int, n_samples: int) -> Work:
         "fab": Work(float(budget.apgd_steps * classes * budget.restarts)),
         "square": Work(forwards=budget.square_queries * draws),
         **{name: Work(apgd) for name in TRANSFERS},
+        # One sample costs a share of a draw.
         "transfer-single-sample": Work(apgd / n_samples),
         # On the bare classifier, which has nothing to draw.
         "transfer-classifier": Work(apgd / draws),
@@ -103,7 +97,7 @@ def _speed(evaluation: Evaluation, name: str) -> tuple[float, float]:
     """Return the seconds of a gradient and of a forward pass, per image and draw."""
     setting = evaluation.setting
     # One block's worth would be most exact; a few images keep the measurement short.
-    images, labels, _ = setting.pixels(range(min(_IMAGES, len(setting.images))))
+    images, labels, _ = setting.batch(range(min(_IMAGES, len(setting.images))))
     target = setting.models.target(Job(name, "pgd-eot", evaluation.plan.view), setting.seed, "cost")
     draws = setting.budget.eot_draws if target.stochastic else 1
     units = len(images) * draws

@@ -96,11 +96,6 @@ class Plan:
         return self.targets[-1]
 
     @property
-    def headline_jobs(self) -> list[Job]:
-        """The jobs whose worst case is the number to quote."""
-        return self.decisive_jobs(self.headline_target)
-
-    @property
     def strongest(self) -> Job | None:
         """The first white-box attack on the headline target that is no baseline, if any."""
         white_box = [job for job in self.jobs_on(self.headline_target) if job.is_white_box]

@@ -68,13 +68,13 @@ class Rerun:
             where the target is deterministic.
         """
         setting, job = self.setting, self.job
-        images, labels, indices = setting.pixels(self.positions())
+        batch = setting.batch(self.positions())
         if self.name == "eot-adequacy":
             targets = [setting.models.target(job, setting.seed, f"cosine {number}") for number in range(2)]
-            draws = setting.budget.eot_draws
-            return [mean_cosine(targets, images, labels, draws)] if targets[0].stochastic else []
-        examples = perturb(setting, job, images, labels, "check")
-        report = select_worst(setting, job, examples, images, labels, indices).report
+            if not targets[0].stochastic:
+                return []
+            return [mean_cosine(targets, batch.images, batch.labels, setting.budget.eot_draws)]
+        report = select_worst(setting, job, perturb(setting, job, batch, "check"), batch).report
         return [correct / report.draws for correct in report.correct.tolist()]
 
 
@@ -125,23 +125,10 @@ def _large_eps(setting: Setting) -> float:
 
 
 def rerun_checks(
-    setting: Setting,
-    plan: Plan,
-    evidence: Evidence,
-    folder: EvaluationFolder,
-    world: World,
-    reporter: Reporter,
+    setting: Setting, evidence: Evidence, folder: EvaluationFolder, world: World, reporter: Reporter
 ) -> list[Check]:
-    """Run every check of this module; what the folder holds already is not run again.
-
-    Args:
-        setting: Models, images, threat and budget of the evaluation.
-        plan: Its jobs.
-        evidence: What it stored.
-        folder: Where each rerun is stored as it finishes.
-        world: The processes that share the reruns.
-        reporter: Where progress goes.
-    """
+    """Run every check of this module; each is stored in the folder as it finishes, and not run again."""
+    plan = evidence.plan
     reruns = {rerun.name: rerun for rerun in plan_reruns(setting, plan)}
     if not reruns:
         reason = (

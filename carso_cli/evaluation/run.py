@@ -103,7 +103,7 @@ def run_evaluation(
         evidence = Evidence(evaluation.plan, records, {key: job_health(health, key) for key in records})
         checks = [
             *stored_checks(evidence),
-            *rerun_checks(evaluation.setting, evaluation.plan, evidence, folder, world, reporter),
+            *rerun_checks(evaluation.setting, evidence, folder, world, reporter),
         ]
         return world.on_main(lambda: _store_summary(evaluation, folder, evidence, checks))
 
@@ -214,7 +214,7 @@ def _store_summary(
         "n_images": rows[0]["n_images"],
         "classifier": _classifier_result(plan, evidence),
         "results": rows,
-        "headline": headline(evidence.of(plan.headline_jobs), plan.attack),
+        "headline": headline(evidence.of(plan.decisive_jobs(plan.headline_target)), plan.attack),
         "exact": _exact_view_result(folder.path.parent, plan, evaluation.identity),
         "checks": described,
         "failed": failed(described),
@@ -241,16 +241,10 @@ def _classifier_result(plan: Plan, evidence: Evidence) -> dict[str, Any] | None:
 
 
 def _exact_view_result(parent: Path, plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what must be shown beside a result that did not attack the exact view.
+    """Return what must be shown beside a result that did not attack the exact view; None beside others.
 
-    Args:
-        parent: The run's evaluation folder.
-        plan: The plan of the result.
-        identity: Its identity.
-
-    Returns:
-        None for results on the exact view or on the bare classifier; else `accuracy` and `ci95` of the
-        adaptive protocol on the same models, images and eps, with `note`; both None where it was not run.
+    That is `accuracy` and `ci95` of the adaptive protocol on the same models, images and eps, both None where
+    it was not run, and a `note`.
     """
     if plan.view == "exact" or plan.headline_target == "classifier":
         return None
@@ -264,7 +258,5 @@ def _exact_view_result(parent: Path, plan: Plan, identity: Mapping[str, Any]) ->
         except (StateError, KeyError, TypeError):
             # Damaged, or written by another version: this result does not depend on it.
             continue
-    note = (
-        "not run: the exact view was not attacked on these images; run carso evaluate with --attack adaptive"
-    )
-    return {"accuracy": None, "ci95": None, "note": note}
+    missing = "the exact view was not attacked on these images; run carso evaluate with --attack adaptive"
+    return {"accuracy": None, "ci95": None, "note": f"not run: {missing}"}

@@ -250,14 +250,7 @@ def _gain(evidence: Evidence, name: str, attacks: Sequence[str], meaning: str) -
 
 
 def chance_check(name: str, accuracies: Sequence[float], classes: int, meaning: str) -> Check:
-    """Return a check that a mean accuracy is at chance, within two standard errors of guessing.
-
-    Args:
-        name: Name of the check.
-        accuracies: Accuracy of each image, in [0, 1].
-        classes: Number of classes.
-        meaning: What it means.
-    """
+    """Return a check that the mean of accuracies in [0, 1] is within two standard errors of guessing."""
     chance = 1.0 / classes
     slack = 2.0 * (chance * (1.0 - chance) / len(accuracies)) ** 0.5
     return at_most(name, sum(accuracies) / len(accuracies), chance + slack, meaning)
