@@ -180,6 +180,7 @@ def _evaluate_variant(
     folder = evaluation.folder
     if folder.exists and not folder.summary.is_file() and not resume:
         raise UsageError(f"{folder.path} holds an unfinished evaluation", hint=_RESUME)
+    # A complete evaluation is resumed too: that returns its stored summary.
     return run_evaluation(evaluation, reporter=reporter, resume=folder.exists), folder
 
 

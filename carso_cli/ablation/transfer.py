@@ -115,6 +115,7 @@ def _run_blocks(
         examples = perturb(setting, source, batch, number)
         scored = []
         for rule, job in jobs.items():
+            # A kill may have come between two rules of a block.
             if (job.key, number) in stored:
                 continue
             started = time.perf_counter()

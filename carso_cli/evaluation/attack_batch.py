@@ -149,6 +149,7 @@ def select_worst(setting: Setting, job: Job, found: Mapping[str, Tensor], batch:
         return setting.scorer(job)(examples, batch.labels, batch.indices, draw_set)
 
     if selected:
+        # Fewest correct draws first; among equals, the lowest margin.
         scores = [score(examples, SELECTION) for examples in offered]
         order = [
             min(range(len(parts)), key=lambda k: (int(scores[k].correct[row]), float(scores[k].margin[row])))
@@ -202,6 +203,7 @@ def attack_block(
         clean = earlier.get(f"{job.target}/{UNPERTURBED}", {})
         made = make_records(setting, job, block, batch, result, _broken(setting, job, result, batch), clean)
         records = dict(zip(batch.indices, made, strict=True))
+    # A broken image counts with the result that broke it, under the name of this job.
     own = {"view": job.view, "target": job.target, "attack": job.attack, "eps": setting.eps(job)}
     records |= {index: record.carried_to(job.key, block, **own) for index, record in skipped.items()}
     health = {
@@ -320,6 +322,7 @@ def run_blocks(
         if results:
             progress.advance(sum(sizes[block] for block in results))
         for block, result in world.map_sharded(missing, work):
+            # In the order of the blocks: the files are the same however many processes share the work.
             if world.is_main:
                 store(block, result)
             results[block] = result

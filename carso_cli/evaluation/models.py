@@ -113,6 +113,7 @@ def load_models(
     if not needs_defence:
         return None, build_classifier(recipe, recipe.representation.kind)
     option = "" if str(folder.path) == recipe.run_folder else f" --run {folder.path}"
+    # Before the classifier is loaded, which may download it: a missing run is reported at once.
     path = folder.require_purifier(f"carso train-purifier {recipe.reference}{option}")
     classifier = build_classifier(recipe, recipe.representation.kind)
     defence = Defence(

@@ -70,6 +70,7 @@ class Rerun:
         setting, job = self.setting, self.job
         batch = setting.batch(self.positions())
         if self.name == "eot-adequacy":
+            # Same weights, other latents: the gradients differ by the draws alone.
             targets = [setting.models.target(job, setting.seed, f"cosine {number}") for number in range(2)]
             if not targets[0].stochastic:
                 return []
@@ -107,6 +108,7 @@ def plan_reruns(setting: Setting, plan: Plan) -> list[Rerun]:
     )
     twice_eps, large_eps = (
         replace(setting, threat=replace(setting.threat, eps=eps))
+        # A larger eps keeps the step sizes of the budget: apgd-ce, which sets its own, is run at both.
         for eps in (2.0 * float(setting.threat.eps), _large_eps(setting))
     )
     aimed = Job(job.target, "apgd-ce", job.view)
@@ -160,7 +162,7 @@ def rerun_checks(
     twice, cosines, twice_eps, large_eps, noise = (done[name][0] for name in NAMES)
     eps = _large_eps(setting)
     aimed = f"accuracy under apgd-ce at eps {eps:.4g}, where any image can become any other"
-    unaimed = f"for comparison: accuracy under random noise at eps {eps:.4g}, where nobody aims"
+    unaimed = f"for comparison: accuracy under random noise at eps {eps:.4g}, which aims at nothing"
     return [
         _twice_the_steps(base, twice, first.job),
         _eot_adequacy(cosines, setting.budget.eot_draws),

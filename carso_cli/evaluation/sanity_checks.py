@@ -157,8 +157,7 @@ def _logit_lead(evidence: Evidence) -> Check:
 def _gradients(evidence: Evidence) -> list[Check]:
     def share(job: Job, name: str, kinds: Sequence[str]) -> float:
         health = evidence.health[job.key]
-        # The DLR loss is constant, and rightly so, where the label has fallen to the third place; at the
-        # first step it has not.
+        # The DLR loss is constant once the label has fallen to the third place: only the first step counts.
         if name == "zero-gradients" and job.attack in _WITH_DLR:
             health = health["steps"][0]
         return sum(health[kind] or 0.0 for kind in kinds)
@@ -188,7 +187,7 @@ def _loss_rises(evidence: Evidence) -> Check:
     rises: list[float] = []
     for job in evidence.aimed:
         steps = evidence.health[job.key]["steps"]
-        # Libraries that keep the labels to themselves show neither loss nor saturation.
+        # Library attacks do not pass their labels on, so neither loss nor saturation is known.
         if len(steps) < 2 or all(step["saturated"] is None for step in steps):
             continue
         first, *later = (step["loss"] for step in steps)

@@ -103,6 +103,7 @@ def prepare_evaluation(
     norm = options.get("norm") or recipe.threat.norm
     if problem := too_large(eps, norm):
         raise UsageError(f"--eps: {problem}")
+    # Which images a limit takes depends on the recipe's seed, never on the evaluation's.
     limit = options.get("limit") or recipe.evaluation.images
     with world.local_main_first():
         if defence is None and classifier is None:
