@@ -1,30 +1,47 @@
 """What an attack is: an object built once with its budget, then called on batches.
 
-    attack = PGDEoT(threat, steps=200, draws=20, step_size=0.007, seed=0)
+    attack = PGDEoT(threat, steps=200, eot_samples=20, step_size=0.007, seed=0)
     perturbed = attack(target, images, labels)
 
-Every attack returns a point of the ball and of the pixel range for every image: its best-loss point, also
-where the model is not fooled, since only fresh draws of a random defence can say whether it is.
+Every attack returns, for every image, a point of the ball and of the pixel range: its best-loss point, also
+where the model is not fooled, since only new samples of a random defence can say whether it is.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 
+from carso_cli.attacks.gradient_health import GradientRecorder
 from carso_cli.attacks.target import AttackTarget
+from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.errors import NumericsError
 
 
-class Attack(Protocol):
-    """Makes adversarial examples; the same call twice gives the same images from targets seeded alike."""
+@dataclass(frozen=True, eq=False)
+class Attack(ABC):
+    """Makes adversarial examples; the same call twice gives the same images from targets of equal seed.
+
+    Args:
+        threat: Norm and radius (or radii).
+        seed: Seed of everything random in the attack, such as its starts.
+        recorder: Counts unusable gradients, where the attack asks for gradients.
+    """
+
+    threat: ThreatModel
+    _: KW_ONLY
+    seed: int = 0
+    recorder: GradientRecorder | None = None
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """Name on the command line and in results."""
 
+    @abstractmethod
     def __call__(self, target: AttackTarget, images: Tensor, labels: Tensor) -> Tensor:
         """Perturb images.
 
@@ -37,24 +54,13 @@ class Attack(Protocol):
             (B, channels, H, W), in the threat model's ball and in [0, 1].
         """
 
-
-@runtime_checkable
-class MultipleAttack(Protocol):
-    """An attack that offers several examples per image, to be scored one by one."""
-
     def candidates(self, target: AttackTarget, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return the examples by name, each (B, channels, H, W)."""
-
-
-def candidates(attack: Attack, target: AttackTarget, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Return every example that an attack offers, by name: one, or one per part of a `MultipleAttack`."""
-    if isinstance(attack, MultipleAttack):
-        return attack.candidates(target, images, labels)
-    return {attack.name: attack(target, images, labels)}
+        """Return every example that the attack offers per image, by name, each (B, channels, H, W)."""
+        return {self.name: self(target, images, labels)}
 
 
 class BestPoint:
-    """The point of largest loss seen so far, per image. A NaN loss never wins, whatever it is up against.
+    """The point of largest loss seen so far, per image. A NaN loss never wins, not even against -infinity.
 
     Args:
         images: (B, channels, H, W), returned for images that no offer improved.
@@ -76,7 +82,7 @@ def require_finite(images: Tensor, name: str) -> Tensor:
     """Return the images of an attack, detached.
 
     Raises:
-        NumericsError: If a pixel is NaN or infinite, which would count as a failed attack in silence.
+        NumericsError: If a pixel is NaN or infinite, which would silently count as a failed attack.
     """
     if not bool(torch.isfinite(images).all()):
         raise NumericsError(f"attack '{name}' produced pixels that are not finite")

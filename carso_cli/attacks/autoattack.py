@@ -1,32 +1,208 @@
-"""AutoAttack's standard ensemble, for deterministic models.
+"""AutoAttack's standard ensemble and its parts, for deterministic models; pyautoattack's implementation.
 
-Title: "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks"
-(Croce and Hein, 2020), https://arxiv.org/abs/2003.01690.
-Distance: linf, l2, one radius for all images.
+Titles and links: "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+Attacks" (Croce and Hein, 2020), https://arxiv.org/abs/2003.01690; "Minimally Distorted Adversarial Examples
+with a Fast Adaptive Boundary Attack" (the same), https://arxiv.org/abs/1907.02044; "Square Attack: a
+query-efficient black-box adversarial attack via random search" (Andriushchenko et al., 2020),
+https://arxiv.org/abs/1912.00049.
+Distance: linf, l2; APGD and FAB take one radius per image, unless targeted.
 Published setting (standard version): APGD on cross-entropy, targeted APGD on DLR, targeted FAB, 100 steps
-each, up to 9 target classes; Square with 5000 queries; each on the images that still stand.
-Shapes: images (B, channels, H, W) in [0, 1], labels (B,).
+each, up to 9 target classes; Square with 5000 queries; each on the images that are not fooled yet.
 
     attack = AutoAttack(ThreatModel("linf", 8 / 255), steps=100, queries=5000)
     perturbed = attack(ClassifierTarget(classifier), images, labels)
 
-Where an image is not fooled the library returns it unchanged; here it comes back as APGD's best-loss point.
+Where an image is not fooled the library returns it unchanged; here its point of largest margin is returned,
+except by the targeted attacks. `apgd` and `square` hold our own versions, for random models.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from carso_cli.attacks.autoattack_library import LibraryAttack, LibrarySession, one_radius
+from carso_cli.attacks.attack import Attack, BestPoint, require_finite
+from carso_cli.attacks.library_model import LOGGER, LibraryModel, warnings_to
+from carso_cli.attacks.losses import margin, require_dlr_classes
+from carso_cli.attacks.target import AttackTarget
+from carso_cli.attacks.threat_model import per_image
+from carso_cli.errors import UsageError
+from carso_cli.runtime.seed import derive_seed, seeded
+from carso_cli.runtime.third_party import prepare
+
+_TARGET_CLASSES = 9
+
+
+class LibraryAttack(Attack):
+    """What the library's attacks have in common; the recorder keeps the library's warnings too."""
+
+    def __call__(self, target: AttackTarget, images: Tensor, labels: Tensor) -> Tensor:
+        """Perturb images; see `Attack`.
+
+        Raises:
+            UsageError: If the target is random; if each image has its own radius, where the attack takes but
+                one; under `dlr` if the target has fewer than three classes.
+        """
+        if target.stochastic:
+            raise UsageError(
+                f"attack '{self.name}' is for deterministic models, and this one draws latents",
+                hint="use rand-aa, pgd-eot or square against the defence",
+            )
+        prepare()
+        model = LibraryModel(target, recorder=self.recorder)
+        with warnings_to(self.recorder), seeded(self.seed, self.name):
+            # The library calls `.view` on images, which must be contiguous.
+            found = self.perturb(model, images.contiguous(), labels, derive_seed(self.seed, self.name))
+        return require_finite(found, self.name)
+
+    @abstractmethod
+    def perturb(self, model: LibraryModel, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        """Return the examples; `images` (b, channels, H, W) may be any part of those of the call."""
+
+    def settings(self, images: Tensor, seed: int) -> dict[str, Any]:
+        """Return the arguments that all of the library's classes share."""
+        eps = self.threat.eps
+        return {
+            # FAB asks for the radius only to place its random starts; the others need one for all images.
+            "eps": float(self.threat.radii(images).max()) if isinstance(eps, Tensor) else eps,
+            "norm": {"linf": "Linf", "l2": "L2"}[self.threat.norm],
+            "seed": seed,
+            "verbose": False,
+            "n_restarts": 1,
+            "device": images.device,
+        }
+
+    def offer(
+        self, best: BestPoint, model: LibraryModel, found: Tensor, images: Tensor, labels: Tensor
+    ) -> None:
+        """Project what the library found into the ball, and offer it with its margin."""
+        inside = self.threat.project(found, images)
+        best.offer(inside, margin(model(inside), labels))
+
+    def require_one_radius(self) -> None:
+        """Raise `UsageError` if each image has its own radius."""
+        eps = self.threat.eps
+        if isinstance(eps, Tensor) and eps.ndim:
+            raise UsageError(f"attack '{self.name}' takes one eps for all images, not {len(eps)} of them")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LibraryAPGD(LibraryAttack):
+    """APGD on cross-entropy (`ce`) or the difference of logits ratio (`dlr`).
+
+    Args:
+        loss: `ce` or `dlr`.
+        steps: Steps of each restart.
+        restarts: Random starts.
+        targeted: Raise the targeted DLR loss instead, class by class; images not fooled stay unchanged.
+    """
+
+    loss: str
+    steps: int
+    restarts: int = 1
+    targeted: bool = False
+
+    @property
+    def name(self) -> str:
+        """`apgd-ce` or `apgd-dlr`."""
+        return f"apgd-{self.loss}"
+
+    def perturb(self, model: LibraryModel, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        """Run it; see `LibraryAttack.perturb`. Returns the fooling or best-loss point, by larger margin."""
+        from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+
+        settings = self.settings(images, seed) | {"n_iter": self.steps, "logger": LOGGER}
+        if self.targeted:
+            targeted = APGDAttack_targeted(model, n_target_classes=_target_classes(model, images), **settings)
+            found: Tensor = targeted.perturb(images, labels)
+            return found
+        if self.loss == "dlr":
+            require_dlr_classes(_classes(model, images))
+        if isinstance(self.threat.eps, Tensor):
+            settings["eps"] = per_image(self.threat.radii(images), images)
+        attack = APGDAttack(model, loss=self.loss, **settings)
+        attack.init_hyperparam(images)
+        best = BestPoint(images)
+        for _ in range(self.restarts):
+            best_loss, _, _, last_fooling = attack.attack_single_run(images, labels)
+            self.offer(best, model, best_loss, images, labels)
+            self.offer(best, model, last_fooling, images, labels)
+        return best.images
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FAB(LibraryAttack):
+    """FAB: the nearest point of another class, drawn back to the ball's surface where it lies outside.
+
+    Args:
+        steps: Steps of each restart.
+        restarts: Starts: the image itself, then random points.
+        targeted: Go towards one class after another; images not fooled stay unchanged.
+    """
+
+    name: ClassVar[str] = "fab"
+    steps: int
+    restarts: int = 1
+    targeted: bool = False
+
+    def perturb(self, model: LibraryModel, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        """Run it; see `LibraryAttack.perturb`."""
+        from pyautoattack.fab_pt import FABAttack_PT
+
+        attack = FABAttack_PT(model, n_iter=self.steps, **self.settings(images, seed))
+        if self.targeted:
+            attack.targeted = True
+            attack.n_target_classes = _target_classes(model, images)
+            found: Tensor = attack.perturb(images, labels)
+            return found
+        best = BestPoint(images)
+        self.offer(best, model, images, images, labels)
+        # FAB leaves images unchanged that are wrong already or whose boundary it misses: one gradient step of
+        # the whole radius is offered beside its own points.
+        uphill = model.target.loss_and_gradient(images, labels, margin, 1).gradient
+        reach = per_image(self.threat.radii(images), images)
+        self.offer(best, model, images + reach * self.threat.ascent_direction(uphill), images, labels)
+        for restart in range(self.restarts):
+            nearest_other = attack.attack_single_run(images, labels, use_rand_start=restart > 0)
+            # Projected here and in `offer`: under l2 the second projection may change the last bit.
+            self.offer(best, model, self.threat.project(nearest_other, images), images, labels)
+        return best.images
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Square(LibraryAttack):
+    """Square: random search over square patches, black box.
+
+    Args:
+        queries: Queries of each restart.
+        restarts: Random starts.
+    """
+
+    name: ClassVar[str] = "square"
+    queries: int
+    restarts: int = 1
+
+    def perturb(self, model: LibraryModel, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        """Run it; see `LibraryAttack.perturb`."""
+        from pyautoattack.square import SquareAttack
+
+        self.require_one_radius()
+        settings = self.settings(images, seed)
+        attack = SquareAttack(model, n_queries=self.queries, p_init=0.8, resc_schedule=False, **settings)
+        attack.init_hyperparam(images)
+        best = BestPoint(images)
+        self.offer(best, model, images, images, labels)
+        for _ in range(self.restarts):
+            self.offer(best, model, attack.attack_single_run(images, labels)[1], images, labels)
+        return best.images
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AutoAttack(LibraryAttack):
-    """The standard ensemble: each attack on the images that still stand.
+    """The standard ensemble: each attack on the images that are not fooled yet.
 
     An image that the model gets wrong unperturbed is returned as it is. With fewer than four classes the
     targeted losses are undefined: untargeted APGD-DLR (from three classes) and FAB take their place.
@@ -40,41 +216,38 @@ class AutoAttack(LibraryAttack):
     steps: int
     queries: int
 
-    def perturb(self, session: LibrarySession, images: Tensor, labels: Tensor) -> Tensor:
-        """Run the parts; see `LibraryAttack.perturb`.
-
-        Raises:
-            UsageError: If each image has its own radius.
-        """
-        one_radius(self.threat, self.name)
+    def perturb(self, model: LibraryModel, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        """Run the parts; see `LibraryAttack.perturb`."""
+        self.require_one_radius()
         result = images.clone()
-        logits = session.model(result)
-        standing = logits.argmax(dim=1) == labels
-        for part in ("apgd-ce", *_later_parts(logits.shape[1])):
-            chosen = standing.nonzero()[:, 0]
+        logits = model(result)
+        correct = logits.argmax(dim=1) == labels
+        for number, part in enumerate(self._parts(logits.shape[1])):
+            chosen = correct.nonzero()[:, 0]
             if not len(chosen):
                 break
-            found = self._run(part, session, images[chosen], labels[chosen])
-            fooled = session.model(found).argmax(dim=1) != labels[chosen]
+            found = part.perturb(model, images[chosen], labels[chosen], seed)
+            fooled = model(found).argmax(dim=1) != labels[chosen]
             # The first attack's best-loss points stay where nothing fools the model.
-            kept = torch.ones_like(fooled) if part == "apgd-ce" else fooled
+            kept = fooled | (number == 0)
             result[chosen[kept]] = found[kept]
-            standing[chosen[fooled]] = False
+            correct[chosen[fooled]] = False
         return self.threat.project(result, images)
 
-    def _run(self, part: str, session: LibrarySession, images: Tensor, labels: Tensor) -> Tensor:
-        if part == "apgd-targeted":
-            return session.targeted_apgd(images, labels, steps=self.steps)
-        if part == "fab-targeted":
-            return session.targeted_fab(images, labels, steps=self.steps)
-        if part == "fab":
-            return session.fab(images, labels, steps=self.steps, restarts=1)
-        if part == "square":
-            return session.square(images, labels, queries=self.queries, restarts=1)
-        return session.apgd(images, labels, loss=part.removeprefix("apgd-"), steps=self.steps, restarts=1)
+    def _parts(self, classes: int) -> list[LibraryAttack]:
+        targeted = classes >= 4
+        apgd_dlr = LibraryAPGD(self.threat, loss="dlr", steps=self.steps, targeted=targeted)
+        return [
+            LibraryAPGD(self.threat, loss="ce", steps=self.steps),
+            *([apgd_dlr] if classes >= 3 else []),
+            FAB(self.threat, steps=self.steps, targeted=targeted),
+            Square(self.threat, queries=self.queries),
+        ]
 
 
-def _later_parts(classes: int) -> tuple[str, ...]:
-    if classes >= 4:
-        return ("apgd-targeted", "fab-targeted", "square")
-    return (*(("apgd-dlr",) if classes == 3 else ()), "fab", "square")
+def _classes(model: LibraryModel, images: Tensor) -> int:
+    return model(images[:1]).shape[1]
+
+
+def _target_classes(model: LibraryModel, images: Tensor) -> int:
+    return min(_TARGET_CLASSES, _classes(model, images) - 1)

@@ -1,13 +1,13 @@
-"""A random defence under attack, with Expectation over Transformation (Athalye et al., 2018).
+"""The random defence under attack, with Expectation over Transformation (Athalye et al., 2018).
 
-Axes: B images, N samples per image, K draws, C classes, F condition features, Z latent features.
+Axes: B images, N reconstructions per image, K EoT samples, C classes, F condition and Z latent features.
 
 The deterministic part, from image to condition, runs once per call; only decoding and classification run
-K times. Those K * B draws of N reconstructions each are taken in passes of at most `samples_per_pass`, so
+K times. The K * B units of N reconstructions each are taken in passes of at most `samples_per_pass`, so
 memory is bounded whatever K is, and one backward pass goes through the deterministic part.
 
     target = DefenceTarget(defence, "exact", samples_per_pass=4096, generator=generator(0, "latents"))
-    answer = target.loss_and_gradient(images, labels, cross_entropy, draws=20)
+    answer = target.loss_and_gradient(images, labels, cross_entropy, eot_samples=20)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from carso_cli.attacks.losses import Loss
 from carso_cli.attacks.passes import Passes
-from carso_cli.attacks.target import VJP, ExpectedLoss, LossGradient, correctness, saturation, vjp_of
+from carso_cli.attacks.target import VJP, ExpectedLoss, LossGradient, vjp_of
 from carso_cli.errors import UsageError
 
 View = str | Callable[[Tensor], Tensor]
@@ -35,7 +35,7 @@ class AttackedDefence(Protocol):
 
     @property
     def classifier(self) -> Callable[[Tensor], Tensor]:
-        """The classifier that the purifier listens to, images to (B, C) logits."""
+        """The classifier whose representation conditions the purifier: images to (B, C) logits."""
 
     @property
     def second_classifier(self) -> Callable[[Tensor], Tensor]:
@@ -65,18 +65,18 @@ class DefenceTarget:
 
     Args:
         defence: The defence; frozen, in evaluation mode.
-        view: What is attacked: `exact`, `log-probability`, `released`, or a surrogate function from
-            (B, N, C) sample logits to (B, C) logits.
+        view: What is attacked: `exact`, `log-probability`, `released`, or a function from (B, N, C) sample
+            logits to (B, C) logits, as surrogates have.
         samples_per_pass: Most reconstructions decoded and classified in one pass; at least N. Where memory
             does not hold them, passes shrink.
-        generator: Source of the latents, owned by this target: an attack repeats bit for bit from a
+        generator: Source of the latents, used by nothing else: an attack repeats bit for bit from a
             generator of the same seed, and no two steps share latents.
         n_samples: N, reconstructions per image; the defence's own when None.
         latents: (N, Z) latents used for every image and call, which makes the target deterministic;
-            None draws afresh.
+            new ones for each when None.
 
     Raises:
-        UsageError: If one draw of an image does not fit into a pass.
+        UsageError: If the N reconstructions of an image do not fit into a pass.
     """
 
     defence: AttackedDefence
@@ -90,25 +90,26 @@ class DefenceTarget:
     def __post_init__(self) -> None:
         if self.samples_per_pass < self.samples:
             raise UsageError(
-                f"samples_per_pass {self.samples_per_pass} is below the {self.samples} samples of one draw",
+                f"samples_per_pass {self.samples_per_pass} is below the {self.samples} samples of one image",
                 hint=f"set evaluation.samples_per_pass to at least {self.samples}",
             )
+        # Set through `object`, as the dataclass is frozen; `replace` makes a new one for the new N.
         object.__setattr__(self, "_passes", Passes(self.samples_per_pass // self.samples))
 
     @property
     def stochastic(self) -> bool:
-        """Whether latents are drawn afresh at every call."""
+        """Whether every call draws new latents."""
         return self.latents is None
 
     @property
     def samples(self) -> int:
-        """N, reconstructions per image and draw."""
+        """N, reconstructions per image."""
         if self.latents is not None:
             return len(self.latents)
         return self.n_samples or self.defence.n_samples
 
     def seen_as(self, view: View, n_samples: int | None = None) -> DefenceTarget:
-        """Return the same defence through another view, fed by the same generator."""
+        """Return the same defence through another view, with the same generator."""
         return replace(self, view=view, n_samples=n_samples or self.n_samples)
 
     def frozen(self) -> DefenceTarget:
@@ -117,74 +118,67 @@ class DefenceTarget:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the (B, C) logits of one draw of N samples per image."""
-        condition = self.defence.condition(images)
-        latents = self._draw(len(images))
-        return torch.cat(
-            self._passes.over(len(images), lambda part: self._logits(condition[part], latents[part]))
-        )
+        """Return the (B, C) logits of one sample: N reconstructions per image, aggregated."""
+        return self._all_logits(self.defence.condition(images), self._draw(len(images)))
 
     def vjp(self, images: Tensor) -> tuple[Tensor, VJP]:
-        """Return the logits of one draw and the map of gradients back to the images.
+        """Return the logits of one sample and the map of gradients back to the images.
 
-        A draw that needs several passes is computed again, with the same latents, when pulled back.
+        Where the sample needs several passes, the map computes it again from the same latents.
         """
-        condition, through_prefix = vjp_of(self.defence.condition, images)
+        condition, through_condition = vjp_of(self.defence.condition, images)
         latents = self._draw(len(images))
 
         def tail(part: slice) -> tuple[Tensor, VJP]:
             return vjp_of(lambda chunk: self._logits(chunk, latents[part]), condition[part])
 
         if len(images) <= self._passes.largest:
+            # Memory may still run out, and the one pass become several.
             whole = self._passes.over(len(images), tail)
             if len(whole) == 1:
                 ((logits, through_tail),) = whole
-                return logits, lambda cotangent: through_prefix(through_tail(cotangent))
-        with torch.no_grad():
-            parts = self._passes.over(len(images), lambda part: self._logits(condition[part], latents[part]))
-        return torch.cat(parts), lambda cotangent: through_prefix(
+                return logits, lambda cotangent: through_condition(through_tail(cotangent))
+        # Keeping the graphs of all passes would undo the bound on memory.
+        return self._all_logits(condition, latents), lambda cotangent: through_condition(
             torch.cat(self._passes.over(len(images), lambda part: tail(part)[1](cotangent[part])))
         )
 
-    def expected_loss(self, images: Tensor, labels: Tensor, loss: Loss, draws: int) -> ExpectedLoss:
-        """Return the mean loss over K = `draws` draws of the latents."""
+    def expected_loss(self, images: Tensor, labels: Tensor, loss: Loss, eot_samples: int) -> ExpectedLoss:
+        """Return the mean loss over K = `eot_samples` samples of the latents."""
         with torch.no_grad():
             condition = self.defence.condition(images)
-        answer = self._over_draws(condition, labels, loss, draws, with_gradient=False)
-        return ExpectedLoss(answer.loss, answer.correct, answer.saturated)
+        return self._average(condition, labels, loss, eot_samples, with_gradient=False)
 
-    def loss_and_gradient(self, images: Tensor, labels: Tensor, loss: Loss, draws: int) -> LossGradient:
-        """Return the mean loss over K = `draws` draws of the latents, and its gradient at the images."""
-        condition, through_prefix = vjp_of(self.defence.condition, images)
-        answer = self._over_draws(condition, labels, loss, draws, with_gradient=True)
-        return replace(answer, gradient=through_prefix(answer.gradient))
+    def loss_and_gradient(self, images: Tensor, labels: Tensor, loss: Loss, eot_samples: int) -> LossGradient:
+        """Return the mean loss over K = `eot_samples` samples of the latents and its gradient."""
+        condition, through_condition = vjp_of(self.defence.condition, images)
+        answer = self._average(condition, labels, loss, eot_samples, with_gradient=True)
+        return replace(answer, gradient=through_condition(answer.gradient))
 
-    def _over_draws(
-        self, condition: Tensor, labels: Tensor, loss: Loss, draws: int, *, with_gradient: bool
+    def _average(
+        self, condition: Tensor, labels: Tensor, loss: Loss, eot_samples: int, *, with_gradient: bool
     ) -> LossGradient:
-        """Average over the draws; `gradient` is taken at the (B, F) conditions, zeros if not wanted."""
+        """Average over the samples; `gradient` is taken at the (B, F) conditions, zeros if not wanted."""
         batch = len(condition)
-        latents = self._draw(draws * batch)
+        latents = self._draw(eot_samples * batch)
 
         def one_pass(part: slice) -> tuple[Tensor, ...]:
-            """Return losses, correctness, saturation and slopes of some units, each (units, ...)."""
-            # Unit u of the K * B is draw u // B of image u % B.
+            """Return losses, correctness, saturation and gradients of some units, each (units, ...)."""
+            # Unit u of the K * B is sample u // B of image u % B.
             images = torch.arange(part.start, part.stop, device=condition.device) % batch
             chunk = condition[images].requires_grad_(with_gradient)
             with torch.set_grad_enabled(with_gradient):
                 logits = self._logits(chunk, latents[part])
                 values = loss(logits, labels[images])
             slope = torch.autograd.grad(values.sum(), chunk)[0] if with_gradient else torch.zeros_like(chunk)
-            found = logits.detach()
-            known = labels[images]
-            return values.detach(), correctness(found, known), saturation(found, known), slope
+            answer = ExpectedLoss.of(values.detach(), logits.detach(), labels[images])
+            return answer.loss, answer.correct, answer.saturated, slope
 
-        columns = self._passes.over(draws * batch, one_pass)
-        means = [
-            torch.cat(column).reshape(draws, batch, *column[0].shape[1:]).mean(dim=0)
-            for column in zip(*columns, strict=True)
-        ]
-        return LossGradient(*means)
+        columns = zip(*self._passes.over(eot_samples * batch, one_pass), strict=True)
+        units = [torch.cat(column) for column in columns]
+        return LossGradient(
+            *(each.reshape(eot_samples, batch, *each.shape[1:]).mean(dim=0) for each in units)
+        )
 
     def _draw(self, batch: int) -> Tensor:
         if self.latents is not None:
@@ -196,3 +190,9 @@ class DefenceTarget:
         if callable(self.view):
             return self.view(sample_logits)
         return self.defence.aggregate(sample_logits, self.view)
+
+    @torch.no_grad()
+    def _all_logits(self, condition: Tensor, latents: Tensor) -> Tensor:
+        return torch.cat(
+            self._passes.over(len(condition), lambda part: self._logits(condition[part], latents[part]))
+        )

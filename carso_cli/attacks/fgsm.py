@@ -1,10 +1,9 @@
-"""The fast gradient sign method.
+"""The fast gradient sign method, FGSM.
 
 Title: "Explaining and Harnessing Adversarial Examples" (Goodfellow, Shlens and Szegedy, 2015),
 https://arxiv.org/abs/1412.6572; advertorch's implementation.
 Distance: linf; under l2 the normalised gradient takes the place of its sign.
 Published setting (Table 14): one step of size eps on cross-entropy, from the image itself.
-Shapes: images (B, channels, H, W) in [0, 1], labels (B,).
 
     attack = FGSM(ThreatModel("linf", 8 / 255))
     perturbed = attack(classifier, images, labels)
@@ -12,34 +11,29 @@ Shapes: images (B, channels, H, W) in [0, 1], labels (B,).
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from carso_cli.attacks.advertorch_steps import gradient_step
-from carso_cli.attacks.attack import require_finite
-from carso_cli.attacks.gradient_health import GradientRecorder
+from carso_cli.attacks.attack import Attack, require_finite
 from carso_cli.attacks.library_model import LibraryModel
 from carso_cli.attacks.target import AttackTarget, Model, as_target
-from carso_cli.attacks.threat_model import ThreatModel
+from carso_cli.runtime.third_party import prepare
 
 
-@dataclass(frozen=True, eq=False)
-class FGSM:
-    """One step of the whole radius.
-
-    Args:
-        threat: Norm and radius (or radii).
-        recorder: Counts unusable gradients.
-    """
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FGSM(Attack):
+    """One step of the whole radius along the gradient of cross-entropy."""
 
     name: ClassVar[str] = "fgsm"
-    threat: ThreatModel
-    _: KW_ONLY
-    recorder: GradientRecorder | None = None
 
     def __call__(self, target: AttackTarget | Model, images: Tensor, labels: Tensor) -> Tensor:
-        """Perturb images; see `carso_cli.attacks.attack.Attack`. Returns the step's end, good or bad."""
-        model = LibraryModel(as_target(target), labels, self.recorder)
-        return require_finite(gradient_step(model, self.threat, images, labels), self.name)
+        """Perturb images; see `Attack`. Returns the step's end, good or bad."""
+        prepare()
+        from advertorch.attacks import GradientAttack, GradientSignAttack
+
+        step = GradientSignAttack if self.threat.norm == "linf" else GradientAttack
+        model = LibraryModel(as_target(target), labels, self.recorder, direction=self.threat)
+        perturbed = step(model, eps=self.threat.radii(images)).perturb(images, labels)
+        return require_finite(self.threat.project(perturbed, images), self.name)

@@ -1,19 +1,22 @@
 """Whether an attack had gradients to work with, step by step.
 
-A defence whose output saturates returns gradients that are NaN or zero; an attack then stands still and
-the result passes for robustness. `GradientRecorder` counts such gradients as an attack runs:
+A defence whose output saturates returns gradients that are NaN or zero. An attack then cannot move, and its
+failure looks like robustness. `GradientRecorder` counts such gradients as an attack runs:
 
     recorder = GradientRecorder()
-    PGDEoT(threat, steps=20, draws=4, step_size=0.007, seed=0, recorder=recorder)(target, images, labels)
+    PGDEoT(threat, steps=20, eot_samples=4, step_size=0.007, recorder=recorder)(target, images, labels)
     recorder.summary().nan            # share of (image, step) pairs whose gradient held a NaN
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
+
+from carso_cli.attacks.target import ExpectedLoss
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,9 @@ class GradientHealth:
         inf: Share with an infinite entry and no NaN.
         zero: Share with every entry exactly zero.
         unusable: Share without a single finite entry other than zero: the image cannot move.
-        saturated: Mean share of draws whose output gave the label probability 1 in float32, or was not
+        saturated: Mean share of EoT samples whose output gave the label probability 1 in float32, or was not
             finite; NaN where the attack had no labels to compare with.
-        loss: Mean of the finite losses.
+        loss: Mean of the finite losses; NaN where there are none.
     """
 
     gradients: int
@@ -41,63 +44,46 @@ class GradientHealth:
 
     def as_dict(self) -> dict[str, float]:
         """Return plain numbers for a result file."""
-        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
-
-
-@dataclass
-class _Tally:
-    gradients: int = 0
-    nan: int = 0
-    inf: int = 0
-    zero: int = 0
-    unusable: int = 0
-    saturated: float = 0.0
-    saturated_known: int = 0
-    loss: float = 0.0
-    finite_losses: int = 0
-
-    def add(self, other: _Tally) -> None:
-        """Take in the counts of another."""
-        for entry in fields(self):
-            setattr(self, entry.name, getattr(self, entry.name) + getattr(other, entry.name))
-
-    def health(self) -> GradientHealth:
-        """Return the counts as shares; NaN for what was never counted."""
-        count = max(self.gradients, 1)
-        return GradientHealth(
-            gradients=self.gradients,
-            nan=self.nan / count,
-            inf=self.inf / count,
-            zero=self.zero / count,
-            unusable=self.unusable / count,
-            saturated=self.saturated / self.saturated_known if self.saturated_known else float("nan"),
-            loss=self.loss / self.finite_losses if self.finite_losses else float("nan"),
-        )
+        return asdict(self)
 
 
 @dataclass
 class GradientRecorder:
-    """Counts unusable gradients per step, over as many batches and restarts as it is shown.
+    """Counts unusable gradients per step, over all batches and restarts that it is passed to.
 
     Args:
         messages: What a library warned of while its attack ran, each once.
     """
 
     messages: list[str] = field(default_factory=list)
-    _steps: dict[int, _Tally] = field(default_factory=dict)
+    _steps: dict[int, dict[str, float]] = field(default_factory=dict)
 
-    def record(
-        self, step: int, gradient: Tensor, *, loss: Tensor | None = None, saturated: Tensor | None = None
-    ) -> None:
+    def record(self, step: int, gradient: Tensor, answer: ExpectedLoss | None = None) -> None:
         """Count the gradients of one step.
 
         Args:
             step: 0 at the attack's start.
             gradient: (B, channels, H, W), as the model gave it.
-            loss: (B,) loss at the same point, if known.
-            saturated: (B,) share of draws that were saturated, if known.
+            answer: Loss and saturation at the same point, if known.
         """
-        self._steps.setdefault(step, _Tally()).add(_tally(gradient.detach(), loss, saturated))
+        entries = gradient.detach().flatten(1)
+        nan = entries.isnan().any(dim=1)
+        counts: dict[str, float] = {
+            "gradients": len(entries),
+            "nan": int(nan.sum()),
+            "inf": int((entries.isinf().any(dim=1) & ~nan).sum()),
+            "zero": int((entries == 0).all(dim=1).sum()),
+            "unusable": int((~(entries.isfinite() & (entries != 0)).any(dim=1)).sum()),
+        }
+        if answer is not None:
+            finite = answer.loss[torch.isfinite(answer.loss)]
+            counts |= {
+                "saturated": float(answer.saturated.double().sum()),
+                "saturated_known": len(entries),
+                "loss": float(finite.double().sum()),
+                "finite_losses": len(finite),
+            }
+        self._steps[step] = _sum((self._steps.get(step, {}), counts))
 
     def note(self, message: str) -> None:
         """Keep a library's warning."""
@@ -106,33 +92,30 @@ class GradientRecorder:
 
     def steps(self) -> list[GradientHealth]:
         """Return the health of each step, in order: shares and the loss trajectory."""
-        return [self._steps[step].health() for step in sorted(self._steps)]
+        return [_health(self._steps[step]) for step in sorted(self._steps)]
 
     def summary(self) -> GradientHealth:
         """Return the health over all steps."""
-        total = _Tally()
-        for tally in self._steps.values():
-            total.add(tally)
-        return total.health()
+        return _health(_sum(self._steps.values()))
 
 
-def _tally(gradient: Tensor, loss: Tensor | None, saturated: Tensor | None) -> _Tally:
-    entries = gradient.flatten(1)
-    nan = entries.isnan().any(dim=1)
-    inf = entries.isinf().any(dim=1) & ~nan
-    usable = (entries.isfinite() & (entries != 0)).any(dim=1)
-    tally = _Tally(
-        gradients=len(entries),
-        nan=int(nan.sum()),
-        inf=int(inf.sum()),
-        zero=int((entries == 0).all(dim=1).sum()),
-        unusable=int((~usable).sum()),
+def _sum(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for part in parts:
+        for key, value in part.items():
+            total[key] = total.get(key, 0) + value
+    return total
+
+
+def _health(counts: dict[str, float]) -> GradientHealth:
+    def mean(key: str, of: str, empty: float) -> float:
+        return counts[key] / counts[of] if counts.get(of) else empty
+
+    # Of no gradients at all, none is unusable; their loss and saturation are unknown.
+    shares = {key: mean(key, "gradients", 0.0) for key in ("nan", "inf", "zero", "unusable")}
+    return GradientHealth(
+        gradients=int(counts.get("gradients", 0)),
+        **shares,
+        saturated=mean("saturated", "saturated_known", float("nan")),
+        loss=mean("loss", "finite_losses", float("nan")),
     )
-    if saturated is not None:
-        tally.saturated = float(saturated.double().sum())
-        tally.saturated_known = len(saturated)
-    if loss is not None:
-        finite = loss.detach()[torch.isfinite(loss)]
-        tally.loss = float(finite.double().sum())
-        tally.finite_losses = len(finite)
-    return tally

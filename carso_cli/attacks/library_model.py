@@ -1,15 +1,18 @@
-"""A target as the differentiable callable that advertorch and AutoAttack expect.
-
-Differences from handing them the model itself: gradients reach the images only (both libraries call
-`backward`, which would fill the parameters' `.grad`), come back contiguous (AutoAttack calls `.view`),
-NaN entries become zero after they are counted, and memory stays bounded for a defence.
+"""The adapter for advertorch and pyautoattack: a target as the differentiable callable that they expect.
 
     model = LibraryModel(target, labels, recorder)
     LinfPGDAttack(model, eps=8 / 255).perturb(images, labels)
+
+Handing them the model itself would not do: both call `backward`, which fills the parameters' `.grad`, and
+AutoAttack calls `.view` on gradients, which must then be contiguous.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,11 +21,16 @@ from torch import Tensor
 from carso_cli.attacks.attack import BestPoint
 from carso_cli.attacks.gradient_health import GradientRecorder
 from carso_cli.attacks.losses import cross_entropy
-from carso_cli.attacks.target import AttackTarget, correctness, ordered_loss, saturation
+from carso_cli.attacks.target import AttackTarget, ExpectedLoss
+from carso_cli.attacks.threat_model import ThreatModel
+
+LOGGER = logging.getLogger("auto-attack")
+"""Where pyautoattack reports zero gradients and the like."""
 
 
+@dataclass(eq=False)
 class LibraryModel:
-    """Wraps a target for a library, and watches what the library does with it.
+    """Wraps a target for a library: gradients reach the images only, and are counted on their way.
 
     Args:
         target: The model under attack.
@@ -30,52 +38,67 @@ class LibraryModel:
             and saturation, and `best` keep the best point.
         recorder: Counts the gradients that pass through.
         best: Is offered every point that the library asks about, with its cross-entropy.
+        direction: If given, the library gets this threat model's ascent direction in place of the gradient.
     """
 
-    def __init__(
-        self,
-        target: AttackTarget,
-        labels: Tensor | None = None,
-        recorder: GradientRecorder | None = None,
-        best: BestPoint | None = None,
-    ) -> None:
-        self.target = target
-        self.labels = labels
-        self.recorder = recorder
-        self.best = best
-        self.step = 0
+    target: AttackTarget
+    labels: Tensor | None = None
+    recorder: GradientRecorder | None = None
+    best: BestPoint | None = None
+    direction: ThreatModel | None = None
+    step: int = field(default=0, init=False)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the (B, C) logits of one draw, differentiable in the images."""
+        """Return the (B, C) logits of one forward pass, differentiable in the images."""
         if torch.is_grad_enabled() and images.requires_grad:
-            logits: Tensor = _ThroughTarget.apply(images, self)  # type: ignore[no-untyped-call]
+            logits: Tensor = _TargetFunction.apply(images, self)  # type: ignore[no-untyped-call]
         else:
             logits = self.target(images)
         if self.best is not None and self.labels is not None:
-            found = logits.detach()
-            loss = ordered_loss(cross_entropy(found, self.labels), correctness(found, self.labels))
-            self.best.offer(images.detach(), loss)
+            self.best.offer(images.detach(), _answer(logits.detach(), self.labels).rank)
         return logits
 
-    def watch(self, gradient: Tensor, logits: Tensor) -> None:
-        """Record one gradient on its way back to the library."""
+    def pass_back(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """Record a gradient, (B, channels, H, W); return it as the library gets it: NaN entries are zero."""
         if self.recorder is not None:
-            loss = saturated = None
-            if self.labels is not None:
-                loss, saturated = cross_entropy(logits, self.labels), saturation(logits, self.labels)
-            self.recorder.record(self.step, gradient, loss=loss, saturated=saturated)
+            answer = None if self.labels is None else _answer(logits, self.labels)
+            self.recorder.record(self.step, gradient, answer)
         self.step += 1
+        if self.direction is not None:
+            # Under l2 advertorch divides by the gradient's length or 1e-6, whichever is more: where a
+            # confident model leaves less than that, its steps would shrink to nothing.
+            return self.direction.ascent_direction(gradient)
+        return torch.nan_to_num(gradient, nan=0.0, posinf=torch.inf, neginf=-torch.inf)
 
 
-class _ThroughTarget(torch.autograd.Function):
+def _answer(logits: Tensor, labels: Tensor) -> ExpectedLoss:
+    return ExpectedLoss.of(cross_entropy(logits, labels), logits, labels)
+
+
+class _TargetFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, model: LibraryModel) -> Tensor:  # noqa: ANN401  (torch's own type)
-        logits, ctx.back = model.target.vjp(images)
+        logits, ctx.vjp = model.target.vjp(images)
         ctx.model, ctx.logits = model, logits
+        # A copy, as autograd would mark the stored logits themselves as this function's output.
         return logits.clone()
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401  (torch's own type)
-        gradient = ctx.back(cotangents[0])
-        ctx.model.watch(gradient, ctx.logits)
-        return torch.nan_to_num(gradient, nan=0.0, posinf=torch.inf, neginf=-torch.inf), None
+        return ctx.model.pass_back(ctx.vjp(cotangents[0]), ctx.logits), None
+
+
+@contextmanager
+def warnings_to(recorder: GradientRecorder | None) -> Iterator[None]:
+    """Send what pyautoattack logs to the recorder instead of the terminal."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        if recorder is not None and record.levelno >= logging.WARNING:
+            recorder.note(record.getMessage())
+        return False  # no handler sees the record
+
+    LOGGER.addFilter(keep)
+    try:
+        yield
+    finally:
+        LOGGER.removeFilter(keep)

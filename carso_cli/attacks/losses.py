@@ -1,10 +1,6 @@
 """Losses that an attack raises, one value per image: larger means closer to a wrong answer.
 
 Axes: B images, C classes. Each maps (B, C) logits and (B,) int64 labels to (B,).
-
-- `cross_entropy`: -log softmax(logits)[label]; in [0, inf).
-- `dlr`: difference of logits ratio, invariant to the scale of the logits; at most 1, positive if wrong.
-- `margin`: best other logit minus the label's; positive if wrong.
 """
 
 from __future__ import annotations
@@ -21,12 +17,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of each image, (B,)."""
+    """Return -log softmax(logits)[label] of each image, (B,), in [0, inf)."""
     return F.cross_entropy(logits, labels, reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return how far the best wrong class leads the label, (B,), in units of the logits."""
+    """Return the best other logit minus the label's, (B,); positive if wrong."""
     of_label = logits.gather(1, labels[:, None])[:, 0]
     is_label = F.one_hot(labels, logits.shape[1]).bool()
     return logits.masked_fill(is_label, -torch.inf).amax(dim=1) - of_label
@@ -35,7 +31,8 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the difference of logits ratio of each image, (B,) (Croce and Hein, 2020, equation 6).
 
-    The margin divided by the distance of the largest from the third largest logit.
+    The margin divided by the distance of the largest from the third largest logit: invariant to the scale of
+    the logits, at most 1, positive if wrong.
 
     Raises:
         UsageError: If there are fewer than three classes.

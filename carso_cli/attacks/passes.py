@@ -13,8 +13,8 @@ import torch
 
 Result = TypeVar("Result")
 
+# Larger passes take more memory and no less time: on a WRN-16-4, within 4% from 64 to 512 on one core.
 _SAMPLES_PER_CPU_PASS = 256
-"""Larger passes take more memory and no less time: on a WRN-16-4, within 4% from 64 to 512 on one core."""
 
 
 def samples_per_pass(most: int, device: torch.device, n_samples: int) -> int:

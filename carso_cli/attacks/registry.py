@@ -1,73 +1,145 @@
-"""From an attack's name and a budget to the attack.
+"""The attacks by name, their budget, and the protocols that combine them; importing it loads no torch.
+
+`ATTACKS` is the one table of attacks: name -> factory. A factory imports its attack when it is called.
 
     attack = build_attack("pgd-eot", ThreatModel("linf", 8 / 255), budget, stochastic=True, seed=0)
 
-`stochastic` says whether the model under attack is random: the same name then stands for the version
-with Expectation over Transformation (`apgd-ce`, `apgd-dlr`, `square`), or for an attack on frozen latents
-(`fab`). `carso_cli.attacks.names` lists the names without loading torch.
+`stochastic` says whether the model under attack is random. A name then stands for the version with
+Expectation over Transformation (`apgd-ce`, `apgd-dlr`, `square`), or for an attack on frozen latents (`fab`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypedDict
+from functools import partial
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
-from carso_cli.attacks import surrogates as transfer
-from carso_cli.attacks.apgd import APGD
-from carso_cli.attacks.attack import Attack
-from carso_cli.attacks.autoattack import AutoAttack
-from carso_cli.attacks.autoattack_parts import FAB, LibraryAPGD, Square
-from carso_cli.attacks.fgsm import FGSM
-from carso_cli.attacks.gradient_health import GradientRecorder
-from carso_cli.attacks.names import ATTACKS, DEFENCE_ONLY, DETERMINISTIC_ONLY
-from carso_cli.attacks.noise import NoPerturbation, RandomNoise
-from carso_cli.attacks.pgd import PGD
-from carso_cli.attacks.pgd_eot import PGDEoT
-from carso_cli.attacks.rand_autoattack import RandAutoAttack
-from carso_cli.attacks.square import SquareEoT
-from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from carso_cli.attacks.attack import Attack
+    from carso_cli.attacks.gradient_health import GradientRecorder
+    from carso_cli.attacks.threat_model import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much an attack may compute; the names are those of a recipe's `evaluation` section.
-
-    Args:
-        pgd_steps: Steps of `pgd`.
-        pgd_step_size: Step of `pgd`, in the norm's units.
-        apgd_steps: Steps of APGD and FAB.
-        eot_draws: K, draws per gradient or query of a random model.
-        pgd_eot_steps: Steps of `pgd-eot`.
-        pgd_eot_step_size: Step of `pgd-eot`, in the norm's units.
-        square_queries: Queries of Square.
-        restarts: Random starts, where an attack has any.
-    """
+    """How much an attack may compute; the names are those of a recipe's `evaluation` section."""
 
     pgd_steps: int
-    pgd_step_size: float
-    apgd_steps: int
-    eot_draws: int
+    pgd_step_size: float  # in the norm's units, as below
+    apgd_steps: int  # of FAB too
+    eot_draws: int  # K, EoT samples per gradient or query of a random model
     pgd_eot_steps: int
     pgd_eot_step_size: float
     square_queries: int
-    restarts: int
-
-
-class _Rest(TypedDict):
-    """What almost every attack takes as it comes."""
-
-    seed: int
-    recorder: GradientRecorder | None
+    restarts: int  # random starts, where an attack has any
 
 
 @dataclass(frozen=True, eq=False)
-class _Order:
+class _Request:
+    """What `build_attack` was asked for."""
+
     threat: ThreatModel
     budget: Budget
     stochastic: bool
-    rest: _Rest
+    seed: int
+    recorder: GradientRecorder | None
+
+    def make(self, path: str, **arguments: Any) -> Attack:  # noqa: ANN401  (each attack has its own)
+        """Import `module:Class` of this package; return its attack, with seed and recorder."""
+        # Imported here and not above, as every attack imports torch.
+        kind = resolve_name(f"carso_cli.attacks.{path}")
+        attack: Attack = kind(self.threat, **arguments, seed=self.seed, recorder=self.recorder)
+        return attack
+
+
+def _pgd(request: _Request) -> Attack:
+    steps, step_size = request.budget.pgd_steps, request.budget.pgd_step_size
+    return request.make("pgd:PGD", steps=steps, step_size=step_size, keep_best=True)
+
+
+def _pgd_eot(request: _Request, *, random_start: bool) -> Attack:
+    return request.make(
+        "pgd_eot:PGDEoT",
+        steps=request.budget.pgd_eot_steps,
+        step_size=request.budget.pgd_eot_step_size,
+        eot_samples=request.budget.eot_draws,
+        random_start=random_start,
+        restarts=request.budget.restarts if random_start else 1,
+    )
+
+
+def _apgd(request: _Request, *, loss: str) -> Attack:
+    steps, restarts = request.budget.apgd_steps, request.budget.restarts
+    if not request.stochastic:
+        return request.make("autoattack:LibraryAPGD", loss=loss, steps=steps, restarts=restarts)
+    eot_samples = request.budget.eot_draws
+    return request.make("apgd:APGD", loss=loss, steps=steps, restarts=restarts, eot_samples=eot_samples)
+
+
+def _rand_aa(request: _Request) -> Attack:
+    steps, restarts = request.budget.apgd_steps, request.budget.restarts
+    eot_samples = request.budget.eot_draws
+    path = "rand_autoattack:RandAutoAttack"
+    return request.make(path, steps=steps, restarts=restarts, eot_samples=eot_samples)
+
+
+def _fab(request: _Request) -> Attack:
+    steps, restarts = request.budget.apgd_steps, request.budget.restarts
+    attack = request.make("autoattack:FAB", steps=steps, restarts=restarts)
+    if not request.stochastic:
+        return attack
+    return request.make("surrogates:Transfer", surrogate="fab", attack=attack)
+
+
+def _square(request: _Request) -> Attack:
+    queries, restarts = request.budget.square_queries, request.budget.restarts
+    if not request.stochastic:
+        return request.make("autoattack:Square", queries=queries, restarts=restarts)
+    return request.make("square:SquareEoT", queries=queries, eot_samples=request.budget.eot_draws)
+
+
+def _aa(request: _Request) -> Attack:
+    steps, queries = request.budget.apgd_steps, request.budget.square_queries
+    return request.make("autoattack:AutoAttack", steps=steps, queries=queries)
+
+
+def _transfer(request: _Request, *, surrogate: str) -> Attack:
+    attack = _apgd(request, loss="ce")
+    return request.make("surrogates:Transfer", surrogate=surrogate, attack=attack)
+
+
+BASELINES = ("none", "noise")
+TRANSFERS = (
+    "transfer-logit-mean",
+    "transfer-probability-mean",
+    "transfer-single-sample",
+    "transfer-log-probability",
+    "transfer-straight-through",
+    "transfer-classifier",
+)
+ATTACKS: dict[str, Callable[[_Request], Attack]] = {
+    "none": lambda request: request.make("noise:NoPerturbation"),
+    "noise": lambda request: request.make("noise:RandomNoise"),
+    "fgsm": lambda request: request.make("fgsm:FGSM"),
+    "pgd": _pgd,
+    "apgd-ce": partial(_apgd, loss="ce"),
+    "apgd-dlr": partial(_apgd, loss="dlr"),
+    "fab": _fab,
+    "square": _square,
+    "aa": _aa,
+    "rand-aa": _rand_aa,
+    "pgd-eot": partial(_pgd_eot, random_start=False),
+    "pgd-eot-random-start": partial(_pgd_eot, random_start=True),
+    **{name: partial(_transfer, surrogate=name) for name in TRANSFERS},
+}
+DETERMINISTIC_ONLY = ("aa",)
+"""Attacks that need a model without randomness; against the defence `rand-aa` takes their place."""
+DEFENCE_ONLY = TRANSFERS
+"""Attacks that have no meaning against a bare classifier."""
 
 
 def build_attack(
@@ -82,9 +154,9 @@ def build_attack(
     """Build an attack by name.
 
     Args:
-        name: One of `carso_cli.attacks.names.ATTACKS`.
+        name: A key of `ATTACKS`.
         threat: Norm and radius (or radii).
-        budget: Steps, draws, queries.
+        budget: Steps, EoT samples, queries.
         stochastic: Whether the model under attack is random.
         seed: Seed of everything random in the attack.
         recorder: Counts unusable gradients as the attack runs.
@@ -92,7 +164,7 @@ def build_attack(
     Raises:
         UsageError: If the name is unknown, or the attack does not fit the model.
     """
-    if name not in _BUILDERS:
+    if name not in ATTACKS:
         raise UsageError(
             f"unknown attack '{name}'. {nearest(name, ATTACKS)}".rstrip(),
             hint=f"attacks: {', '.join(ATTACKS)}",
@@ -104,103 +176,50 @@ def build_attack(
         )
     if not stochastic and name in DEFENCE_ONLY:
         raise UsageError(f"attack '{name}' transfers to the defence; the target is a bare classifier")
-    return _BUILDERS[name](_Order(threat, budget, stochastic, {"seed": seed, "recorder": recorder}))
+    return ATTACKS[name](_Request(threat, budget, stochastic, seed, recorder))
 
 
-def _pgd(order: _Order) -> Attack:
-    return PGD(
-        order.threat,
-        steps=order.budget.pgd_steps,
-        step_size=order.budget.pgd_step_size,
-        keep_best=True,
-        **order.rest,
+@dataclass(frozen=True)
+class Protocol:
+    """A set of attacks; the worst case over them, image by image, is the result.
+
+    Args:
+        name: Name on the command line.
+        classifier: Attacks on the bare classifier.
+        defence: Attacks on the defence.
+        view: View of the defence that is attacked, where an attack does not choose its own.
+    """
+
+    name: str
+    classifier: tuple[str, ...]
+    defence: tuple[str, ...]
+    view: str
+
+
+_ADAPTIVE = ("rand-aa", "pgd-eot", "pgd-eot-random-start", *TRANSFERS, "square")
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        # The lowest accuracy over white-box, surrogate and black-box attacks.
+        Protocol("adaptive", classifier=("aa",), defence=_ADAPTIVE, view="exact"),
+        # The paper's own (Section 5.1), on the view that its authors released.
+        Protocol("published", classifier=("aa",), defence=("rand-aa", "pgd-eot"), view="released"),
+        # Minutes instead of hours: an upper bound, not a result to report.
+        Protocol("quick", classifier=("pgd",), defence=("pgd-eot", "transfer-classifier"), view="exact"),
     )
+}
 
 
-def _pgd_eot(order: _Order, *, random_start: bool) -> Attack:
-    return PGDEoT(
-        order.threat,
-        steps=order.budget.pgd_eot_steps,
-        draws=order.budget.eot_draws,
-        step_size=order.budget.pgd_eot_step_size,
-        random_start=random_start,
-        restarts=order.budget.restarts if random_start else 1,
-        **order.rest,
-    )
+def check_name(name: str) -> str:
+    """Return `name` if it is an attack or a protocol.
 
-
-def _apgd(order: _Order, loss: str) -> Attack:
-    if not order.stochastic:
-        return LibraryAPGD(
-            order.threat,
-            loss=loss,
-            steps=order.budget.apgd_steps,
-            restarts=order.budget.restarts,
-            **order.rest,
+    Raises:
+        UsageError: If it is neither; the message gives the nearest known names.
+    """
+    known = (*PROTOCOLS, *ATTACKS)
+    if name not in known:
+        raise UsageError(
+            f"unknown attack or protocol '{name}'; {nearest(name, known)}".rstrip("; "),
+            hint=f"protocols: {', '.join(PROTOCOLS)}; attacks: {', '.join(ATTACKS)}",
         )
-    return APGD(
-        order.threat,
-        loss=loss,
-        steps=order.budget.apgd_steps,
-        draws=order.budget.eot_draws,
-        restarts=order.budget.restarts,
-        **order.rest,
-    )
-
-
-def _fab(order: _Order) -> Attack:
-    attack = FAB(order.threat, steps=order.budget.apgd_steps, restarts=order.budget.restarts, **order.rest)
-    return transfer.Transfer("fab", transfer.frozen, attack) if order.stochastic else attack
-
-
-def _square(order: _Order) -> Attack:
-    queries = order.budget.square_queries
-    if order.stochastic:
-        return SquareEoT(order.threat, queries=queries, draws=order.budget.eot_draws, seed=order.rest["seed"])
-    return Square(order.threat, queries=queries, restarts=order.budget.restarts, **order.rest)
-
-
-def _auto_attack(order: _Order) -> Attack:
-    return AutoAttack(
-        order.threat, steps=order.budget.apgd_steps, queries=order.budget.square_queries, **order.rest
-    )
-
-
-def _rand_aa(order: _Order) -> Attack:
-    return RandAutoAttack(
-        order.threat,
-        steps=order.budget.apgd_steps,
-        draws=order.budget.eot_draws,
-        restarts=order.budget.restarts,
-        **order.rest,
-    )
-
-
-def _transfer(name: str, surrogate: transfer.Surrogate) -> Callable[[_Order], Attack]:
-    return lambda order: transfer.Transfer(name, surrogate, _apgd(order, "ce"))
-
-
-_SURROGATES: dict[str, transfer.Surrogate] = {
-    "transfer-logit-mean": transfer.logit_mean,
-    "transfer-probability-mean": transfer.probability_mean,
-    "transfer-single-sample": transfer.single_sample,
-    "transfer-log-probability": transfer.log_probability,
-    "transfer-straight-through": transfer.straight_through,
-    "transfer-classifier": transfer.bare_classifier,
-}
-
-_BUILDERS: dict[str, Callable[[_Order], Attack]] = {
-    "none": lambda order: NoPerturbation(),
-    "noise": lambda order: RandomNoise(order.threat, seed=order.rest["seed"]),
-    "fgsm": lambda order: FGSM(order.threat, recorder=order.rest["recorder"]),
-    "pgd": _pgd,
-    "pgd-eot": lambda order: _pgd_eot(order, random_start=False),
-    "pgd-eot-random-start": lambda order: _pgd_eot(order, random_start=True),
-    "apgd-ce": lambda order: _apgd(order, "ce"),
-    "apgd-dlr": lambda order: _apgd(order, "dlr"),
-    "fab": _fab,
-    "square": _square,
-    "aa": _auto_attack,
-    "rand-aa": _rand_aa,
-    **{name: _transfer(name, surrogate) for name, surrogate in _SURROGATES.items()},
-}
+    return name

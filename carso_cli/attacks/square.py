@@ -1,68 +1,61 @@
 """Square with Expectation over Transformation: black box, for random defences.
 
 Title: "Square Attack: a query-efficient black-box adversarial attack via random search" (Andriushchenko
-et al., 2020), Algorithms 1-3, https://arxiv.org/abs/1912.00049; the loss is the mean margin over draws.
+et al., 2020), Algorithms 1-3, https://arxiv.org/abs/1912.00049; the loss is the mean margin over EoT samples.
 Distance: linf, l2, with one radius per image if wanted.
 Published setting: 5000 queries, first patch 0.8 of the image.
-Shapes: images (B, channels, H, W) in [0, 1], labels (B,).
 
-    attack = SquareEoT(ThreatModel("linf", 8 / 255), queries=5000, draws=20)
+    attack = SquareEoT(ThreatModel("linf", 8 / 255), queries=5000, eot_samples=20)
     perturbed = attack(target, images, labels)
 
-It asks for no gradient, so where it does better than the white-box attacks their gradients are masked.
+It asks for no gradient: where it does better than the white-box attacks, their gradients are masked.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from carso_cli.attacks.attack import BestPoint, require_finite
+from carso_cli.attacks.attack import Attack, BestPoint, require_finite
 from carso_cli.attacks.losses import margin
 from carso_cli.attacks.target import AttackTarget
 from carso_cli.attacks.threat_model import ThreatModel, per_image
 from carso_cli.runtime.seed import generator
 
 _FIRST_SHARE = 0.8
+# Queries, of 10,000, after which the patch's share of the image halves.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""Queries, of 10,000, after which the patch's share of the image halves."""
 
 
-@dataclass(frozen=True, eq=False)
-class SquareEoT:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SquareEoT(Attack):
     """Random search: change a square patch, keep the change if the mean margin grows.
 
     Args:
-        threat: Norm and radius (or radii).
-        queries: Patches tried per image; each costs `draws` draws of the model.
-        draws: K, draws per query; a deterministic target needs 1, and its images stop when fooled.
-        seed: Seed of the search.
+        queries: Patches tried per image; each costs `eot_samples` samples of the model.
+        eot_samples: K, samples per query; a deterministic target needs 1, and its search ends when all images
+            are fooled.
     """
 
     name: ClassVar[str] = "square"
-    threat: ThreatModel
-    _: KW_ONLY
     queries: int
-    draws: int
-    seed: int = 0
+    eot_samples: int
 
     def __call__(self, target: AttackTarget, images: Tensor, labels: Tensor) -> Tensor:
-        """Perturb images; see `carso_cli.attacks.attack.Attack`."""
-        source = generator(self.seed, "square-eot")
-        search = (
-            _LinfSearch(self.threat, source) if self.threat.norm == "linf" else _L2Search(self.threat, source)
-        )
+        """Perturb images; see `Attack`."""
+        kind = _LinfSearch if self.threat.norm == "linf" else _L2Search
+        search = kind(self.threat, images, generator(self.seed, "square-eot"))
         best = BestPoint(images)
-        point = search.start(images)
+        point = search.start()
         for query in range(self.queries):
-            best.offer(point, target.expected_loss(point, labels, margin, self.draws).rank)
+            best.offer(point, target.expected_loss(point, labels, margin, self.eot_samples).rank)
             if not target.stochastic and bool((best.loss > 0).all()):
                 break
-            point = search.propose(best.images, images, patch_share(query, self.queries))
+            point = search.propose(best.images, patch_share(query, self.queries))
         return require_finite(best.images, self.name)
 
 
@@ -72,66 +65,90 @@ def patch_share(query: int, queries: int) -> float:
     return float(_FIRST_SHARE / 2 ** sum(progress > milestone for milestone in _HALVINGS))
 
 
-class _LinfSearch:
+class _Search:
+    """Points of the search around (B, channels, H, W) images."""
+
+    def __init__(self, threat: ThreatModel, images: Tensor, source: torch.Generator) -> None:
+        self.threat = threat
+        self.images = images
+        self.source = source
+        self.radii = per_image(threat.radii(images), images)
+
+    def start(self) -> Tensor:
+        """Return the first point, (B, channels, H, W)."""
+        raise NotImplementedError
+
+    def propose(self, best: Tensor, share: float) -> Tensor:
+        """Return the best point, (B, channels, H, W), with one patch of this share of the area changed."""
+        raise NotImplementedError
+
+    def at_radius(self, direction: Tensor) -> Tensor:
+        """Return the point that lies a radius along a direction of unit size."""
+        return self.threat.project(self.images + self.radii * direction, self.images)
+
+    def signs(self, height: int = 1, width: int = 1) -> Tensor:
+        """Return random signs per image and channel, (B, channels, height, width)."""
+        shape = (*self.images.shape[:2], height, width)
+        # Random numbers come from the CPU, so that a seed gives the same search on every device.
+        return (torch.randint(2, shape, generator=self.source) * 2 - 1).to(self.images)
+
+    def side(self, share: float) -> int:
+        """Return the side of a square patch of this share of the area."""
+        height, width = self.images.shape[2:]
+        return min(max(round(math.sqrt(share * height * width)), 1), height, width)
+
+    def place(self, patch: Tensor) -> Tensor:
+        """Put a (side, side) patch at a random place of each image: (B, 1, H, W), zero elsewhere."""
+        (batch, _, height, width), side = self.images.shape, len(patch)
+        row = torch.arange(height) - torch.randint(height - side + 1, (batch, 1), generator=self.source)
+        column = torch.arange(width) - torch.randint(width - side + 1, (batch, 1), generator=self.source)
+        row_in, column_in = (row >= 0) & (row < side), (column >= 0) & (column < side)
+        picked = patch[row.clamp(0, side - 1)[:, :, None], column.clamp(0, side - 1)[:, None, :]]
+        return (picked * (row_in[:, :, None] & column_in[:, None, :]))[:, None].to(self.images)
+
+
+class _LinfSearch(_Search):
     """Patches of one sign per channel, at the ball's corners; the start is vertical stripes."""
 
-    def __init__(self, threat: ThreatModel, source: torch.Generator) -> None:
-        self.threat = threat
-        self.source = source
+    def start(self) -> Tensor:
+        return self.at_radius(self.signs(width=self.images.shape[3]))
 
-    def start(self, images: Tensor) -> Tensor:
-        """Return the first point, (B, channels, H, W)."""
-        batch, channels, _, width = images.shape
-        return self._corner(_signs((batch, channels, 1, width), self.source, images), images)
-
-    def propose(self, best: Tensor, images: Tensor, share: float) -> Tensor:
-        """Return the best point, (B, channels, H, W), with one patch of this share of the area changed."""
-        side = _side(share, images, smallest=1)
-        window = _place(torch.ones(side, side), images, self.source)
-        corner = self._corner(_signs((*images.shape[:2], 1, 1), self.source, images), images)
-        return torch.where(window > 0, corner, best)
-
-    def _corner(self, signs: Tensor, images: Tensor) -> Tensor:
-        return self.threat.project(images + per_image(self.threat.radii(images), images) * signs, images)
+    def propose(self, best: Tensor, share: float) -> Tensor:
+        side = self.side(share)
+        window = self.place(torch.ones(side, side))
+        return torch.where(window > 0, self.at_radius(self.signs()), best)
 
 
-class _L2Search:
+class _L2Search(_Search):
     """Patches that move the change's length from one window to another (Algorithm 3)."""
 
-    def __init__(self, threat: ThreatModel, source: torch.Generator) -> None:
-        self.threat = threat
-        self.source = source
-
-    def start(self, images: Tensor) -> Tensor:
-        """Return the first point, (B, channels, H, W)."""
-        height, width = images.shape[2:]
+    def start(self) -> Tensor:
+        height, width = self.images.shape[2:]
         side = max(min(height, width) // 5, 2)
         rows, columns = math.ceil(height / side), math.ceil(width / side)
-        signs = _signs((*images.shape[:2], rows, columns), self.source, images)
-        signs = signs.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
-        tiles = l2_patch(side).to(images).repeat(rows, columns) * signs
-        return self._at_full_length(tiles[..., :height, :width], images)
+        signs = self.signs(rows, columns).repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
+        tiles = l2_patch(side).to(self.images).repeat(rows, columns) * signs
+        return self.at_radius(_unit(tiles[..., :height, :width], (1, 2, 3)))
 
-    def propose(self, best: Tensor, images: Tensor, share: float) -> Tensor:
-        """Return the best point, (B, channels, H, W), with the length in one window moved to a patch."""
-        change = best - images
-        patch = l2_patch(_side(share, images, smallest=3))
+    def propose(self, best: Tensor, share: float) -> Tensor:
+        change = best - self.images
+        patch = l2_patch(self.side(share))
         if bool(torch.rand(1, generator=self.source) < 0.5):
             patch = patch.T
-        added = _place(patch, images, self.source)
-        into = (added != 0).to(images.dtype)
-        out_of = _place(torch.ones_like(patch), images, self.source)
-        either = torch.maximum(into, out_of)
-        fresh = added * _signs((*images.shape[:2], 1, 1), self.source, images) + _unit(change * into)
-        spare = (per_image(self.threat.radii(images), images) ** 2 - _length(change, (1, 2, 3)) ** 2).clamp(
-            min=0
-        )
-        length = (spare / images.shape[1] + _length(change * either, (2, 3)) ** 2).sqrt()
-        return self._at_full_length(change * (1 - either) + _unit(fresh) * length, images)
+        added = self.place(patch)
+        into = (added != 0).to(change)
+        # The length that the second window loses, and what the ball still leaves, go to the first.
+        either = torch.maximum(into, self.place(torch.ones_like(patch)))
+        fresh = added * self.signs() + _unit(change * into, (2, 3))
+        spare = (self.radii**2 - _length(change, (1, 2, 3)) ** 2).clamp(min=0)
+        length = (spare / change.shape[1] + _length(change * either, (2, 3)) ** 2).sqrt()
+        return self.at_radius(_unit(change * (1 - either) + _unit(fresh, (2, 3)) * length, (1, 2, 3)))
 
-    def _at_full_length(self, change: Tensor, images: Tensor) -> Tensor:
-        direction = change / _length(change, (1, 2, 3)).clamp(min=1e-12)
-        return self.threat.project(images + per_image(self.threat.radii(images), images) * direction, images)
+    def side(self, share: float) -> int:
+        """Return an odd side of at least 3, so that the patch has a centre, where the image allows."""
+        height, width = self.images.shape[2:]
+        side = max(round(math.sqrt(share * height * width)), 3)
+        return min(side + (side + 1) % 2, height, width)
 
 
 def l2_patch(side: int) -> Tensor:
@@ -155,31 +172,9 @@ def _bump(rows: int, columns: int) -> Tensor:
     return unit
 
 
-def _side(share: float, images: Tensor, smallest: int) -> int:
-    height, width = images.shape[2:]
-    side = max(round(math.sqrt(share * height * width)), smallest)
-    if smallest == 3 and side % 2 == 0:
-        side += 1
-    return min(side, height, width)
-
-
-def _place(patch: Tensor, images: Tensor, source: torch.Generator) -> Tensor:
-    """Put a (side, side) patch of the CPU at a random place of each image: (B, 1, H, W), zero elsewhere."""
-    (batch, _, height, width), side = images.shape, len(patch)
-    row = torch.arange(height) - torch.randint(height - side + 1, (batch, 1), generator=source)
-    column = torch.arange(width) - torch.randint(width - side + 1, (batch, 1), generator=source)
-    row_in, column_in = (row >= 0) & (row < side), (column >= 0) & (column < side)
-    picked = patch[row.clamp(0, side - 1)[:, :, None], column.clamp(0, side - 1)[:, None, :]]
-    return (picked * (row_in[:, :, None] & column_in[:, None, :]))[:, None].to(images)
-
-
-def _signs(shape: tuple[int, ...], source: torch.Generator, images: Tensor) -> Tensor:
-    return (torch.randint(2, shape, generator=source) * 2 - 1).to(images)
-
-
 def _length(change: Tensor, axes: tuple[int, ...]) -> Tensor:
     return change.square().sum(dim=axes, keepdim=True).sqrt()
 
 
-def _unit(change: Tensor) -> Tensor:
-    return change / _length(change, (2, 3)).clamp(min=1e-12)
+def _unit(change: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return change / _length(change, axes).clamp(min=1e-12)

@@ -1,15 +1,13 @@
-"""What an attack may ask of a model: logits, expected losses and their gradients.
+"""What an attack may ask of a model (B images, C classes, K samples of a random model).
 
-Axes: B images, K draws of a random model (Expectation over Transformation), C classes.
+- `target(images)`: (B, C) logits;
+- `target.vjp(images)`: the logits and their vector-Jacobian product, from logits back to images;
+- `target.expected_loss(images, labels, loss, eot_samples=K)`: each image's loss, averaged over K samples
+  (Expectation over Transformation, Athalye et al., 2018);
+- `target.loss_and_gradient(...)`: the same, with its gradient at the images.
 
-- `AttackTarget`: the protocol that every attack is written against.
-- `ClassifierTarget`: a deterministic model; one draw says everything.
-- `carso_cli.attacks.defence_target.DefenceTarget`: a random defence.
-- `as_target`: wraps a bare model.
-- `ExpectedLoss`, `LossGradient`: the answers.
-
-    target = ClassifierTarget(classifier)
-    answer = target.loss_and_gradient(images, labels, cross_entropy, draws=1)
+Every attack is written against the protocol `AttackTarget`. `ClassifierTarget` wraps a deterministic model,
+`carso_cli.attacks.defence_target.DefenceTarget` the random defence.
 """
 
 from __future__ import annotations
@@ -31,12 +29,12 @@ VJP = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class ExpectedLoss:
-    """What a model answers about some images, averaged over K draws.
+    """Loss of each image, averaged over K samples of the model.
 
     Args:
         loss: (B,) mean loss.
-        correct: (B,) share of draws in which the label had the largest logit.
-        saturated: (B,) share of draws whose softmax gave the label probability 1 in float32, or whose
+        correct: (B,) share of samples in which the label had the largest logit.
+        saturated: (B,) share of samples whose softmax gave the label probability 1 in float32, or whose
             logits were not all finite: there the gradient of cross-entropy carries nothing.
     """
 
@@ -44,13 +42,23 @@ class ExpectedLoss:
     correct: Tensor
     saturated: Tensor
 
+    @staticmethod
+    def of(loss: Tensor, logits: Tensor, labels: Tensor) -> ExpectedLoss:
+        """Return the (B,) losses of one sample with what its (B, C) logits say of the (B,) labels."""
+        probability = logits.float().softmax(dim=1).gather(1, labels[:, None])[:, 0]
+        certain = probability >= 1.0 - torch.finfo(torch.float32).eps
+        saturated = certain | ~torch.isfinite(logits).all(dim=1)
+        correct = logits.argmax(dim=1) == labels
+        return ExpectedLoss(loss, correct.to(logits.dtype), saturated.to(logits.dtype))
+
     @property
     def rank(self) -> Tensor:
-        """The (B,) loss, with NaN ordered: above everything where most draws are wrong, else below.
+        """The (B,) loss, with NaN ordered: infinity where most samples are wrong, else -infinity.
 
         A saturated output gives infinite logits, hence a NaN loss, whether it is right or wrong.
         """
-        return ordered_loss(self.loss, self.correct)
+        broken = torch.where(self.correct < 0.5, torch.inf, -torch.inf).to(self.loss.dtype)
+        return torch.where(self.loss.isnan(), broken, self.loss)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,16 +77,16 @@ class AttackTarget(Protocol):
         """Whether two calls on the same images may differ."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the (B, C) logits of one draw, without a graph."""
+        """Return the (B, C) logits of one sample, without a graph."""
 
     def vjp(self, images: Tensor) -> tuple[Tensor, VJP]:
-        """Return the (B, C) logits of one draw and the map of gradients back to the images."""
+        """Return the (B, C) logits of one sample and the map of gradients back to the images."""
 
-    def expected_loss(self, images: Tensor, labels: Tensor, loss: Loss, draws: int) -> ExpectedLoss:
-        """Return the mean loss over K = `draws` draws."""
+    def expected_loss(self, images: Tensor, labels: Tensor, loss: Loss, eot_samples: int) -> ExpectedLoss:
+        """Return the mean loss over K = `eot_samples` samples."""
 
-    def loss_and_gradient(self, images: Tensor, labels: Tensor, loss: Loss, draws: int) -> LossGradient:
-        """Return the mean loss over K = `draws` draws and its gradient."""
+    def loss_and_gradient(self, images: Tensor, labels: Tensor, loss: Loss, eot_samples: int) -> LossGradient:
+        """Return the mean loss over K = `eot_samples` samples and its gradient."""
 
 
 def as_target(model: AttackTarget | Model) -> AttackTarget:
@@ -87,7 +95,7 @@ def as_target(model: AttackTarget | Model) -> AttackTarget:
 
 
 class ClassifierTarget:
-    """A deterministic model as a target; its parameters never receive gradients.
+    """A deterministic model as a target, where one sample says everything and `eot_samples` is ignored.
 
     Args:
         classifier: (B, channels, H, W) images to (B, C) logits, differentiable in the images.
@@ -107,27 +115,24 @@ class ClassifierTarget:
         """Return the logits and the map of gradients back to the images; it may be called repeatedly."""
         return vjp_of(self.classifier, images)
 
-    def expected_loss(self, images: Tensor, labels: Tensor, loss: Loss, draws: int) -> ExpectedLoss:
-        """Return the loss; `draws` changes nothing."""
-        with torch.no_grad():
-            logits = self.classifier(images)
-            return ExpectedLoss(loss(logits, labels), correctness(logits, labels), saturation(logits, labels))
+    def expected_loss(self, images: Tensor, labels: Tensor, loss: Loss, eot_samples: int) -> ExpectedLoss:
+        """Return the loss."""
+        logits = self(images)
+        return ExpectedLoss.of(loss(logits, labels), logits, labels)
 
-    def loss_and_gradient(self, images: Tensor, labels: Tensor, loss: Loss, draws: int) -> LossGradient:
-        """Return the loss and its gradient; `draws` changes nothing."""
+    def loss_and_gradient(self, images: Tensor, labels: Tensor, loss: Loss, eot_samples: int) -> LossGradient:
+        """Return the loss and its gradient."""
         leaf = images.detach().clone().requires_grad_()
         with torch.enable_grad():
             logits = self.classifier(leaf)
             values = loss(logits, labels)
         (gradient,) = torch.autograd.grad(values.sum(), leaf)
-        logits = logits.detach()
-        return LossGradient(
-            values.detach(), correctness(logits, labels), saturation(logits, labels), gradient.contiguous()
-        )
+        answer = ExpectedLoss.of(values.detach(), logits.detach(), labels)
+        return LossGradient(answer.loss, answer.correct, answer.saturated, gradient.contiguous())
 
 
 def vjp_of(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, VJP]:
-    """Evaluate a function and return, with its value, the map of gradients back to its argument.
+    """Evaluate a function; return its value and its vector-Jacobian product.
 
     Gradients go to the argument only: parameters on the way keep their `.grad`.
     """
@@ -135,25 +140,9 @@ def vjp_of(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, VJ
     with torch.enable_grad():
         value = function(leaf)
 
-    def back(cotangent: Tensor) -> Tensor:
+    def vjp(cotangent: Tensor) -> Tensor:
+        # The graph is kept, since a caller may ask for several gradients of one forward pass.
         (gradient,) = torch.autograd.grad(value, leaf, cotangent, retain_graph=True)
         return gradient.contiguous()
 
-    return value.detach(), back
-
-
-def ordered_loss(loss: Tensor, correct: Tensor) -> Tensor:
-    """Replace NaN in (B,) losses: infinity where fewer than half of the draws are correct, else -infinity."""
-    return torch.where(loss.isnan(), torch.where(correct < 0.5, torch.inf, -torch.inf).to(loss.dtype), loss)
-
-
-def saturation(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return 1 where the label has probability 1 in float32, or a logit is not finite, else 0: (B,)."""
-    probability = logits.float().softmax(dim=1).gather(1, labels[:, None])[:, 0]
-    broken = probability >= 1.0 - torch.finfo(torch.float32).eps
-    return (broken | ~torch.isfinite(logits).all(dim=1)).to(logits.dtype)
-
-
-def correctness(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return 1 for each image whose label has the largest logit, else 0, (B,)."""
-    return (logits.argmax(dim=1) == labels).to(logits.dtype)
+    return value.detach(), vjp

@@ -1,7 +1,7 @@
 """What the attacker may do: norm and radius, within the pixel range [0, 1] (Section 3; Table 14).
 
-`ThreatModel` owns projection, distance, random starts and the steepest-ascent direction, so an attack
-never spells out a norm. Axes: B images; every tensor of images is (B, channels, H, W) in [0, 1].
+`ThreatModel` has projection, distance, random starts and the steepest-ascent direction, so that no attack
+depends on a norm. Axes: B images; every tensor of images is (B, channels, H, W) in [0, 1].
 
     threat = ThreatModel("linf", 8 / 255)
     perturbed = threat.project(images + 0.1 * threat.ascent_direction(gradient), images)
@@ -51,24 +51,14 @@ class ThreatModel:
         return radii.expand(len(images))
 
     def project(self, perturbed: Tensor, clean: Tensor) -> Tensor:
-        """Bring images into the ball around `clean` and into the pixel range.
-
-        Under l2 the change is shortened first and cut to the range after; as `clean` lies in the range,
-        the cut only shortens it further.
-
-        Args:
-            perturbed: (B, channels, H, W), any finite values.
-            clean: Same shape, in the pixel range.
-
-        Returns:
-            Same shape.
-        """
+        """Project images of any finite values into the ball around `clean` and into the pixel range."""
         radii = per_image(self.radii(clean), clean)
         if self.norm == "linf":
             inside = torch.clamp(perturbed, clean - radii, clean + radii)
         else:
             change = perturbed - clean
             length = per_image(self.distance(perturbed, clean), clean)
+            # Cut to the range after: as `clean` lies in it, the cut only shortens the change further.
             inside = clean + change * (radii / length.clamp(min=1e-30)).clamp(max=1.0)
         return inside.clamp(0.0, 1.0)
 
@@ -78,15 +68,12 @@ class ThreatModel:
         return change.abs().amax(dim=1) if self.norm == "linf" else change.norm(dim=1)
 
     def contains(self, perturbed: Tensor, clean: Tensor, tolerance: float = 1e-5) -> Tensor:
-        """Say of each image whether it is finite, in the ball and in the pixel range.
+        """Return whether each image is finite, in the ball and in the pixel range, (B,) bool.
 
         Args:
             perturbed: (B, channels, H, W).
             clean: Same shape.
             tolerance: Slack for rounding, in pixel units, for ball and range alike.
-
-        Returns:
-            (B,) bool.
         """
         pixels = perturbed.flatten(1)
         in_range = ((pixels >= -tolerance) & (pixels <= 1.0 + tolerance)).all(dim=1)
@@ -115,12 +102,6 @@ class ThreatModel:
         The sign under linf, the normalised gradient under l2. Entries that are NaN count as zero (as in
         advertorch and AutoAttack, where sign(NaN) is 0), infinite ones as the largest finite number. An
         image whose gradient is zero gets a zero direction.
-
-        Args:
-            gradient: (B, channels, H, W).
-
-        Returns:
-            Same shape.
         """
         finite = torch.nan_to_num(gradient, nan=0.0)
         if self.norm == "linf":

@@ -1,8 +1,7 @@
-"""The cases that `carso bench` times: our work, and the same done straightforwardly.
+"""The cases that `carso bench` times: carso's work, and the naive baseline's.
 
-Weights are random and of the recipe's shapes, images are noise: time depends on neither. Ours and the
-straightforward version get the same weights, images, latents and starts, and return what must agree: in
-float32, for the straightforward version knows no bfloat16.
+Weights are random and of the recipe's shapes, images are noise: time depends on neither. Both sides get the
+same weights, images, latents and starts, and their results agree in float32; the baseline has no bfloat16.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from carso_cli.attacks.defence_target import DefenceTarget
 from carso_cli.attacks.losses import cross_entropy
-from carso_cli.attacks.target import ClassifierTarget, Model
+from carso_cli.attacks.target import ClassifierTarget
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.bench.naive_baseline import NaiveBaseline, NaiveTraining
 from carso_cli.build import build_classifier, build_purifier, channels_last, untrained_classifier
@@ -45,7 +44,7 @@ class Case:
     Args:
         images: Images of one call.
         ours: What carso does; returns a tensor, or tensors by name.
-        straightforward: The same, straightforwardly.
+        naive: The naive baseline of the same.
     """
 
     images: int
@@ -61,6 +60,9 @@ class Bench:
         recipe: The recipe; its norm counts as linf and its aggregation as the paper's.
         device: Where everything is.
         batch_size: Images of every case; None for the recipe's own, cut on a CPU.
+        classifier: Classifier, frozen.
+        purifier: Purifier, frozen.
+        reporter: Where messages go.
     """
 
     recipe: Recipe
@@ -69,10 +71,6 @@ class Bench:
     classifier: nn.Module
     purifier: Purifier
     reporter: Reporter = SILENT
-
-    def case(self, name: str) -> Case:
-        """Return the case of one of the names in `CASES`."""
-        return CASES[name](self)
 
     def batch(self, count: int, most_on_cpu: int) -> tuple[Tensor, Tensor]:
         """Return uint8 noise images (B, channels, H, W) and labels (B,), on the CPU."""
@@ -92,26 +90,25 @@ class Bench:
         return images.to(self.device) / 255.0, labels.to(self.device)
 
     def naive(self) -> NaiveBaseline:
-        """Return the straightforward implementation, with the same weights."""
+        """Return the naive baseline, with the same weights."""
         return NaiveBaseline(self.classifier, self.purifier, self.recipe.representation.layers)
-
-    def defence(self) -> Defence:
-        """Return the defence."""
-        n_samples = self.recipe.evaluation.n_samples
-        layers = self.recipe.representation.layers
-        precision = self.recipe.precision
-        return Defence(self.classifier, self.purifier, layers, n_samples=n_samples, precision=precision)
 
     def models(self) -> Models:
         """Return the defence as `carso evaluate` runs it."""
-        return given_models(self.recipe, self.device, defence=self.defence(), reporter=self.reporter)
-
-    def model(self) -> Model:
-        """Return the classifier as it is attacked, in the recipe's precision."""
-        return in_precision(
-            inference_copy(self.classifier, compile=self.recipe.compile, reporter=self.reporter),
-            self.recipe.precision,
+        recipe = self.recipe
+        defence = Defence(
+            self.classifier,
+            self.purifier,
+            recipe.representation.layers,
+            n_samples=recipe.evaluation.n_samples,
+            precision=recipe.precision,
         )
+        return given_models(recipe, self.device, defence=defence, reporter=self.reporter)
+
+    def target(self) -> ClassifierTarget:
+        """Return the classifier as it is attacked, in the recipe's precision."""
+        model = inference_copy(self.classifier, compile=self.recipe.compile, reporter=self.reporter)
+        return ClassifierTarget(in_precision(model, self.recipe.precision))
 
 
 def set_up(
@@ -133,49 +130,47 @@ def set_up(
 
 
 def _classifier_forward(bench: Bench) -> Case:
-    images, _ = bench.inputs()
-    target, plain = ClassifierTarget(bench.model()), bench.naive()
-    return Case(len(images), lambda: target(images), lambda: plain.classify(images))
+    (images, _), target, naive = bench.inputs(), bench.target(), bench.naive()
+    return Case(len(images), lambda: target(images), lambda: naive.classify(images))
 
 
 def _classifier_gradient(bench: Bench) -> Case:
-    images, labels = bench.inputs()
-    target, plain = ClassifierTarget(bench.model()), bench.naive()
+    (images, labels), target, naive = bench.inputs(), bench.target(), bench.naive()
     return Case(
         len(images),
         lambda: target.loss_and_gradient(images, labels, cross_entropy, 1).gradient,
-        lambda: plain.classifier_gradient(images, labels),
+        lambda: naive.classifier_gradient(images, labels),
     )
 
 
 def _defence_forward(bench: Bench) -> Case:
-    images, _ = bench.inputs()
-    defence, plain = cast(Defence, bench.models().defence), bench.naive()
+    (images, _), naive = bench.inputs(), bench.naive()
+    defence = cast(Defence, bench.models().defence)
     latents = defence.draw_latents(len(images), generator=generator(bench.recipe.seed, "bench latents"))
     ours = torch.no_grad()(lambda: defence(images, latents=latents))
-    return Case(len(images), ours, lambda: plain.defend(images, latents))
+    return Case(len(images), ours, lambda: naive.defend(images, latents))
 
 
 def _eot_step(bench: Bench) -> Case:
-    images, labels = bench.inputs()
-    recipe, plain = bench.recipe, bench.naive()
-    draws, step_size = recipe.evaluation.eot_draws, recipe.evaluation.pgd_eot_step_size
-    models = bench.models()
-    defence, per_pass = models.require_defence(), models.samples_per_pass
-    threat = ThreatModel("linf", recipe.threat.eps)
+    (images, labels), baseline, models = bench.inputs(), bench.naive(), bench.models()
+    draws, step_size = bench.recipe.evaluation.eot_draws, bench.recipe.evaluation.pgd_eot_step_size
+    defence, eps = models.require_defence(), bench.recipe.threat.eps
+    threat = ThreatModel("linf", eps)
 
     def latents() -> torch.Generator:
-        return generator(recipe.seed, "bench latents")
+        return generator(bench.recipe.seed, "bench latents")
 
     def ours() -> Tensor:
-        target = DefenceTarget(defence, "exact", samples_per_pass=per_pass, generator=latents())
+        target = DefenceTarget(
+            defence, "exact", samples_per_pass=models.samples_per_pass, generator=latents()
+        )
         gradient = target.loss_and_gradient(images, labels, cross_entropy, draws).gradient
         return threat.project(images + step_size * threat.ascent_direction(gradient), images)
 
     def naive() -> Tensor:
         drawn = defence.draw_latents(draws * len(images), generator=latents())
         drawn = drawn.reshape(draws, len(images), *drawn.shape[1:])
-        return plain.eot_step(images, images, labels, drawn, eps=recipe.threat.eps, step_size=step_size)
+        return baseline.eot_step(images, images, labels, drawn, eps=eps, step_size=step_size)
 
     return Case(len(images), ours, naive)
 
@@ -183,40 +178,37 @@ def _eot_step(bench: Bench) -> Case:
 def _training_step(bench: Bench) -> Case:
     recipe, device = bench.recipe, bench.device
     images, labels = bench.batch(recipe.training.batch_size, most_on_cpu=64)
-    classes = tuple(str(label) for label in range(recipe.data.classes))
-    train = ImageSet(images, labels, torch.arange(len(images)), classes)
+    positions = torch.arange(len(images))
+    train = ImageSet(images, labels, positions, tuple(str(label) for label in range(recipe.data.classes)))
     perturb = balanced_batch(recipe, bench.classifier, bench.reporter)
-    nothing = train.select(torch.arange(0))
-    pool = AdversarialCache(reuse=1)
-    setup = TrainingSetup(recipe, bench.classifier, train, nothing, perturb, pool, device, SILENT)
+    holdout, cache = train.select(positions[:0]), AdversarialCache(reuse=1)
+    setup = TrainingSetup(recipe, bench.classifier, train, holdout, perturb, cache, device, SILENT)
     state = initial_state(setup)
     state.purifier.train()
-    plain = NaiveTraining(bench.classifier, state.purifier, recipe.representation.layers, recipe.training)
+    baseline = NaiveTraining(bench.classifier, state.purifier, recipe.representation.layers, recipe.training)
     clean, known = train.pixels(slice(None)).to(device), labels.to(device)
-    seed, mix = recipe.seed, recipe.training.attack_mix
+    quarter = quarter_size(len(clean), recipe.training.attack_mix.adversarial_fraction)
 
     def naive() -> Tensor:
-        quarter = quarter_size(len(clean), mix.adversarial_fraction)
-        with seeded(derive_seed(seed, "perturbation", *_PLACE), "pgd-start"):
+        # The same streams of random numbers as `train_step` reads.
+        with seeded(derive_seed(recipe.seed, "perturbation", *_PLACE), "pgd-start"):
             starts = torch.empty_like(clean[: 2 * quarter]).uniform_(-1.0, 1.0)
-        noise = torch.randn(
-            len(clean), state.purifier.latent_features, generator=generator(seed, "posterior", *_PLACE)
-        )
-        return plain.step(clean, known, starts, noise.to(device), eps=recipe.threat.eps)
+        source = generator(recipe.seed, "posterior", *_PLACE)
+        noise = torch.randn(len(clean), state.purifier.latent_features, generator=source).to(device)
+        return baseline.step(clean, known, starts, noise, eps=recipe.threat.eps)
 
-    return Case(len(images), lambda: train_step(setup, state, torch.arange(len(images)), _PLACE, 1.0), naive)
+    return Case(len(images), lambda: train_step(setup, state, positions, _PLACE, 1.0), naive)
 
 
 def _extraction(bench: Bench) -> Case:
-    images, _ = bench.inputs()
-    plain, layers = bench.naive(), bench.recipe.representation.layers
+    (images, _), naive = bench.inputs(), bench.naive()
 
     @torch.no_grad()
     def ours() -> dict[str, Tensor]:
         with reduced(bench.recipe.precision, bench.device):
-            return extract_representation(bench.classifier, images, layers)
+            return extract_representation(bench.classifier, images, bench.recipe.representation.layers)
 
-    return Case(len(images), ours, lambda: plain.extract(images))
+    return Case(len(images), ours, lambda: naive.extract(images))
 
 
 CASES: dict[str, Callable[[Bench], Case]] = {

@@ -1,8 +1,9 @@
 """The method as one would first write it, for `carso bench` to compare with; nothing else uses it.
 
-Samples by `torch.vmap`, one independent full pass for every draw of Expectation over Transformation, every
-parameter requiring gradients, contiguous memory, four separate attack calls, and a whole forward pass for the
-internal representation. Fed the same weights, latents and starts it computes what the rest of carso does.
+Samples by `torch.vmap`, one independent full pass for every draw of Expectation over Transformation,
+contiguous memory, four separate attack calls, and a whole forward pass for the internal representation.
+Attacks compute the gradient of the images alone, as the authors' own code does; weights are frozen there.
+Given the same weights, latents and starts it computes what the rest of carso does.
 
 Axes: B images, N samples per image, K draws, C classes, Z latent features.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from carso_cli.training.lookahead import Lookahead
 
 
 class NaiveBaseline:
-    """A defence in evaluation mode.
+    """A defence in evaluation mode, all weights frozen.
 
     Args:
         classifier: Classifier, copied.
@@ -33,9 +33,14 @@ class NaiveBaseline:
     """
 
     def __init__(self, classifier: nn.Module, purifier: Purifier, layers: Sequence[str]) -> None:
-        self.classifier = _plain(classifier).eval()
-        self.purifier = cast(Purifier, _plain(purifier)).eval()
+        self.classifier = copy.deepcopy(classifier).eval()
+        self.purifier = copy.deepcopy(purifier).eval()
         self.layers = tuple(layers)
+        for module in (self.classifier, self.purifier):
+            # A weight that requires no gradient costs an attack neither operations nor kept activations.
+            module.requires_grad_(False)
+            for tensor in (*module.parameters(), *module.buffers()):
+                tensor.data = tensor.data.contiguous(memory_format=torch.contiguous_format)
 
     @torch.no_grad()
     def classify(self, images: Tensor) -> Tensor:
@@ -54,10 +59,10 @@ class NaiveBaseline:
         return F.log_softmax(self._sample_logits(images, latents).logsumexp(dim=0).exp(), dim=1)
 
     def classifier_gradient(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the gradient of the classifier's summed cross-entropy at the images."""
+        """Return the gradient of the classifier's summed cross-entropy at the images, and no other."""
         leaf = images.clone().requires_grad_()
-        torch.autograd.backward(F.cross_entropy(self.classifier(leaf), labels, reduction="sum"))
-        return self._taken(leaf)
+        loss = F.cross_entropy(self.classifier(leaf), labels, reduction="sum")
+        return torch.autograd.grad(loss, leaf)[0]
 
     def eot_step(
         self, images: Tensor, clean: Tensor, labels: Tensor, latents: Tensor, *, eps: float, step_size: float
@@ -67,10 +72,9 @@ class NaiveBaseline:
         for draw in latents:
             leaf = images.clone().requires_grad_()
             logits = self._sample_logits(leaf, draw).logsumexp(dim=0)
-            torch.autograd.backward(F.cross_entropy(logits, labels, reduction="sum"))
-            gradient += self._taken(leaf) / len(latents)
-        moved = images + step_size * gradient.sign()
-        return moved.clamp(clean - eps, clean + eps).clamp(0.0, 1.0)
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            gradient += torch.autograd.grad(loss, leaf)[0] / len(latents)
+        return _ascend(images, clean, gradient, eps, step_size)
 
     def _representation(self, images: Tensor) -> dict[str, Tensor]:
         modules, found = dict(self.classifier.named_modules()), {}
@@ -92,26 +96,20 @@ class NaiveBaseline:
 
         def sample(one: Tensor) -> Tensor:
             share = self.purifier.input_share
-            seen = share * images + (1 - share) * self.purifier.decode(one, condition)
-            logits: Tensor = self.classifier(seen)
+            logits: Tensor = self.classifier(
+                share * images + (1 - share) * self.purifier.decode(one, condition)
+            )
             return logits
 
         return torch.vmap(sample)(latents.transpose(0, 1))
 
-    def _taken(self, leaf: Tensor) -> Tensor:
-        """Return the gradient that a backward pass has left, and forget those of the parameters."""
-        self.classifier.zero_grad()
-        self.purifier.zero_grad()
-        assert leaf.grad is not None
-        return leaf.grad
-
 
 class NaiveTraining:
-    """Training of a purifier, one step at a time.
+    """Training of a purifier on the paper's objective, one step at a time.
 
     Args:
         classifier: Classifier, copied.
-        purifier: Purifier with its first weights, copied.
+        purifier: Purifier with its first weights, copied; the copy is trained.
         layers: Layers of the internal representation.
         training: The recipe's section.
     """
@@ -119,18 +117,17 @@ class NaiveTraining:
     def __init__(
         self, classifier: nn.Module, purifier: Purifier, layers: Sequence[str], training: Training
     ) -> None:
-        self.plain = NaiveBaseline(classifier, purifier, layers)
-        self.purifier = self.plain.purifier.train()
+        self.baseline = NaiveBaseline(classifier, purifier, layers)
+        self.purifier = self.baseline.purifier.train().requires_grad_(True)
         self.mix = training.attack_mix
-        section = training.optimiser
+        section, weights = training.optimiser, list(self.purifier.parameters())
         self.optimiser = torch.optim.RAdam(
-            self.purifier.parameters(),
+            weights,
             lr=training.learning_rate.initial,
             betas=(section.beta1, section.beta2),
             eps=section.epsilon,
             weight_decay=section.weight_decay,
         )
-        weights = list(self.purifier.parameters())
         self.lookahead = Lookahead(weights, steps=section.lookahead_steps, decay=section.lookahead_decay)
 
     def step(self, clean: Tensor, labels: Tensor, starts: Tensor, noise: Tensor, *, eps: float) -> Tensor:
@@ -147,7 +144,7 @@ class NaiveTraining:
             Summed loss, BCE and KL, float64.
         """
         inputs = self._balanced(clean, labels, starts, eps)
-        representation = self.plain.extract(inputs)
+        representation = self.baseline.extract(inputs)
         reconstruction, mean, log_variance = self.purifier(inputs, representation, noise)
         terms = negative_elbo(reconstruction, clean, mean, log_variance, 1.0)
         self.optimiser.zero_grad()
@@ -159,32 +156,28 @@ class NaiveTraining:
     def _balanced(self, images: Tensor, labels: Tensor, starts: Tensor, eps: float) -> Tensor:
         """Perturb a quarter each by FGSM at eps/2 and eps, and by PGD at eps/2 and eps."""
         quarter = len(starts) // 2
-        parts = [slice(quarter * place, quarter * (place + 1)) for place in range(4)]
-        return torch.cat(
-            (
-                self._fgsm(images[parts[0]], labels[parts[0]], eps / 2),
-                self._fgsm(images[parts[1]], labels[parts[1]], eps),
-                self._pgd(images[parts[2]], labels[parts[2]], starts[:quarter], eps / 2),
-                self._pgd(images[parts[3]], labels[parts[3]], starts[quarter:], eps),
-                images[4 * quarter :],
-            )
+        clean, known = images[: 4 * quarter].tensor_split(4), labels[: 4 * quarter].tensor_split(4)
+        begin, (steps, step_size) = starts.tensor_split(2), (self.mix.pgd_steps, self.mix.pgd_step_size)
+        # FGSM is one step of PGD, from the image itself and as long as the radius.
+        parts = (
+            self._pgd(clean[0], known[0], torch.zeros_like(begin[0]), eps / 2, 1, eps / 2),
+            self._pgd(clean[1], known[1], torch.zeros_like(begin[0]), eps, 1, eps),
+            self._pgd(clean[2], known[2], begin[0], eps / 2, steps, step_size),
+            self._pgd(clean[3], known[3], begin[1], eps, steps, step_size),
         )
+        return torch.cat((*parts, images[4 * quarter :]))
 
-    def _fgsm(self, images: Tensor, labels: Tensor, eps: float) -> Tensor:
-        return (images + eps * self.plain.classifier_gradient(images, labels).sign()).clamp(0.0, 1.0)
-
-    def _pgd(self, images: Tensor, labels: Tensor, starts: Tensor, eps: float) -> Tensor:
+    def _pgd(
+        self, images: Tensor, labels: Tensor, starts: Tensor, eps: float, steps: int, step_size: float
+    ) -> Tensor:
         current = (images + eps * starts).clamp(0.0, 1.0)
-        for _ in range(self.mix.pgd_steps):
-            gradient = self.plain.classifier_gradient(current, labels)
-            current = current + self.mix.pgd_step_size * gradient.sign()
-            current = current.clamp(images - eps, images + eps).clamp(0.0, 1.0)
+        for _ in range(steps):
+            gradient = self.baseline.classifier_gradient(current, labels)
+            current = _ascend(current, images, gradient, eps, step_size)
         return current
 
 
-def _plain(module: nn.Module) -> nn.Module:
-    """Return a copy in contiguous memory, every parameter of which requires gradients."""
-    copied = copy.deepcopy(module).requires_grad_(True)
-    for tensor in (*copied.parameters(), *copied.buffers()):
-        tensor.data = tensor.data.contiguous(memory_format=torch.contiguous_format)
-    return copied
+def _ascend(images: Tensor, clean: Tensor, gradient: Tensor, eps: float, step_size: float) -> Tensor:
+    """Take a signed gradient step, then project onto the linf ball around `clean` and onto [0, 1]."""
+    moved = images + step_size * gradient.sign()
+    return moved.clamp(clean - eps, clean + eps).clamp(0.0, 1.0)

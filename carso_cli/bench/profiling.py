@@ -1,4 +1,4 @@
-"""What a piece of work costs: floating-point operations, memory, time beside other work.
+"""What a piece of work costs: floating-point operations, memory, and time.
 
 - `counted_operations`, `peak_bytes`: of one run;
 - `alternating_seconds`: of several pieces of work, turn by turn, so that a busy machine slows all alike.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,16 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 Work = Callable[[], object]
 
 
-class _NoModules:
-    """Stands in for the counter's follower of modules, whose hooks break `torch.autograd.grad`."""
+class _NoModules(nullcontext[None]):
+    """Replaces the counter's tracker of modules, whose hooks break `torch.autograd.grad`."""
 
     parents = frozenset({"Global"})
-
-    def __enter__(self) -> _NoModules:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 def counted_operations(work: Work) -> int:
@@ -54,7 +49,7 @@ def peak_bytes(work: Work, device: torch.device) -> int:
 
 
 class _HeldStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
-    """Follows the storages that operations make, for as long as anything holds them."""
+    """Adds up the storages that operations allocate, each for as long as anything holds it."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
@@ -72,6 +67,7 @@ class _HeldStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # unty
         result = func(*args, **(kwargs or {}))
         for storage in _storages(result):
             key = storage._cdata
+            # A view or an operation in place returns a storage that was there before.
             if key not in inputs and key not in self._bytes:
                 self._bytes[key] = storage.nbytes()
                 weakref.finalize(storage, self._bytes.pop, key, None)
@@ -88,7 +84,7 @@ def alternating_seconds(
 ) -> list[list[float]]:
     """Time several pieces of work, each once in every round.
 
-    One thread on a CPU is timed by its processor time, which nothing else on the machine takes away.
+    One thread on a CPU is timed by its processor time, which other processes do not take away.
 
     Args:
         works: Run before, so that nothing is set up while they are timed.

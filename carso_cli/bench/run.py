@@ -1,8 +1,10 @@
-"""How fast carso is on a device: each kind of work, beside a straightforward implementation of the same.
+"""How fast carso is on a device: each kind of work, beside a naive baseline of the same.
 
-result = bench(recipe, reporter=reporter, batch_size=16)
-for case in result["cases"]:
-case["name"], case["images_per_second"], case["share_of_peak"], case["ratio_to_straightforward"]
+    result = bench(recipe, reporter=reporter, batch_size=16)
+    for case in result["cases"]:
+        case["name"], case["images_per_second"], case["share_of_peak"], case["ratio_to_straightforward"]
+
+`straightforward` in a stored key is the naive baseline: the name is kept so that old results can be compared.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 
 from carso_cli.bench.cases import CASES, Bench, set_up
-from carso_cli.bench.profiling import alternating_seconds, counted_operations, peak_bytes
+from carso_cli.bench.profiling import Work, alternating_seconds, counted_operations, peak_bytes
 from carso_cli.build import device_for
 from carso_cli.errors import DataError, UsageError, nearest
 from carso_cli.io.json_files import read_plain_json
@@ -41,8 +43,8 @@ def bench(
 ) -> dict[str, Any]:
     """Time the recipe's work with random weights on random images.
 
-    In every round each case runs once our way, once straightforwardly, and a matrix product of known size
-    once; figures are medians over rounds, and a ratio is the median of each round's.
+    In every round carso's work, the naive baseline's and a matrix product of known size run once each;
+    figures are medians over rounds, and a ratio is the median of each round's.
 
     Args:
         recipe: The recipe; neither its data nor its weights are needed.
@@ -50,11 +52,11 @@ def bench(
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         batch_size: Images of every case; the recipe's when None, at most 16 (training: 64) on a CPU.
         cases: Names in `carso_cli.bench.cases.CASES`; all when empty.
-        overrides: What was changed in the recipe, to name it by.
+        overrides: What was changed in the recipe, to name it in the result.
         rounds: Most rounds of a case.
 
     Returns:
-        `schema`, `device`, `recipe`, `peak_flops` (operations a second of the matrix product) and `cases`,
+        `schema`, `device`, `recipe`, `peak_flops` (operations per second of the matrix product) and `cases`,
         each with `name`, `images_per_second`, `seconds`, `peak_memory_bytes` (of tensors, on top of weights
         and images), `flops` (operations of one call), `share_of_peak`, `ratio_to_straightforward`.
 
@@ -64,15 +66,18 @@ def bench(
     chosen = _chosen(recipe, cases, reporter)
     target = device_for(recipe, device)
     models = set_up(recipe, target, batch_size, reporter)
-    product = _MatrixProduct(target)
-    found, products = [], []
+    # Large enough to show what the device can reach.
+    size = 2048 if target.type == "cpu" else 8192
+    factor = torch.rand(size, size, device=target)
+    found: list[dict[str, Any]] = []
+    products: list[float] = []
     with reporter.progress("timing", len(chosen), unit="cases") as progress:
         for name in chosen:
-            figures, seconds = _time_case(models, name, product, rounds)
+            figures, seconds = _time_case(models, name, lambda: factor @ factor, rounds)
             found.append(figures)
             products += seconds
             progress.advance()
-    peak = product.operations / statistics.median(products)
+    peak = 2 * size**3 / statistics.median(products)
     for figures in found:
         figures["share_of_peak"] = figures["flops"] / figures["seconds"] / peak
     return {
@@ -94,35 +99,22 @@ def _chosen(recipe: Recipe, cases: Sequence[str], reporter: Reporter) -> list[st
     chosen = [name for name in CASES if name in cases or not cases]
     objective = recipe.training.objective
     if objective != "elbo" and "training-step" in chosen:
-        said = f"the training step is timed on the paper's objective, and the recipe's is {objective}"
+        reason = f"the training step is timed on the paper's objective, and the recipe's is {objective}"
         if cases:
-            raise UsageError(said, hint="bench the recipe that it extends, or name other cases with --case")
-        reporter.warning(f"{said}: left out")
+            raise UsageError(reason, hint="bench the recipe that it extends, or name other cases with --case")
+        reporter.warning(f"{reason}: left out")
         chosen.remove("training-step")
     return chosen
 
 
-class _MatrixProduct:
-    """A product of two square matrices, large enough to show what the device reaches."""
-
-    def __init__(self, device: torch.device) -> None:
-        size = 2048 if device.type == "cpu" else 8192
-        self.operations = 2 * size**3
-        self._factors = (torch.rand(size, size, device=device), torch.rand(size, size, device=device))
-        self()
-
-    def __call__(self) -> object:
-        return self._factors[0] @ self._factors[1]
-
-
-def _time_case(
-    models: Bench, name: str, product: _MatrixProduct, rounds: int
-) -> tuple[dict[str, Any], list[float]]:
-    """Return the figures of a case, the share of the peak still open, and the seconds of the products."""
-    case, device = models.case(name), models.device
+def _time_case(models: Bench, name: str, product: Work, rounds: int) -> tuple[dict[str, Any], list[float]]:
+    """Return the figures of a case, `share_of_peak` to be filled in, and the seconds of the products."""
+    case, device = CASES[name](models), models.device
     operations, memory = counted_operations(case.ours), peak_bytes(case.ours, device)
+    # Each runs once before it is timed, so that nothing is set up meanwhile.
     case.naive()
-    ours, theirs, products = alternating_seconds(
+    product()
+    ours, naive, products = alternating_seconds(
         (case.ours, case.naive, product), device, rounds=rounds, patience=_PATIENCE
     )
     seconds = statistics.median(ours)
@@ -134,7 +126,7 @@ def _time_case(
         "flops": operations,
         "share_of_peak": 0.0,
         "ratio_to_straightforward": statistics.median(
-            slow / fast for fast, slow in zip(ours, theirs, strict=True)
+            slow / fast for fast, slow in zip(ours, naive, strict=True)
         ),
     }
     return figures, products
@@ -151,7 +143,7 @@ def read_bench(path: Path) -> dict[str, Any]:
     """Read a stored result.
 
     Raises:
-        DataError: If there is none, or it is none of `carso bench --json`.
+        DataError: If there is no file, or it was not written by `carso bench --json`.
     """
     hint = "write one with: carso bench --json > FILE"
     if not path.is_file():
@@ -163,7 +155,7 @@ def read_bench(path: Path) -> dict[str, Any]:
 
 
 def compare(result: Mapping[str, Any], earlier: Mapping[str, Any], reporter: Reporter) -> dict[str, float]:
-    """Return, case by case, our images a second over those of an earlier result.
+    """Return, case by case, images per second over those of an earlier result.
 
     Warns where device or recipe differ: the ratio then says nothing about the code.
     """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from carso_cli.attacks.names import check_name
+from carso_cli.attacks.registry import check_name
 from carso_cli.cli.ablation_tables import show_ablation, show_plan
 from carso_cli.cli.display import output, print_json
 from carso_cli.cli.options import (

@@ -45,7 +45,7 @@ def command(
     device: DeviceOption = "auto",
     json: JsonOption = False,
 ) -> None:
-    """Time the recipe's work on this device, beside a straightforward implementation of the same.
+    """Time the recipe's work on this device, beside a naive baseline of the same.
 
     Needs neither data nor trained weights. On a CPU, batches are cut to 16 images, and 64 in training, unless
     --batch-size is given.
@@ -95,7 +95,7 @@ def _show(result: dict[str, Any]) -> None:
             rows,
             title=f"{result['recipe']} on {result['device']}",
             caption=f"of peak: share of {figure(result['peak_flops'] / 1e9)} GFLOP/s, measured on a matrix "
-            "product in the same rounds; speed-up: over a straightforward implementation; MiB: most memory "
+            "product in the same rounds; speed-up: over the naive baseline; MiB: most memory "
             "of tensors, on top of weights and images",
             numeric=heading[1:],
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from carso_cli.attacks.names import PROTOCOLS
+from carso_cli.attacks.registry import PROTOCOLS
 from carso_cli.cli.display import duration, figure, output, print_json, table
 from carso_cli.cli.evaluation_tables import show_evaluation
 from carso_cli.cli.options import (

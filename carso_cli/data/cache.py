@@ -1,8 +1,8 @@
 """Decoded images, kept on disk so that the second start of a run takes seconds.
 
-One npz file for each split of a source, under `cache` in CARSO_HOME. It holds the key it was
-made for and a checksum of its pixels: a changed source replaces it, a damaged file is made
-again with a warning, and a folder that cannot be written to costs only the time to decode.
+One npz file for each split of a source, under `cache` in CARSO_HOME. It holds the key it was made for and a
+checksum of its pixels: if the source has changed, the file is replaced; if it is damaged, it is written again
+with a warning; if it cannot be written, the images are decoded at each start.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from carso_cli.io.paths import home
 from carso_cli.runtime.reporter import Reporter
 
 FORMAT_VERSION = 1
-"""Raise when decoding or the layout of the file changes: files of other versions are made again."""
+"""Raise this when decoding or the layout of the file changes: files of other versions are replaced."""
 
 FEWEST_KEPT = 1000
-"""Fewer images than this are decoded each time: that takes a fraction of a second."""
+"""Fewer images than this are decoded at each start, in a fraction of a second."""
 
 _REPORT_EVERY = 250
 
@@ -57,6 +57,7 @@ def load_images(
     shape = (len(names), channels, image_size, image_size)
     # Another release of Pillow may decode a JPEG to slightly other pixels.
     key = _checksum(f"{FORMAT_VERSION} {PIL.__version__} {shape} {tree.fingerprint(names)}".encode())
+    # The name of the file leaves the key out, so that a changed source replaces it instead of adding another.
     place = _checksum(os.fsencode(f"{tree.path.resolve()}\n{slot}\n{shape[1:]}"))[:16]
     file = home() / "cache" / f"images-{place}.npz"
     images = _read(file, key, shape, reporter)

@@ -1,20 +1,22 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky, 2009), read by torchvision from the official files.
 
-Those files are pickles, so they are opened only after every one of them has matched its published checksum,
-and even then nothing but arrays is taken from them; torchvision's integrity check is never bypassed.
+Those files are pickles, so each is opened only after it has matched its published checksum, and even then
+only arrays in plain containers are taken from it: a pickle that asks for anything else, a function to call
+or a class to build, is refused.
 """
 
 from __future__ import annotations
 
+import pickle
 import tarfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from types import SimpleNamespace
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from carso_cli.data import array_pickles
 from carso_cli.data.image_set import ImageSet
 from carso_cli.errors import DataError
 from carso_cli.io.atomic import atomic_write
@@ -27,25 +29,13 @@ FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 # ITU-R 601 luma in 16-bit fixed point, as Pillow computes it for image files.
 _LUMA = np.array([19595, 38470, 7471], dtype=np.int64)
 
-
-class _Cifar(Protocol):
-    data: NDArray[np.uint8]
-    """(M, 32, 32, 3)."""
-    targets: list[int]
-    classes: list[str]
-
-
-class _CifarClass(Protocol):
-    url: str
-    filename: str
-    tgz_md5: str
-    base_folder: str
-    train_list: list[tuple[str, str]]
-    """File names and MD5 checksums."""
-    test_list: list[tuple[str, str]]
-    meta: dict[str, str]
-
-    def __call__(self, root: str, train: bool, download: bool) -> _Cifar: ...
+_RECONSTRUCT: Callable[..., Any] = np.empty(0).__reduce__()[0]  # type: ignore[assignment]  # untyped in numpy
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
 
 
 def load_cifar_split(name: str, split: str, *, channels: int, root: Path, reporter: Reporter) -> ImageSet:
@@ -77,29 +67,48 @@ def load_cifar_split(name: str, split: str, *, channels: int, root: Path, report
     return ImageSet(images, labels, torch.arange(len(labels)), tuple(dataset.classes))
 
 
-def cifar_class(name: str) -> _CifarClass:
+def cifar_class(name: str) -> Any:  # noqa: ANN401  (torchvision is untyped)
     """Return torchvision's class for a data set; torchvision is imported here and not before."""
     from carso_cli.runtime.third_party import prepare
 
     prepare()
     from torchvision import datasets
 
-    # In that module alone, which would run whatever a pickle says.
-    datasets.cifar.pickle = array_pickles
-    found: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    checked: _CifarClass = found
-    return checked
+    # In that module alone: Python's own `load` would run whatever a pickle asks for.
+    datasets.cifar.pickle = SimpleNamespace(load=load_arrays)
+    return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
 
 
-def _open(dataset_class: _CifarClass, root: Path, split: str) -> _Cifar | None:
+def load_arrays(stream: BinaryIO, *, encoding: str = "ASCII") -> Any:  # noqa: ANN401  (as `pickle.load`)
+    """Read a pickle of arrays in plain containers, without running any code in it.
+
+    Args:
+        stream: The file.
+        encoding: How 8-bit texts of Python 2 are decoded.
+
+    Raises:
+        pickle.UnpicklingError: If it asks for anything but arrays.
+    """
+    return _ArraysOnly(stream, encoding=encoding).load()
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401  (what pickle asks for)
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} is neither an array nor a plain container")
+        return _ALLOWED[module, name]
+
+
+def _open(dataset_class: Any, root: Path, split: str) -> Any:  # noqa: ANN401  (torchvision is untyped)
     """Return the data set, or None where its files are missing or fail their checksums."""
     try:
+        # torchvision checks the checksum of every file before it opens one.
         return dataset_class(root=str(root), train=split == "train", download=False)
     except RuntimeError:
         return None
 
 
-def _obtain(dataset_class: _CifarClass, name: str, root: Path, reporter: Reporter) -> None:
+def _obtain(dataset_class: Any, name: str, root: Path, reporter: Reporter) -> None:  # noqa: ANN401  (as above)
     archive = root / dataset_class.filename
     if not archive.is_file():
         checksum = f"md5:{dataset_class.tgz_md5}"
@@ -110,19 +119,14 @@ def _obtain(dataset_class: _CifarClass, name: str, root: Path, reporter: Reporte
             hint=f"remove it and fetch {dataset_class.url} again",
         )
     reporter.info(f"unpacking {archive}")
+    folder = root / dataset_class.base_folder
     try:
-        _unpack(archive, root / dataset_class.base_folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(archive) as members:
+            for member in members:
+                if member.isfile() and (content := members.extractfile(member)) is not None:
+                    # All files lie in one folder: only their last name counts, wherever a member points to.
+                    with atomic_write(folder / PurePosixPath(member.name).name) as stream:
+                        stream.write(content.read())
     except (OSError, tarfile.TarError, EOFError) as error:
         raise DataError(f"{archive} cannot be unpacked: {error}") from error
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    """Write the archive's files, which lie in one folder, into `folder`, each in one step."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(archive) as members:
-        for member in members:
-            content = members.extractfile(member) if member.isfile() else None
-            if content is None:
-                continue
-            with atomic_write(folder / PurePosixPath(member.name).name) as stream:
-                stream.write(content.read())

@@ -1,12 +1,12 @@
-"""The one way to a data set: a name and a split in, an `ImageSet` out.
+"""Data sets by name: `load_split` loads a split, `find_data` only says where a data set lies.
 
-`load_split` loads, `find_data` only says whether there is something to load. Both look in
-`root`, or in the `data` folder of CARSO_HOME where no root is given.
+Both look in `root`, or in the `data` folder of CARSO_HOME where no root is given.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,13 +73,13 @@ def load_split(
         UsageError: If the name or the split is unknown, or a source is given where none is taken.
         DataError: If the images are absent, damaged, or not what was stated.
     """
-    facts = _check_request(name, split, classes, channels, image_size, source)
+    _check_request(name, split, classes, channels, image_size, source)
     folder = Path(os.path.expanduser(root or data_home()))
     if name == "digits":
         return load_digits_split(split, channels=channels, image_size=image_size)
     if name in CIFAR_FOLDERS:
         return load_cifar_split(name, split, channels=channels, root=folder, reporter=reporter)
-    path = resolve_source(source, folder) if source and facts.takes_source else None
+    path = resolve_source(source, folder) if source else None
     if name == "tinyimagenet200":
         return load_tinyimagenet_split(
             split,
@@ -87,8 +87,8 @@ def load_split(
             channels=channels,
             image_size=image_size,
             root=folder,
-            source=path,
             reporter=reporter,
+            source=path,
         )
     if path is None:
         raise UsageError(f"an image-folder needs data.{split}: the folder or zip file of the {split} split")
@@ -99,7 +99,7 @@ def load_split(
         channels=channels,
         image_size=image_size,
         reporter=reporter,
-        other_path=_first_existing(other_source, folder) if other_source else None,
+        other_path=_first_of(source_places(other_source, folder)) if other_source else None,
     )
 
 
@@ -115,7 +115,7 @@ def find_data(name: str, *, root: Path | None, source: str | None = None) -> Pat
         path = folder / CIFAR_FOLDERS[name]
         return path if path.is_dir() else None
     if source:
-        return _first_existing(source, folder)
+        return _first_of(source_places(source, folder))
     return find_tinyimagenet(folder) if name == "tinyimagenet200" else None
 
 
@@ -125,28 +125,28 @@ def resolve_source(source: str, root: Path) -> Path:
     Raises:
         DataError: If it is in none of the places where it may be.
     """
-    if (found := _first_existing(source, root)) is not None:
+    places = source_places(source, root)
+    if (found := _first_of(places)) is not None:
         return found
-    candidates = _candidates(source, root)
-    looked = " or ".join(str(path) for path in candidates)
     raise DataError(
-        f"{source} is not there: looked for {looked}",
-        hint=similar_file(candidates[0]) or "put it there, or set data.root to the folder that holds it",
+        f"{source} is not there: looked for {' or '.join(map(str, places))}",
+        hint=similar_file(places[0]) or "put it there, or set data.root to the folder that holds it",
     )
 
 
-def _first_existing(source: str, root: Path) -> Path | None:
-    return next((path for path in _candidates(source, root) if path.exists()), None)
-
-
-def _candidates(source: str, root: Path) -> list[Path]:
+def source_places(source: str, root: Path) -> list[Path]:
+    """Return where a folder or zip file that a recipe names may lie, the first choice first."""
     path = Path(os.path.expanduser(source))
     return [path] if path.is_absolute() else [root / path, Path.cwd() / path]
 
 
+def _first_of(places: Sequence[Path]) -> Path | None:
+    return next((path for path in places if path.exists()), None)
+
+
 def _check_request(
     name: str, split: str, classes: int, channels: int, image_size: int, source: str | None
-) -> _Facts:
+) -> None:
     if name not in DATASETS:
         raise UsageError(
             f"{name!r} is no data set; there are {', '.join(DATASETS)}", hint=nearest(name, DATASETS)
@@ -162,14 +162,13 @@ def _check_request(
             hint=f"set data.classes={facts.classes}",
         )
     if facts.image_size not in (None, image_size):
-        size = facts.image_size
         raise DataError(
-            f"the images of {name} are {size}x{size}; {image_size}x{image_size} is stated",
-            hint=f"set data.image_size={size}",
+            f"the images of {name} are {facts.image_size}x{facts.image_size};"
+            f" {image_size}x{image_size} is stated",
+            hint=f"set data.image_size={facts.image_size}",
         )
     if source and not facts.takes_source:
         raise UsageError(
             f"{name} takes no data.{split} ({source!r} was given)",
             hint="leave it out, or set data.name=image-folder",
         )
-    return facts

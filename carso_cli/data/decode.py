@@ -1,17 +1,24 @@
-"""One encoded image to an array: the checks that make a damaged or hostile file an error with a name."""
+"""Image files to arrays, with the checks that make a damaged or hostile file an error with a name.
+
+- `decode_image`: one encoded image;
+- `read_images`: the files that a user names, as a batch of pixels.
+"""
 
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-import zlib
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
-from carso_cli.errors import DataError
+from carso_cli.errors import DataError, UsageError
+from carso_cli.io.given_file import read_given
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 """File endings, in lower case, that count as images."""
@@ -21,22 +28,52 @@ MAX_PIXELS = 2**26
 
 # A closed list: some of Pillow's other readers start external programs.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_FEWER_PIXELS = f"at most {MAX_PIXELS} pixels are decoded; make the image smaller or remove it"
+_MOST_SHOWN = 5
 
-# What Pillow's readers raise on damaged input.
-_FAULTS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    TypeError,
-    KeyError,
-    OverflowError,
-    NotImplementedError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
+
+def read_images(
+    paths: Sequence[Path | str], *, channels: int, image_size: int, resize: bool = False
+) -> Tensor:
+    """Read image files of any common format and colour mode.
+
+    Args:
+        paths: The files, in the order wanted.
+        channels: 1 or 3; images are converted.
+        image_size: Height and width, in pixels.
+        resize: Crop images of another size centrally to a square and resize them bicubically.
+
+    Returns:
+        float32 (B, channels, image_size, image_size) in [0, 1].
+
+    Raises:
+        UsageError: If no file is named.
+        DataError: Naming every file that is missing, damaged, or of another size while `resize` is off.
+    """
+    if not paths:
+        raise UsageError("no image file is named; at least one is needed")
+    arrays, problems = [], []
+    for path in map(Path, paths):
+        try:
+            arrays.append(
+                decode_image(
+                    read_given(path),
+                    name=str(path),
+                    channels=channels,
+                    image_size=image_size,
+                    resize=resize,
+                    size_hint="add --resize to crop and resize it",
+                )
+            )
+        except DataError as problem:
+            problems.append(problem)
+    if problems:
+        messages = [problem.message for problem in problems[:_MOST_SHOWN]]
+        if len(problems) > _MOST_SHOWN:
+            messages.append(f"and {len(problems) - _MOST_SHOWN} more files")
+        hints = dict.fromkeys(problem.hint for problem in problems if problem.hint)
+        raise DataError("\n".join(messages), hint="; ".join(hints))
+    return torch.from_numpy(np.stack(arrays)).to(torch.float32).div_(255.0)
 
 
 def decode_image(
@@ -60,7 +97,7 @@ def decode_image(
         uint8 (channels, image_size, image_size).
 
     Raises:
-        DataError: If the file is empty, damaged, not an image, of more than 8 bits a channel,
+        DataError: If the file is empty, damaged, not an image, of more than 8 bits per channel,
             claims more than `MAX_PIXELS`, or has another size while `resize` is off.
     """
     if not data:
@@ -69,45 +106,42 @@ def decode_image(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Pillow reads the header alone here: size and mode are checked before pixels are decoded.
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                _check_size(image.size, name, image_size, resize, size_hint)
-                return _to_array(image, name, channels, image_size)
+                _check_header(image, name, image_size, resize, size_hint)
+                return _to_array(image, channels, image_size)
+    except DataError:
+        raise
     except UnidentifiedImageError as error:
         allowed = ", ".join(_FORMATS)
         raise DataError(f"{name} is not a readable image ({allowed})", hint="replace or remove it") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name} claims too many pixels: {error}", hint=_FEWER_PIXELS) from error
-    except _FAULTS as error:
+    except Exception as error:  # Pillow's readers raise errors of almost every kind on damaged input
         raise DataError(f"{name} is a damaged image: {error}", hint="replace or remove it") from error
 
 
-_FEWER_PIXELS = f"at most {MAX_PIXELS} pixels are decoded; make the image smaller or remove it"
-
-
-def _check_size(size: tuple[int, int], name: str, image_size: int, resize: bool, size_hint: str) -> None:
-    width, height = size
+def _check_header(image: Image.Image, name: str, image_size: int, resize: bool, size_hint: str) -> None:
+    width, height = image.size
     if width * height > MAX_PIXELS:
         raise DataError(f"{name} claims {width}x{height} pixels, too many to decode", hint=_FEWER_PIXELS)
-    if not resize and size != (image_size, image_size):
+    if not resize and image.size != (image_size, image_size):
         raise DataError(f"{name} is {width}x{height}; {image_size}x{image_size} is needed", hint=size_hint)
-
-
-def _to_array(image: Image.Image, name: str, channels: int, image_size: int) -> NDArray[np.uint8]:
+    # Pillow would clip these to 255 instead of scaling them.
     if image.mode in {"I", "F"} or image.mode.startswith("I;"):
-        # Pillow would clip these to 255 instead of scaling them.
         raise DataError(
-            f"{name} has more than 8 bits a channel (mode {image.mode})",
-            hint="convert it to 8 bits a channel",
+            f"{name} has more than 8 bits per channel (mode {image.mode})",
+            hint="convert it to 8 bits per channel",
         )
+
+
+def _to_array(image: Image.Image, channels: int, image_size: int) -> NDArray[np.uint8]:
     upright: Image.Image = ImageOps.exif_transpose(image) if "exif" in image.info else image
     converted = upright.convert("RGB" if channels == 3 else "L")
     if converted.size != (image_size, image_size):
-        converted = _middle_square(converted).resize((image_size, image_size), Image.Resampling.BICUBIC)
+        side = min(converted.size)
+        left, top = (converted.width - side) // 2, (converted.height - side) // 2
+        square = converted.crop((left, top, left + side, top + side))
+        converted = square.resize((image_size, image_size), Image.Resampling.BICUBIC)
     array = np.asarray(converted)
     return array.transpose(2, 0, 1) if channels == 3 else array[None]
-
-
-def _middle_square(image: Image.Image) -> Image.Image:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))

@@ -7,13 +7,13 @@ alphabetical order of their folders.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from carso_cli.data.cache import load_images
-from carso_cli.data.checks import check_class_count, check_same_classes, name_some
 from carso_cli.data.file_tree import FileTree, open_tree
 from carso_cli.data.image_set import ImageSet
 from carso_cli.errors import DataError
@@ -54,14 +54,8 @@ def load_folder_split(
 ) -> ImageSet:
     """Load one split of an image folder or zip file.
 
-    Args:
-        path: The folder or zip file.
-        split: `"train"` or `"test"`.
-        classes: Number of classes that must be found.
-        channels: 1 or 3; images are converted.
-        image_size: Height and width that every image must have, in pixels.
-        reporter: Where progress and warnings go.
-        other_path: Where the other split lies, if that is not `path` and its classes are to be compared.
+    Args as `carso_cli.data.datasets.load_split`; `other_path` is where the other split lies, if that is not
+    `path` and its classes are to be compared.
 
     Raises:
         DataError: If the layout is another one, a class is empty or missing from one split, their
@@ -100,22 +94,20 @@ def list_split(tree: FileTree, split: str) -> Listing:
             f"{tree.path} holds no {split} split; it holds the folders {name_some(tree.subfolders(''))}",
             hint=_LAYOUT,
         )
-    prefix = f"{folder}/" if folder else ""
     if stray := tree.images(folder):
-        raise DataError(
-            f"{tree.where(stray[0])} lies beside the class folders, in none of them", hint=_LAYOUT
-        )
+        message = f"{tree.where(stray[0])} lies beside the class folders, in none of them"
+        raise DataError(message, hint=_LAYOUT)
     classes = tuple(tree.subfolders(folder))
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = tree.images(prefix + name)
-        if deeper := tree.subfolders(prefix + name):
-            where = tree.where(prefix + name)
+        inside = _join(folder, name)
+        found, where = tree.images(inside), tree.where(inside)
+        if deeper := tree.subfolders(inside):
             raise DataError(f"{where} holds the folder {deeper[0]!r} instead of images alone", hint=_LAYOUT)
         if not found:
             raise DataError(
-                f"{tree.where(prefix + name)} holds no images: the class {name!r} is empty",
+                f"{where} holds no images: the class {name!r} is empty",
                 hint="add its images, or remove the folder from both splits",
             )
         names += found
@@ -124,7 +116,7 @@ def list_split(tree: FileTree, split: str) -> Listing:
 
 
 def _bases(tree: FileTree) -> list[str]:
-    """Where splits or classes may start: the top, or the one folder that everything lies in."""
+    """Return where splits or classes may start: the top, or the one folder that everything lies in."""
     top = tree.subfolders("")
     return ["", *top] if len(top) == 1 and not tree.images("") else [""]
 
@@ -132,7 +124,7 @@ def _bases(tree: FileTree) -> list[str]:
 def _find_named(tree: FileTree, split: str) -> str | None:
     for base in _bases(tree):
         for name in SPLIT_FOLDERS[split]:
-            folder = f"{base}/{name}" if base else name
+            folder = _join(base, name)
             if name in tree.subfolders(base) and tree.subfolders(folder):
                 return folder
     return None
@@ -145,24 +137,68 @@ def _find_unnamed(tree: FileTree, split: str) -> str | None:
         inside = tree.subfolders(base)
         if base in others or (inside and set(inside) <= others):
             continue
-        if any(tree.images(f"{base}/{name}" if base else name) for name in inside):
+        if any(tree.images(_join(base, name)) for name in inside):
             return base
     return None
 
 
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
 def _check_other_split(tree: FileTree, listing: Listing, split: str, other_path: Path | None) -> None:
+    """Check the classes against those of the other split, where it is at hand."""
     other = "test" if split == "train" else "train"
     if other_path is not None and other_path.resolve() != tree.path.resolve():
         with open_tree(other_path) as other_tree:
-            found = {split: (tree, listing), other: (other_tree, list_split(other_tree, other))}
+            other_listing = list_split(other_tree, other)
+            where = other_tree.where(other_listing.folder)
     elif _find_named(tree, other) is not None:
-        found = {split: (tree, listing), other: (tree, list_split(tree, other))}
+        other_listing = list_split(tree, other)
+        where = tree.where(other_listing.folder)
     else:
         return
-    (train_tree, train), (test_tree, test) = found["train"], found["test"]
-    check_same_classes(
-        train.classes,
-        test.classes,
-        train_source=train_tree.where(train.folder),
-        test_source=test_tree.where(test.folder),
+    ours, theirs = (listing.classes, tree.where(listing.folder)), (other_listing.classes, where)
+    check_same_classes(*((ours, theirs) if split == "train" else (theirs, ours)))
+
+
+def check_class_count(found: Sequence[str], expected: int, *, where: str) -> None:
+    """Check that a split holds as many classes as the recipe states.
+
+    Raises:
+        DataError: If it does not.
+    """
+    if len(found) != expected:
+        raise DataError(
+            f"{where} holds {len(found)} classes ({name_some(found)}); {expected} are stated",
+            hint=f"set data.classes={len(found)}, or put the folders in order",
+        )
+
+
+def check_same_classes(train: tuple[Sequence[str], str], test: tuple[Sequence[str], str]) -> None:
+    """Check that both splits hold the same classes in the same order.
+
+    Args:
+        train: Class names of the training split, in label order, and where it lies, for the message.
+        test: The same of the test split.
+
+    Raises:
+        DataError: Naming the classes that either split lacks.
+    """
+    if tuple(train[0]) == tuple(test[0]):
+        return
+    lacks = [
+        f"{where} lacks {name_some(missing)}"
+        for (found, where), (others, _) in ((test, train), (train, test))
+        if (missing := [name for name in others if name not in set(found)])
+    ]
+    raise DataError(
+        "the splits hold different classes: " + ("; ".join(lacks) or "the same names in another order"),
+        hint="every class needs images in both splits: add what is missing or remove it from the other split",
     )
+
+
+def name_some(names: Sequence[str], limit: int = 5) -> str:
+    """List a few names for a message, with a count of the rest."""
+    shown = ", ".join(repr(name) for name in names[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown or "none"

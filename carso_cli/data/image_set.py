@@ -1,8 +1,9 @@
-"""Labelled images in memory, and the two ways of taking a part of them.
+"""Labelled images in memory, their subsets, and their batches.
 
-`ImageSet` holds one split; `balanced_subset` serves `--limit`, `split_holdout` keeps images
-out of training. Both are functions of the seed alone, and keep every image's `indices` entry,
-its position in the full split, so that results of a subset can be matched with the whole.
+- `ImageSet` holds one split;
+- `balanced_subset` serves `--limit`, `split_holdout` keeps images out of training. Both depend on the seed
+  alone and keep each image's `indices` entry, its position in the full split, so that results can be matched;
+- `epoch_batches` shuffles for training, `ordered_batches` keeps the order for everything else.
 
 Axes: M images, H x W pixels.
 """
@@ -62,7 +63,7 @@ class ImageSet:
         return self.images[positions].to(torch.float32).div_(255.0)
 
     def to(self, device: torch.device | str) -> ImageSet:
-        """Return the same with the images on a device, where `pixels` then gives them; all else stays."""
+        """Return the same set with its images on a device; labels and indices stay on the CPU."""
         return replace(self, images=self.images.to(device))
 
     def fingerprint(self) -> str:
@@ -86,6 +87,7 @@ def balanced_subset(image_set: ImageSet, count: int, seed: int) -> ImageSet:
     noise = generator(seed, "balanced-subset")
     rank = _rank_in_class(image_set.labels, noise)
     shuffled = torch.randperm(len(image_set), generator=noise)
+    # First one image of each class, then a second of each, and so on.
     order = shuffled[torch.argsort(rank[shuffled], stable=True)]
     return image_set.select(order[:count])
 
@@ -111,7 +113,7 @@ def split_holdout(image_set: ImageSet, share: float, seed: int) -> tuple[ImageSe
 
 def _holdout_counts(counts: Tensor, share: float) -> Tensor:
     """Distribute the held-out images over classes by largest remainders; (C,) to (C,)."""
-    room = (counts - 1).clamp(min=0)
+    room = (counts - 1).clamp(min=0)  # one image of each class stays
     exact = counts.to(torch.float64) * share
     taken = torch.minimum(exact.floor().long(), room)
     total = round(share * int(counts.sum())) if share else 0
@@ -131,3 +133,38 @@ def _rank_in_class(labels: Tensor, noise: torch.Generator) -> Tensor:
     rank = torch.empty_like(labels)
     rank[grouped] = torch.arange(len(labels)) - first[labels[grouped]]
     return rank
+
+
+def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
+    """Cut one epoch's shuffled positions into batches.
+
+    The order depends on `seed` and `epoch` alone, so a resumed run sees the batches of an uninterrupted one.
+    A last batch of 1 image is dropped: batch normalisation has no variance to divide by.
+
+    Returns:
+        int64 tensors of positions in `range(count)`, each of `batch_size` but perhaps the last.
+
+    Raises:
+        UsageError: If `count` or `batch_size` is below 1.
+    """
+    _check_batches(count, batch_size)
+    order = torch.randperm(count, generator=generator(seed, "epoch-order", epoch))
+    batches = list(torch.split(order, batch_size))
+    if batch_size > 1 and len(batches[-1]) == 1:
+        batches.pop()
+    return batches
+
+
+def ordered_batches(count: int, batch_size: int) -> list[slice]:
+    """Cut `range(count)` into slices of `batch_size`; the last may be shorter.
+
+    Raises:
+        UsageError: If `count` or `batch_size` is below 1.
+    """
+    _check_batches(count, batch_size)
+    return [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+
+
+def _check_batches(count: int, batch_size: int) -> None:
+    if count < 1 or batch_size < 1:
+        raise UsageError(f"{count} images in batches of {batch_size}: both must be at least 1")

@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from carso_cli.data.checks import check_class_count, name_some
 from carso_cli.data.file_tree import FileTree, open_tree
-from carso_cli.data.image_folder import Listing, load_listing
+from carso_cli.data.image_folder import Listing, check_class_count, load_listing, name_some
 from carso_cli.data.image_set import ImageSet
 from carso_cli.errors import DataError
 from carso_cli.io.download import fetch
@@ -34,19 +33,13 @@ def load_tinyimagenet_split(
     channels: int,
     image_size: int,
     root: Path,
-    source: Path | None,
     reporter: Reporter,
+    source: Path | None = None,
 ) -> ImageSet:
-    """Load a split, downloading the data set on first use.
+    """Load a split, downloading the data set to `root` on first use.
 
-    Args:
-        split: `"train"`, or `"test"` for the official validation images.
-        classes: Number of classes that must be found: 200.
-        channels: 3 (the few grey-scale images become RGB), or 1.
-        image_size: Height and width that every image must have: 64.
-        root: Folder searched for the data set, and where it is downloaded to.
-        source: The folder or zip file to use instead of searching `root`.
-        reporter: Where progress and warnings go.
+    Args as `carso_cli.data.datasets.load_split`; the `"test"` split is the official validation images, and
+    `source` is the folder or zip file to use instead of searching `root`.
 
     Raises:
         MissingError: If the data set is absent and cannot be downloaded, or (`DataError`) is incomplete, or
@@ -89,15 +82,18 @@ def list_official_split(tree: FileTree, split: str) -> Listing:
     """
     base = _base(tree)
     wnids = sorted(_lines(tree, f"{base}wnids.txt"))
-    if len(set(wnids)) != len(wnids):
-        raise DataError(f"{tree.where(f'{base}wnids.txt')} names a class twice")
-    if not wnids:
-        raise DataError(f"{tree.where(f'{base}wnids.txt')} names no class")
+    if not wnids or len(set(wnids)) != len(wnids):
+        fault = "names a class twice" if wnids else "names no class"
+        raise DataError(f"{tree.where(f'{base}wnids.txt')} {fault}")
     # One split alone is enough to work on it; the other is checked where it is present.
     present = tree.subfolders(base.rstrip("/"))
     train = _list_train(tree, base, wnids) if split == "train" or "train" in present else []
     val = _list_val(tree, base, wnids) if split == "test" or "val" in present else []
-    words = _words(tree, base)
+    lines = _lines(tree, f"{base}words.txt") if f"{base}words.txt" in tree.files else []
+    # A line is a wnid, a tab, and synonyms between commas, of which the first names the class.
+    words = {
+        wnid: text.partition(",")[0].strip() for wnid, _, text in (line.partition("\t") for line in lines)
+    }
     classes = tuple(f"{wnid} {words[wnid]}" if wnid in words else wnid for wnid in wnids)
     names, labels = zip(*(train if split == "train" else val), strict=True)
     return Listing(base + ("train" if split == "train" else "val"), classes, names, labels)
@@ -136,7 +132,7 @@ def _list_val(tree: FileTree, base: str, wnids: Sequence[str]) -> list[tuple[str
     labels: dict[str, int] = {}
     for number, line in enumerate(_lines(tree, file), 1):
         image, _, rest = line.partition("\t")
-        wnid = rest.partition("\t")[0]
+        wnid = rest.partition("\t")[0]  # what follows is a bounding box
         if wnid not in label_of:
             raise DataError(f"{tree.where(file)}, line {number}: {wnid!r} is not a class of wnids.txt")
         labels[f"{base}val/images/{image}"] = label_of[wnid]
@@ -155,12 +151,3 @@ def _lines(tree: FileTree, name: str) -> list[str]:
         raise DataError(f"{tree.where(name)} is missing", hint=f"it comes with {URL}")
     lines = [line.strip() for line in tree.read(name).decode("utf-8", errors="replace").splitlines()]
     return [line for line in lines if line]
-
-
-def _words(tree: FileTree, base: str) -> dict[str, str]:
-    """Return the first word of each wnid, where `words.txt` is present."""
-    name = f"{base}words.txt"
-    if name not in tree.files:
-        return {}
-    pairs = (line.partition("\t") for line in _lines(tree, name))
-    return {wnid: words.partition(",")[0].strip() for wnid, _, words in pairs}

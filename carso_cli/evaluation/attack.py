@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from carso_cli import __version__
-from carso_cli.attacks.names import PROTOCOLS
-from carso_cli.data.image_files import read_images
+from carso_cli.attacks.registry import PROTOCOLS
+from carso_cli.data.decode import read_images
 from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed.world import World, join
 from carso_cli.errors import UsageError

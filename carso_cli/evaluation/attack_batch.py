@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from carso_cli.attacks.attack import candidates
 from carso_cli.attacks.gradient_health import GradientRecorder
 from carso_cli.attacks.registry import Budget, build_attack
 from carso_cli.attacks.threat_model import ThreatModel
@@ -127,7 +126,7 @@ def perturb(
         seed=derive_seed(setting.seed, "attack", job.key, block),
         recorder=recorder,
     )
-    found = candidates(attack, target, batch.images, batch.labels)
+    found = attack.candidates(target, batch.images, batch.labels)
     for part, examples in found.items():
         inside = setting.threat.contains(examples, batch.images)
         if not bool(inside.all()):

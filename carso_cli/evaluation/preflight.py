@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from carso_cli.attacks.losses import cross_entropy
-from carso_cli.attacks.names import TRANSFERS
-from carso_cli.attacks.registry import Budget
+from carso_cli.attacks.registry import TRANSFERS, Budget
 from carso_cli.evaluation.attack_batch import Setting
 from carso_cli.evaluation.protocols import UNPERTURBED, Job
 from carso_cli.evaluation.rerun_checks import plan_reruns

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from carso_cli.attacks.names import (
+from carso_cli.attacks.registry import (
     ATTACKS,
     DEFENCE_ONLY,
     DETERMINISTIC_ONLY,
     PROTOCOLS,
     TRANSFERS,
+    Budget,
     check_name,
 )
-from carso_cli.attacks.registry import Budget
 from carso_cli.errors import UsageError
 from carso_cli.recipe.schema import Recipe
 
@@ -42,7 +42,7 @@ class Job:
 
     Args:
         target: `classifier` or `defence`.
-        attack: One of `carso_cli.attacks.names.ATTACKS`.
+        attack: One of `carso_cli.attacks.registry.ATTACKS`.
         view: Output view that is attacked; `surrogate` where the attack builds a surrogate of its own, None
             where there is no view.
         waits_for: Keys of the jobs whose broken images are not attacked again.

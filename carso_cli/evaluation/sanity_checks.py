@@ -17,7 +17,7 @@ from itertools import pairwise
 from math import isfinite, log1p
 from typing import Any
 
-from carso_cli.attacks.names import TRANSFERS
+from carso_cli.attacks.registry import TRANSFERS
 from carso_cli.evaluation.protocols import BLACK_BOX, Job, Plan
 from carso_cli.runs.intervals import tolerance
 from carso_cli.runs.records import Record

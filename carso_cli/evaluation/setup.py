@@ -10,8 +10,7 @@ from carso_cli.attacks.defence_target import AttackedDefence
 from carso_cli.attacks.target import Model
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.build import device_for, load_images
-from carso_cli.data.batches import ordered_batches
-from carso_cli.data.image_set import ImageSet
+from carso_cli.data.image_set import ImageSet, ordered_batches
 from carso_cli.distributed.world import join
 from carso_cli.errors import UsageError
 from carso_cli.evaluation.attack_batch import Setting

@@ -1,4 +1,4 @@
-"""What works on this machine, and what is missing for which recipe: a diagnosis as plain values.
+"""What works on this machine, and what is missing for which recipe, as plain values.
 
 Nothing outside the standard library is imported at module level, since any of it may be what is broken.
 Nothing is downloaded.
@@ -64,8 +64,8 @@ def doctor(reference: str | None = None, overrides: Sequence[str] = ()) -> dict[
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "libraries": libraries,
-        "faults": _faults(),
-        "devices": _devices(),
+        "faults": _attempt(_faults)[0] or [],
+        "devices": _attempt(_devices)[0] or [{"device": "cpu", "name": platform.machine()}],
         "memory": _memory(),
         "folders": _folders(),
         "recipes": recipes,
@@ -75,7 +75,7 @@ def doctor(reference: str | None = None, overrides: Sequence[str] = ()) -> dict[
 
 
 def _probe(module: str, name: str, needed: bool) -> dict[str, Any]:
-    """Import a library, mended as carso does it, and say which version it is or what went wrong."""
+    """Import a library, patched as carso does it, and say which version it is or what went wrong."""
     try:
         version: str | None = metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -98,41 +98,33 @@ def _attempt(action: Callable[[], Any]) -> tuple[Any, str]:
         return action(), ""
     except CarsoError as error:
         return None, "; ".join(filter(None, (error.message, error.hint)))
-    # A broken installation fails in any way, and saying so is what this is for.
-    except Exception as error:
+    except Exception as error:  # a broken installation may raise anything
         return None, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _faults() -> list[dict[str, Any]]:
-    def listed() -> list[dict[str, Any]]:
-        """Return every known fault of a library, and whether it is mended here."""
-        from carso_cli.runtime import third_party
+    """Return every known fault of a library, and whether carso patches it here."""
+    from carso_cli.runtime import third_party
 
-        # Of robustbench only what it would need: its import takes seconds, and carso does without it.
-        return [
-            {"name": entry.name, "reason": entry.reason, "until": entry.until, "active": entry.active}
-            for entry in third_party.patches()
-        ]
-
-    return _attempt(listed)[0] or []
+    return [
+        {"name": entry.name, "reason": entry.reason, "until": entry.until, "active": entry.active}
+        for entry in third_party.patches()
+    ]
 
 
 def _devices() -> list[dict[str, Any]]:
-    def listed() -> list[dict[str, Any]]:
-        """Return what torch can compute on, the CPU first."""
-        import torch
+    """Return what torch can compute on, the CPU first."""
+    import torch
 
-        found: list[dict[str, Any]] = [{"device": "cpu", "name": platform.machine()}]
-        found[0]["threads"] = torch.get_num_threads()
-        for index in range(torch.cuda.device_count()):
-            free, total = torch.cuda.mem_get_info(index)
-            name = torch.cuda.get_device_name(index)
-            found.append({"device": f"cuda:{index}", "name": name, "memory": total, "free": free})
-        if torch.backends.mps.is_available():
-            found.append({"device": "mps", "name": "Apple GPU"})
-        return found
-
-    return _attempt(listed)[0] or [{"device": "cpu", "name": platform.machine()}]
+    threads = torch.get_num_threads()
+    found: list[dict[str, Any]] = [{"device": "cpu", "name": platform.machine(), "threads": threads}]
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        found.append({"device": f"cuda:{index}", "name": name, "memory": total, "free": free})
+    if torch.backends.mps.is_available():
+        found.append({"device": "mps", "name": "Apple GPU"})
+    return found
 
 
 def _memory() -> dict[str, int | None]:
@@ -172,28 +164,27 @@ def _recipes(reference: str | None, overrides: Sequence[str], broken: list[str])
     if reference is not None:
         return [_stock(load_recipe(reference, overrides), broken, reference)]
     recipes = [load_recipe(str(shipped.path), overrides) for shipped in list_recipes()]
-    # What trains on from another recipe's purifier needs what that one needs.
+    # A recipe that starts from another recipe's purifier needs what that one needs.
     return [_stock(recipe, broken, None) for recipe in recipes if recipe.training.initial is None]
 
 
 def _stock(recipe: Recipe, broken: list[str], reference: str | None) -> dict[str, Any]:
     result: dict[str, Any] = {"name": recipe.name, "description": recipe.description}
     if broken:
-        # The first: what depends on it fails after it.
+        # The first alone: libraries that depend on it fail because of it.
         error = f"not looked at: {broken[0]} cannot be imported"
         return {**result, "ready": False, "items": [], "error": error, "next": ""}
 
-    def taken() -> list[dict[str, Any]]:
-        """Return what the recipe needs, as plain values."""
-        from carso_cli.tools.assets import take_stock
-
-        return [asdict(item) for item in take_stock(recipe)]
-
-    items, error = _attempt(taken)
+    items, error = _attempt(lambda: _items(recipe))
     lacking = [item for item in items or () if item["required"] and item["state"] != "present"]
-    ready = not error and not lacking
     step = "" if error else _next(recipe.reference, lacking)
-    return {**result, "ready": ready, "items": items or [], "error": error, "next": step}
+    return {**result, "ready": not error and not lacking, "items": items or [], "error": error, "next": step}
+
+
+def _items(recipe: Recipe) -> list[dict[str, Any]]:
+    from carso_cli.tools.assets import take_stock
+
+    return [asdict(item) for item in take_stock(recipe)]
 
 
 def _next(recipe: str, lacking: Sequence[dict[str, Any]]) -> str:

@@ -3,8 +3,8 @@
     result = export_run(Path("runs/digits"), out=Path("programs"), reporter=reporter)
     result["files"]["defence.pt2"]["largest_difference"]
 
-Images and latents are inputs, so a program is deterministic. Any number of images is taken at once; N, the
-number of samples, is fixed. Each program is held against the defence itself before it is kept.
+Images and latents are inputs, so a program is deterministic. It takes any number of images at once; N, the
+number of samples, is fixed. Each program's output is compared with the defence's before it is kept.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Deterministic(nn.Module):
 
     def __init__(self, defence: Defence) -> None:
         super().__init__()
-        # Plain memory layout: a file is read by programs that know nothing of channels-last.
+        # Contiguous memory: whatever reads the file need not support channels-last.
         self.defence = copy.deepcopy(defence).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor, latents: Tensor) -> Tensor:
@@ -56,12 +56,7 @@ class _Deterministic(nn.Module):
 
 
 def export_run(
-    run: Path,
-    *,
-    out: Path,
-    reporter: Reporter,
-    n_samples: int | None = None,
-    aggregation: str | None = None,
+    run: Path, *, out: Path, reporter: Reporter, n_samples: int | None = None, aggregation: str | None = None
 ) -> dict[str, Any]:
     """Write a run's defence as programs, with a description of them.
 
@@ -88,11 +83,13 @@ def export_run(
     defence.precision = "fp32"
     recipe = load_recipe(str(RunFolder(run).recipe.resolve()))
     ensure_folder(out)
-    inputs = _examples(defence, recipe)
+    source, size = generator(recipe.seed, "export"), recipe.data.image_size
+    images = torch.rand(3, recipe.data.channels, size, size, generator=source)
+    inputs = images, defence.draw_latents(3, generator=source)
     reporter.info("tracing the defence")
     program = trace(defence, inputs)
-    forms: dict[str, Callable[[ExportedProgram], bytes]] = {"defence.pt2": _torch_bytes}
-    if has_onnx():
+    forms = {"defence.pt2": _torch_bytes}
+    if all(importlib.util.find_spec(name) is not None for name in _ONNX_LIBRARIES):
         forms["defence.onnx"] = _onnx_bytes
     files = {}
     for name, serialise in forms.items():
@@ -105,11 +102,6 @@ def export_run(
     return {"out": str(out), **facts}
 
 
-def has_onnx() -> bool:
-    """Say whether the libraries of the `onnx` extra are installed."""
-    return all(importlib.util.find_spec(name) is not None for name in _ONNX_LIBRARIES)
-
-
 def trace(defence: Defence, inputs: tuple[Tensor, Tensor]) -> ExportedProgram:
     """Trace a defence into a program that takes any number of images.
 
@@ -120,14 +112,6 @@ def trace(defence: Defence, inputs: tuple[Tensor, Tensor]) -> ExportedProgram:
     # Hooks record the representation, which only the non-strict tracer follows.
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         return torch.export.export(_Deterministic(defence), inputs, dynamic_shapes=_BATCH, strict=False)
-
-
-def _examples(defence: Defence, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Return three images of noise, (3, channels, H, W) in [0, 1], and their latents."""
-    source = generator(recipe.seed, "export")
-    size = recipe.data.image_size
-    images = torch.rand(3, recipe.data.channels, size, size, generator=source)
-    return images, defence.draw_latents(3, generator=source)
 
 
 def _torch_bytes(program: ExportedProgram) -> bytes:
@@ -159,18 +143,14 @@ def open_program(path: Path) -> Callable[[Tensor, Tensor], Tensor]:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-        def run(images: Tensor, latents: Tensor) -> Tensor:
-            return torch.from_numpy(
-                session.run(None, {"images": images.numpy(), "latents": latents.numpy()})[0]
-            )
-
-        return run
+        return lambda images, latents: torch.from_numpy(
+            session.run(None, {"images": images.numpy(), "latents": latents.numpy()})[0]
+        )
     return torch.export.load(path).module()
 
 
 def check_program(path: Path, defence: Defence, inputs: tuple[Tensor, Tensor]) -> float:
-    """Hold a program against the defence, for one image and for all that are given.
+    """Compare a program with the defence, for one image and for all that are given.
 
     Args:
         path: The program.
@@ -184,12 +164,13 @@ def check_program(path: Path, defence: Defence, inputs: tuple[Tensor, Tensor]) -
         NumericsError: If it is above `TOLERANCE`; the program is then removed.
     """
     program, difference = open_program(path), 0.0
+    # One image alone shows whether the size of the batch was traced as a constant.
     for count in (1, len(inputs[0])):
         images, latents = (values[:count] for values in inputs)
         expected = defence(images, latents=latents)
         scale = expected.abs().clamp(min=1.0)
         difference = max(difference, ((program(images, latents) - expected).abs() / scale).max().item())
-    if not difference <= TOLERANCE:
+    if not difference <= TOLERANCE:  # NaN compares false
         path.unlink()
         raise NumericsError(
             f"{path.name} gives other log-probabilities than the defence: {difference:.1e} apart, "
@@ -200,27 +181,25 @@ def check_program(path: Path, defence: Defence, inputs: tuple[Tensor, Tensor]) -
 
 def _facts(defence: Defence, recipe: Recipe, classes: tuple[str, ...]) -> dict[str, Any]:
     data = recipe.data
+
+    def tensor(shape: list[int | str], values: str) -> dict[str, Any]:
+        return {"shape": shape, "type": "float32", "values": values}
+
     return {
         "carso": __version__,
         "recipe": recipe.name,
         "inputs": {
-            "images": {
-                "shape": ["batch", data.channels, data.image_size, data.image_size],
-                "type": "float32",
-                "values": "pixels in [0, 1]; the program standardises them itself",
-            },
-            "latents": {
-                "shape": ["batch", defence.n_samples, defence.latent_features],
-                "type": "float32",
-                "values": "independent standard normal draws, fresh for each image",
-            },
+            "images": tensor(
+                ["batch", data.channels, data.image_size, data.image_size],
+                "pixels in [0, 1]; the program standardises them itself",
+            ),
+            "latents": tensor(
+                ["batch", defence.n_samples, defence.latent_features],
+                "independent standard normal draws, fresh for each image",
+            ),
         },
         "outputs": {
-            "log_probabilities": {
-                "shape": ["batch", data.classes],
-                "type": "float32",
-                "values": "natural logarithms of probabilities",
-            }
+            "log_probabilities": tensor(["batch", data.classes], "natural logarithms of probabilities")
         },
         "standardisation": {"mean": list(data.mean), "std": list(data.std)},
         "aggregation": defence.aggregation,

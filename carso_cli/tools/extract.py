@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from carso_cli.build import (
     build_classifier,
@@ -21,8 +20,8 @@ from carso_cli.build import (
     untrained_classifier,
 )
 from carso_cli.classifiers.layer_choice import default_layers
-from carso_cli.data.batches import ordered_batches
-from carso_cli.data.image_files import read_images
+from carso_cli.data.decode import read_images
+from carso_cli.data.image_set import ordered_batches
 from carso_cli.defence.representation import extract_representation, layer_names, module_shapes
 from carso_cli.errors import UsageError, nearest
 from carso_cli.recipe.schema import Recipe
@@ -46,7 +45,7 @@ class Layer:
 
 
 def list_layers(recipe: Recipe, *, pattern: str = "*", kind: str | None = None) -> list[Layer]:
-    """List the layers of the recipe's classifier that give one tensor an image; weights are not needed.
+    """List the layers of the recipe's classifier that output one tensor; weights are not needed.
 
     Args:
         recipe: The recipe.
@@ -104,7 +103,7 @@ def extract(
 
     Args:
         recipe: The recipe.
-        out: File to write: one (M, channels, h, w) tensor a layer, with `labels` and `indices` for a split.
+        out: File to write: one (M, channels, h, w) tensor per layer; for a split, `labels` and `indices` too.
         reporter: Where progress goes.
         split: `train` or `test`; unused when `files` are given.
         files: Image files to extract from instead of a split.
@@ -119,15 +118,16 @@ def extract(
     target = device_for(recipe, device)
     classifier = build_classifier(recipe, kind or recipe.representation.kind, target)
     layers = match_layers(pattern, layer_names(classifier)) if pattern else list(recipe.representation.layers)
-    extra: dict[str, Tensor] = {}
-    if files:
-        size, channels = recipe.data.image_size, recipe.data.channels
-        pixels = read_images(list(files), channels=channels, image_size=size)
-    else:
-        images = load_images(recipe, split, limit=limit, reporter=reporter)
-        pixels = images.pixels(slice(0, len(images)))
-        extra = {"labels": images.labels, "indices": images.indices}
-    outputs = _forward(classifier, pixels, layers, recipe, target, reporter)
+    pixels, extra = _inputs(recipe, split, files, limit, reporter)
+    parts: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    with torch.no_grad(), reporter.progress("extracting", len(pixels)) as progress:
+        for part in ordered_batches(len(pixels), recipe.evaluation.batch_size):
+            with reduced(recipe.precision, target):
+                batch = extract_representation(classifier, pixels[part].to(target), layers)
+            for layer, output in batch.items():
+                parts[layer].append(full(output).cpu())
+            progress.advance(part.stop - part.start)
+    outputs = {layer: torch.cat(chunks) for layer, chunks in parts.items()}
     metadata = {
         "recipe": recipe.name,
         "layers": layers,
@@ -138,30 +138,21 @@ def extract(
     summaries = [
         {
             "layer": layer,
-            "shape": tuple(output.shape[1:]),
-            "mean": output.mean().item(),
-            "std": output.std().item(),
+            "shape": tuple(values.shape[1:]),
+            "mean": float(values.mean()),
+            "std": float(values.std()),
         }
-        for layer, output in outputs.items()
+        for layer, values in outputs.items()
     ]
     return {"out": str(out), "images": len(pixels), "layers": summaries}
 
 
-def _forward(
-    classifier: nn.Module,
-    pixels: Tensor,
-    layers: Sequence[str],
-    recipe: Recipe,
-    device: torch.device,
-    reporter: Reporter,
-) -> OrderedDict[str, Tensor]:
-    parts: OrderedDict[str, list[Tensor]] = OrderedDict((layer, []) for layer in layers)
-    with torch.no_grad(), reporter.progress("extracting", len(pixels)) as progress:
-        for part in ordered_batches(len(pixels), recipe.evaluation.batch_size):
-            batch = pixels[part].to(device)
-            with reduced(recipe.precision, device):
-                outputs = extract_representation(classifier, batch, layers)
-            for layer, output in outputs.items():
-                parts[layer].append(full(output).cpu())
-            progress.advance(len(batch))
-    return OrderedDict((layer, torch.cat(chunks)) for layer, chunks in parts.items())
+def _inputs(
+    recipe: Recipe, split: str, files: Sequence[Path], limit: int | None, reporter: Reporter
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return images in [0, 1], and what is stored of them beside their representation."""
+    if files:
+        size, channels = recipe.data.image_size, recipe.data.channels
+        return read_images(files, channels=channels, image_size=size), {}
+    images = load_images(recipe, split, limit=limit, reporter=reporter)
+    return images.pixels(slice(None)), {"labels": images.labels, "indices": images.indices}

@@ -1,4 +1,4 @@
-"""Turn the purifier that the paper's authors publish into a run of ours, and a run into their form.
+"""Import a purifier that the paper's authors publish as a run, and export a run in their format.
 
 They publish three safetensors files, `<model>_<dataset>_<reference>_<part>.safetensors`, which hold what
 inference needs and no encoder; the key map is `carso_cli.defence.release_format`.
@@ -27,8 +27,9 @@ from carso_cli.runs.environment import describe_environment
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import Reporter
 
-# Buffers of batch normalisation, which are no parameters.
+# Buffers of batch normalisation, which are not parameters.
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_OWN_FOLDER = "put the three files of one published purifier into a folder of their own"
 
 
 def import_release(folder: Path, recipe: Recipe, *, run: Path, reporter: Reporter) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def import_release(folder: Path, recipe: Recipe, *, run: Path, reporter: Reporte
 
 
 def export_release(run: Path, out: Path, *, name: str) -> dict[str, Path]:
-    """Write a trained run's purifier in the published form, without its encoder.
+    """Write a trained run's purifier in the authors' format, without its encoder.
 
     Args:
         run: Run folder of `carso train-purifier`.
@@ -101,14 +102,14 @@ def export_release(run: Path, out: Path, *, name: str) -> dict[str, Path]:
 
     Raises:
         StateError: If the run holds no purifier, or a damaged one.
-        UsageError: If a share of the input is mixed in, for which that form has no place.
+        UsageError: If a fraction of the input is mixed in, which that format cannot express.
         CarsoError: If the files cannot be written.
     """
     purifier = RunFolder(run).require_purifier(f"carso train-purifier RECIPE --run {run}")
     share = load_recipe(str(RunFolder(run).recipe.resolve())).purifier.input_share
     if share:
         raise UsageError(
-            f"{run} mixes {share:g} of the input into what it classifies; the published form cannot say so"
+            f"{run} mixes {share:g} of the input into what it classifies; the published format cannot say so"
         )
     state, metadata = load_tensors(purifier)
     ensure_folder(out)
@@ -141,21 +142,19 @@ def find_release(folder: Path) -> dict[str, Path]:
     if problems:
         raise WeightsError(
             f"{folder} must hold exactly one file for each ending; it does not for\n" + "\n".join(problems),
-            hint="put the three files of one published purifier into a folder of their own",
+            hint=_OWN_FOLDER,
         )
     files = {part: paths[0] for part, paths in found.items()}
     names = sorted({path.name.removesuffix(f"_{part}.safetensors") for part, path in files.items()})
     if len(names) > 1:
-        raise WeightsError(
-            f"{folder} holds files of different purifiers: {', '.join(names)}",
-            hint="put the three files of one published purifier into a folder of their own",
-        )
+        message = f"{folder} holds files of different purifiers: {', '.join(names)}"
+        raise WeightsError(message, hint=_OWN_FOLDER)
     return files
 
 
 def _check_classifier(files: Mapping[str, Path], checksum: str) -> None:
-    """Hold the classifier against the one that our own files name; the authors' name none."""
     for path in files.values():
+        # Only files of `export_release` name their classifier; the authors' name none.
         stated = read_header(path).get("classifier", checksum)
         if stated != checksum:
             raise WeightsError(
@@ -174,19 +173,18 @@ def _check(
     problems: list[str] = []
     for part, tensors in published.items():
         wanted = to_release(part, expected)
-        lines = (
-            ("missing", [key for key in wanted if key not in tensors]),
-            ("unexpected", [key for key in tensors if key not in wanted]),
-            (
-                "of another shape",
-                [
-                    f"{key} is {tuple(tensors[key].shape)}, not {tuple(wanted[key].shape)}"
-                    for key in wanted
-                    if key in tensors and tensors[key].shape != wanted[key].shape
-                ],
-            ),
-        )
-        problems += [f"{part}: {len(keys)} {title}: {', '.join(keys)}" for title, keys in lines if keys]
+        faults = {
+            "missing": [key for key in wanted if key not in tensors],
+            "unexpected": [key for key in tensors if key not in wanted],
+            "of another shape": [
+                f"{key} is {tuple(tensors[key].shape)}, not {tuple(wanted[key].shape)}"
+                for key in wanted
+                if key in tensors and tensors[key].shape != wanted[key].shape
+            ],
+        }
+        problems += [
+            f"{part}: {len(keys)} {fault}: {', '.join(keys)}" for fault, keys in faults.items() if keys
+        ]
     if problems:
         raise WeightsError(
             f"the files in {folder} do not fit recipe '{recipe.name}':\n" + "\n".join(problems),
@@ -195,27 +193,22 @@ def _check(
 
 
 def _explain(published: Mapping[str, Mapping[str, Tensor]], recipe: Recipe) -> str:
-    """Say which sizes the files have where they differ from the recipe's, as far as they show them."""
+    """Say which sizes the files have where they differ from the recipe's, as far as the tensors show them."""
     compressors, compressor, decoder = (published[part] for part in PUBLISHED_PARTS)
+    layers = len({key.partition(".")[0] for key in compressors})
     features = compressor["1.0.weight"].shape[0] if "1.0.weight" in compressor else None
-    sizes = {
-        "representation.layers": (
-            len({key.partition(".")[0] for key in compressors}),
-            len(recipe.representation.layers),
-        ),
-        "purifier.condition_features": (features, recipe.purifier.condition_features),
-        "purifier.latent_features": (
-            decoder["0.1.weight"].shape[1] - features if features and "0.1.weight" in decoder else None,
-            recipe.purifier.latent_features,
-        ),
-        "data.channels": (
-            decoder["5.weight"].shape[1] if "5.weight" in decoder else None,
-            recipe.data.channels,
-        ),
-    }
+    # The decoder's first layer takes latents and condition side by side.
+    latents = decoder["0.1.weight"].shape[1] - features if features and "0.1.weight" in decoder else None
+    channels = decoder["5.weight"].shape[1] if "5.weight" in decoder else None
+    sizes = (
+        ("representation.layers", layers, len(recipe.representation.layers)),
+        ("purifier.condition_features", features, recipe.purifier.condition_features),
+        ("purifier.latent_features", latents, recipe.purifier.latent_features),
+        ("data.channels", channels, recipe.data.channels),
+    )
     differing = [
         f"{key}: {theirs} in the files, {ours} in the recipe"
-        for key, (theirs, ours) in sizes.items()
+        for key, theirs, ours in sizes
         if theirs not in (None, ours)
     ]
     return "; ".join(differing) or "use the recipe of the classifier and data set that the file names state"

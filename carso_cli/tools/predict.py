@@ -11,7 +11,8 @@ answer alone or among others, in any order.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,23 @@ import torch
 from torch import Tensor
 
 from carso_cli.build import load_defence
-from carso_cli.data.decode import SUFFIXES
-from carso_cli.data.image_files import read_images
+from carso_cli.data.decode import SUFFIXES, read_images
+from carso_cli.data.image_set import ordered_batches
 from carso_cli.defence.answer import classify
+from carso_cli.defence.defended_model import Defence
 from carso_cli.errors import DataError
+from carso_cli.io.json_files import ensure_folder
+from carso_cli.pictures.grids import save_grid, save_image
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.description import class_names
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import Reporter
-from carso_cli.tools.reconstructions import ReconstructionWriter
 
 _READ_TOGETHER = 256
+_IN_GRID = 10
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
+_LONGEST_NAME = 60
 
 
 def predict(
@@ -71,18 +77,19 @@ def predict(
     recipe = load_recipe(str(RunFolder(run).recipe.resolve()))
     paths = find_images(named)
     pixels = _read(paths, recipe, resize)
-    names = class_names(RunFolder(run), recipe)
     chosen = recipe.seed if seed is None else seed
-    writer = None if save is None else ReconstructionWriter(save)
+    if save is not None:
+        ensure_folder(save)  # before any work, so that an unwritable folder costs none
     rows: list[dict[str, Any]] = []
-    with reporter.progress("classifying", len(paths)) as progress:
-        for part in _passes(len(paths), defence.n_samples, recipe):
-            images = pixels[part].to(torch.float32).div_(255.0)
-            answer = classify(defence, images, chosen)
-            for place, path in enumerate(paths[part]):
-                saved = writer.write(path, images[place], answer.reconstructions[place]) if writer else []
-                rows.append({"path": _readable(path), **answer.describe(place, names), "saved": saved})
-            progress.advance(len(images))
+    shown: list[tuple[Tensor, Tensor]] = []
+    answers = _answers(defence, pixels, recipe, chosen, class_names(RunFolder(run), recipe), reporter)
+    for path, (image, samples, described) in zip(paths, answers, strict=True):
+        saved = _save_reconstructions(save, len(rows) + 1, path, samples) if save else []
+        if len(shown) < _IN_GRID:
+            shown.append((image, samples))
+        # A file's name need not be valid text; what is shown and written as JSON must be.
+        printable = os.fsencode(path).decode("utf-8", errors="replace")
+        rows.append({"path": printable, **described, "saved": saved})
     return {
         "run": str(run),
         "recipe": recipe.name,
@@ -90,19 +97,47 @@ def predict(
         "aggregation": defence.aggregation,
         "seed": chosen,
         "images": rows,
-        "grid": None if writer is None else writer.write_grid(),
+        "grid": None if save is None else _save_grid(save, shown),
     }
 
 
-def _passes(count: int, n_samples: int, recipe: Recipe) -> list[slice]:
-    evaluation = recipe.evaluation
-    size = max(min(evaluation.samples_per_pass // n_samples, evaluation.batch_size), 1)
-    return [slice(start, start + size) for start in range(0, count, size)]
+def _answers(
+    defence: Defence, pixels: Tensor, recipe: Recipe, seed: int, names: Sequence[str], reporter: Reporter
+) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
+    """Yield for each image its pixels in [0, 1], its reconstructions, and what the defence says of it."""
+    per_pass = min(recipe.evaluation.samples_per_pass // defence.n_samples, recipe.evaluation.batch_size)
+    with reporter.progress("classifying", len(pixels)) as progress:
+        for part in ordered_batches(len(pixels), max(per_pass, 1)):
+            images = pixels[part].to(torch.float32).div_(255.0)
+            answer = classify(defence, images, seed)
+            for place, image in enumerate(images):
+                yield image, answer.reconstructions[place], answer.describe(place, names)
+            progress.advance(len(images))
 
 
-def _readable(path: Path) -> str:
-    # A name need not be valid text; what is shown and written as JSON must be.
-    return os.fsencode(path).decode("utf-8", errors="replace")
+def _save_reconstructions(folder: Path, number: int, source: Path, samples: Tensor) -> list[str]:
+    """Write one image's reconstructions, (N, channels, H, W) in [0, 1], and their mean.
+
+    Returns:
+        The files: `0001-NAME-sample-1.png`, … and `0001-NAME-mean.png`.
+    """
+    # The number keeps apart files of one name from different folders.
+    name = f"{number:04d}-{_NOT_IN_NAMES.sub('_', source.stem)[:_LONGEST_NAME]}"
+    pictures = {f"sample-{number}": sample for number, sample in enumerate(samples, start=1)}
+    pictures["mean"] = samples.mean(dim=0)
+    for part, pixels in pictures.items():
+        save_image(folder / f"{name}-{part}.png", pixels)
+    return [str(folder / f"{name}-{part}.png") for part in pictures]
+
+
+def _save_grid(folder: Path, shown: Sequence[tuple[Tensor, Tensor]]) -> str:
+    """Write `grid.png`: input, samples and their mean of the first images."""
+    images, samples = (torch.stack(tensors) for tensors in zip(*shown, strict=True))
+    rows = [("input", images)]
+    rows += [(f"sample {number + 1}", samples[:, number]) for number in range(samples.shape[1])]
+    rows.append(("mean", samples.mean(dim=1)))
+    save_grid(folder / "grid.png", rows)
+    return str(folder / "grid.png")
 
 
 def find_images(named: Iterable[Path | str]) -> list[Path]:
@@ -142,18 +177,10 @@ def _images_under(folder: Path) -> Iterable[Path]:
 
 def _read(paths: Sequence[Path], recipe: Recipe, resize: bool) -> Tensor:
     """Return uint8 (B, channels, H, W), a quarter of the memory of the floats that are read."""
-    data = recipe.data
-    parts = [
-        read_images(
-            paths[start : start + _READ_TOGETHER],
-            channels=data.channels,
-            image_size=data.image_size,
-            resize=resize,
-        )
-        .mul(255.0)
-        .round()
-        .to(torch.uint8)
-        # One pass even where nothing is named, so that the reader says so.
-        for start in range(0, max(len(paths), 1), _READ_TOGETHER)
-    ]
+    size, channels, parts = recipe.data.image_size, recipe.data.channels, []
+    # One pass even where nothing is named, so that `read_images` raises its error.
+    for start in range(0, max(len(paths), 1), _READ_TOGETHER):
+        together = paths[start : start + _READ_TOGETHER]
+        images = read_images(together, channels=channels, image_size=size, resize=resize)
+        parts.append(images.mul(255.0).round().to(torch.uint8))
     return torch.cat(parts)

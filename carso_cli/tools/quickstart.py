@@ -29,7 +29,7 @@ _SAMPLES_SHOWN = 3
 def quickstart(*, run: Path, reporter: Reporter, device: str = "auto") -> dict[str, Any]:
     """Train the digits purifier, attack classifier and defence by PGD, and draw a picture.
 
-    A purifier that is already trained in `run` is used again; an interrupted training goes on.
+    A purifier that is already trained in `run` is used again; an interrupted training is resumed.
 
     Args:
         run: Run folder.
@@ -63,7 +63,7 @@ def quickstart(*, run: Path, reporter: Reporter, device: str = "auto") -> dict[s
 
 @torch.no_grad()
 def _draw(path: Path, defence: Defence, images: Tensor, perturbed: Tensor) -> None:
-    """Draw inputs and perturbed inputs, each above a few of its reconstructions."""
+    """Draw inputs and perturbed inputs, each above a few of their reconstructions."""
     device = defence.purifier.mean.device
     latents = defence.draw_latents(len(images), _SAMPLES_SHOWN, generator(0, "picture"))
     rows = []

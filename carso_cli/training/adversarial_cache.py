@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from carso_cli.data.batches import epoch_batches
+from carso_cli.data.image_set import epoch_batches
 from carso_cli.runtime.seed import generator
 
 Place = tuple[int, int]

@@ -20,8 +20,7 @@ from torch import nn
 
 from carso_cli import __version__
 from carso_cli.build import classifier_fingerprint, device_for, load_images, training_images
-from carso_cli.data.batches import epoch_batches
-from carso_cli.data.image_set import ImageSet, split_holdout
+from carso_cli.data.image_set import ImageSet, epoch_batches, split_holdout
 from carso_cli.distributed.world import join
 from carso_cli.errors import DataError, InterruptedRun
 from carso_cli.recipe.identity import recipe_hash

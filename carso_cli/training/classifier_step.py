@@ -17,8 +17,7 @@ from carso_cli.attacks.pgd import PGD
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.build import build_classifier, channels_last, untrained_classifier
 from carso_cli.data.augmentation import augment
-from carso_cli.data.batches import ordered_batches
-from carso_cli.data.image_set import ImageSet
+from carso_cli.data.image_set import ImageSet, ordered_batches
 from carso_cli.distributed.world import World, join
 from carso_cli.errors import NumericsError, RecipeError, UsageError
 from carso_cli.recipe.schema import Kind, Recipe

@@ -119,7 +119,7 @@ def perturbed(
     attack = PGDEoT(
         ThreatModel(recipe.threat.norm, eps),
         steps=steps,
-        draws=1,
+        eot_samples=1,
         step_size=2.5 * eps / max(steps, 2),
         random_start=True,
         seed=seed,

@@ -25,8 +25,7 @@ from carso_cli.build import (
     load_images,
     own_classifier,
 )
-from carso_cli.data.batches import epoch_batches, ordered_batches
-from carso_cli.data.image_set import split_holdout
+from carso_cli.data.image_set import epoch_batches, ordered_batches, split_holdout
 from carso_cli.defence.defended_model import Defence
 from carso_cli.defence.vae import Purifier
 from carso_cli.distributed.world import join

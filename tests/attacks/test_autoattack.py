@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from carso_cli.attacks.autoattack import AutoAttack
-from carso_cli.attacks.autoattack_parts import FAB, LibraryAPGD, Square
+from carso_cli.attacks.autoattack import FAB, AutoAttack, LibraryAPGD, Square
 from carso_cli.attacks.defence_target import DefenceTarget
 from carso_cli.attacks.gradient_health import GradientRecorder
 from carso_cli.attacks.target import ClassifierTarget

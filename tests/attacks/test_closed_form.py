@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from carso_cli.attacks.apgd import APGD
 from carso_cli.attacks.attack import Attack
-from carso_cli.attacks.autoattack_parts import LibraryAPGD
+from carso_cli.attacks.autoattack import LibraryAPGD
 from carso_cli.attacks.fgsm import FGSM
 from carso_cli.attacks.pgd import PGD
 from carso_cli.attacks.pgd_eot import PGDEoT
@@ -28,9 +28,9 @@ GRADIENT_ATTACKS: dict[str, Callable[[ThreatModel], Attack]] = {
     "fgsm": FGSM,
     "pgd": lambda threat: PGD(threat, steps=40, step_size=STEP[threat.norm]),
     "pgd-best": lambda threat: PGD(threat, steps=40, step_size=STEP[threat.norm], keep_best=True),
-    "pgd-eot": lambda threat: PGDEoT(threat, steps=40, draws=1, step_size=STEP[threat.norm]),
+    "pgd-eot": lambda threat: PGDEoT(threat, steps=40, eot_samples=1, step_size=STEP[threat.norm]),
     "pgd-eot-random-start": lambda threat: PGDEoT(
-        threat, steps=60, draws=1, step_size=STEP[threat.norm], random_start=True, restarts=2
+        threat, steps=60, eot_samples=1, step_size=STEP[threat.norm], random_start=True, restarts=2
     ),
     "apgd-ce": lambda threat: APGD(threat, loss="ce", steps=40),
     "library-apgd-ce": lambda threat: LibraryAPGD(threat, loss="ce", steps=40),
@@ -69,7 +69,7 @@ def test_the_worst_case_is_reached_where_the_pixel_range_binds(name: str, three_
     threat = ThreatModel("linf", 0.6)
     attack = GRADIENT_ATTACKS[name](threat)
     if name.startswith("pgd"):
-        attack = PGDEoT(threat, steps=40, draws=1, step_size=0.1, random_start="random" in name)
+        attack = PGDEoT(threat, steps=40, eot_samples=1, step_size=0.1, random_start="random" in name)
         if name == "pgd":
             attack = PGD(threat, steps=40, step_size=0.1)
     found = attack(ClassifierTarget(problem), problem.images, problem.labels)
@@ -121,8 +121,8 @@ def test_dlr_reaches_the_worst_case_and_crosses_the_boundary_iff_it_can(
 class FlippedTarget(ClassifierTarget):
     """The fault that a library once shipped: the gradient of the negative loss."""
 
-    def loss_and_gradient(self, images: Tensor, labels: Tensor, loss: Any, draws: int) -> LossGradient:
-        answer = super().loss_and_gradient(images, labels, loss, draws)
+    def loss_and_gradient(self, images: Tensor, labels: Tensor, loss: Any, eot_samples: int) -> LossGradient:
+        answer = super().loss_and_gradient(images, labels, loss, eot_samples)
         return LossGradient(answer.loss, answer.correct, answer.saturated, -answer.gradient)
 
 

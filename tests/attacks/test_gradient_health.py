@@ -12,6 +12,7 @@ from carso_cli.attacks.defence_target import DefenceTarget
 from carso_cli.attacks.gradient_health import GradientRecorder
 from carso_cli.attacks.pgd import PGD
 from carso_cli.attacks.pgd_eot import PGDEoT
+from carso_cli.attacks.target import ExpectedLoss
 from carso_cli.attacks.threat_model import ThreatModel
 
 THREAT = ThreatModel("linf", 0.1)
@@ -30,10 +31,14 @@ def test_shares_by_hand() -> None:
     recorder.record(
         0,
         torch.tensor(rows).view(6, 1, 1, 2),
-        loss=torch.tensor([1.0, 2.0, torch.nan, torch.inf, 3.0, 0.0]),
-        saturated=torch.tensor([0.0, 0.0, 1.0, 1.0, 0.5, 0.5]),
+        ExpectedLoss(
+            loss=torch.tensor([1.0, 2.0, torch.nan, torch.inf, 3.0, 0.0]),
+            correct=torch.zeros(6),
+            saturated=torch.tensor([0.0, 0.0, 1.0, 1.0, 0.5, 0.5]),
+        ),
     )
-    recorder.record(1, torch.ones(2, 1, 1, 2), loss=torch.tensor([5.0, 7.0]), saturated=torch.zeros(2))
+    second_loss = ExpectedLoss(torch.tensor([5.0, 7.0]), correct=torch.zeros(2), saturated=torch.zeros(2))
+    recorder.record(1, torch.ones(2, 1, 1, 2), second_loss)
     first, second = recorder.steps()
     assert (first.gradients, first.nan, first.inf) == (6, 3 / 6, 1 / 6)
     assert first.zero == pytest.approx(1 / 6)
@@ -57,8 +62,8 @@ def test_nothing_recorded_is_not_a_clean_bill() -> None:
 @pytest.mark.parametrize(
     "build",
     [
-        lambda recorder: PGDEoT(THREAT, steps=5, draws=2, step_size=0.05, recorder=recorder),
-        lambda recorder: APGD(THREAT, loss="ce", steps=5, draws=2, recorder=recorder),
+        lambda recorder: PGDEoT(THREAT, steps=5, eot_samples=2, step_size=0.05, recorder=recorder),
+        lambda recorder: APGD(THREAT, loss="ce", steps=5, eot_samples=2, recorder=recorder),
         lambda recorder: PGD(THREAT, steps=5, step_size=0.05, random_start=False, recorder=recorder),
     ],
     ids=["pgd-eot", "apgd", "pgd"],

@@ -126,10 +126,10 @@ def examples_by_ours(defence: Defence, images: Tensor, labels: Tensor) -> list[T
     threat = ThreatModel("linf", EPS)
     target = DefenceTarget(defence, "exact", 4096, generator(0, "latents"))
     ascents = [
-        PGDEoT(threat, steps=DEFENCE_STEPS, draws=DRAWS, step_size=EPS / 4, random_start=random_start)
+        PGDEoT(threat, steps=DEFENCE_STEPS, eot_samples=DRAWS, step_size=EPS / 4, random_start=random_start)
         for random_start in (False, True)
     ]
-    rand_aa = RandAutoAttack(threat, steps=DEFENCE_STEPS, draws=DRAWS)
+    rand_aa = RandAutoAttack(threat, steps=DEFENCE_STEPS, eot_samples=DRAWS)
     return [
         *(ascent(target, images, labels) for ascent in ascents),
         *rand_aa.candidates(target, images, labels).values(),

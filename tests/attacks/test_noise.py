@@ -44,6 +44,8 @@ def test_noise_is_cut_to_the_range_and_repeats_from_its_seed() -> None:
 
 
 def test_no_perturbation_returns_a_copy() -> None:
-    unchanged = NoPerturbation()(ClassifierTarget(lambda images: images), IMAGES, LABELS)
+    unchanged = NoPerturbation(ThreatModel("linf", 0.2))(
+        ClassifierTarget(lambda images: images), IMAGES, LABELS
+    )
     torch.testing.assert_close(unchanged, IMAGES, rtol=0, atol=0)
     assert unchanged.data_ptr() != IMAGES.data_ptr()

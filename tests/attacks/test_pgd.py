@@ -114,7 +114,9 @@ def test_keeping_the_best_point_never_loses_to_the_start_or_to_the_last_point() 
     last = PGD(threat, steps=9, step_size=0.05, random_start=False)(rugged, images, labels)
     assert (loss(last) < loss(images)).any(), "the model must be rugged enough to lose"
     assert (loss(kept) >= torch.maximum(loss(last), loss(images)) - 1e-5).all()
-    averaged = PGDEoT(threat, steps=9, draws=1, step_size=0.05)(ClassifierTarget(rugged), images, labels)
+    averaged = PGDEoT(threat, steps=9, eot_samples=1, step_size=0.05)(
+        ClassifierTarget(rugged), images, labels
+    )
     torch.testing.assert_close(loss(averaged), loss(kept), rtol=1e-4, atol=1e-4)
 
 
@@ -127,7 +129,9 @@ def test_strength_on_a_trained_network(digits: Any) -> None:
     threat = ThreatModel("linf", 0.1)
     fgsm = accuracy(FGSM(threat)(model, images, labels))
     pgd = accuracy(PGD(threat, steps=20, step_size=0.02)(model, images, labels))
-    eot = accuracy(PGDEoT(threat, steps=20, draws=1, step_size=0.02)(ClassifierTarget(model), images, labels))
+    eot = accuracy(
+        PGDEoT(threat, steps=20, eot_samples=1, step_size=0.02)(ClassifierTarget(model), images, labels)
+    )
     assert accuracy(images) > 0.85
     assert pgd <= fgsm < 0.5
     assert pgd < 0.35
@@ -143,7 +147,7 @@ def test_pgd_eot_beats_a_random_defence_that_noise_does_not(
     attack = PGDEoT(
         threat,
         steps=15,
-        draws=6,
+        eot_samples=6,
         step_size=0.2 * float(threat.eps),
         random_start=random_start,
         restarts=2,
@@ -168,7 +172,7 @@ def test_the_point_after_the_last_step_counts() -> None:
     labels = torch.zeros(2, dtype=torch.long)
     threat = ThreatModel("linf", 0.1)
     for attack in (
-        PGDEoT(threat, steps=1, draws=1, step_size=0.1),
+        PGDEoT(threat, steps=1, eot_samples=1, step_size=0.1),
         PGD(threat, steps=1, step_size=0.1, random_start=False, keep_best=True),
     ):
         torch.testing.assert_close(attack(ClassifierTarget(model), images, labels), images - 0.1)
@@ -190,7 +194,7 @@ def test_pixels_whose_gradient_is_nan_stay_where_they_are(norm: str) -> None:
     for attack in (
         PGD(threat, steps=3, step_size=0.1, random_start=False),
         FGSM(threat),
-        PGDEoT(threat, steps=3, draws=1, step_size=0.1),
+        PGDEoT(threat, steps=3, eot_samples=1, step_size=0.1),
     ):
         change = (attack(target, images, labels) - images).flatten()
         assert change[:2].abs().max() == 0
@@ -210,7 +214,7 @@ def test_a_wrong_answer_with_a_nan_loss_is_kept() -> None:
     threat = ThreatModel("linf", 0.1)
     assert F.cross_entropy(saturated(images), labels).isfinite()
     for attack in (
-        PGDEoT(threat, steps=2, draws=1, step_size=0.1),
+        PGDEoT(threat, steps=2, eot_samples=1, step_size=0.1),
         PGD(threat, steps=2, step_size=0.1, random_start=False, keep_best=True),
     ):
         found = attack(ClassifierTarget(saturated), images, labels)

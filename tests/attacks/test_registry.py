@@ -12,20 +12,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from carso_cli.attacks.attack import candidates
 from carso_cli.attacks.defence_target import DefenceTarget
 from carso_cli.attacks.gradient_health import GradientRecorder
 from carso_cli.attacks.losses import margin
-from carso_cli.attacks.names import (
+from carso_cli.attacks.rand_autoattack import RandAutoAttack
+from carso_cli.attacks.registry import (
     ATTACKS,
     BASELINES,
     DEFENCE_ONLY,
     DETERMINISTIC_ONLY,
     PROTOCOLS,
+    Budget,
+    build_attack,
     check_name,
 )
-from carso_cli.attacks.rand_autoattack import RandAutoAttack
-from carso_cli.attacks.registry import Budget, build_attack
 from carso_cli.attacks.target import ClassifierTarget
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.errors import UsageError
@@ -75,8 +75,8 @@ def test_every_attack_on_a_random_defence(
     threat = ThreatModel(norm, {"linf": 0.3, "l2": 1.2}[norm])
     recorder = GradientRecorder()
     attack = build_attack(name, threat, BUDGET, stochastic=True, seed=0, recorder=recorder)
-    offered = candidates(attack, attacked(samples_per_pass=24), images, labels)
-    again = candidates(attack, attacked(samples_per_pass=24), images, labels)
+    offered = attack.candidates(attacked(samples_per_pass=24), images, labels)
+    again = attack.candidates(attacked(samples_per_pass=24), images, labels)
     judge = attacked(seed=8)
     clean = judge.expected_loss(images, labels, margin, 200).loss.mean()
     for key, found in offered.items():
@@ -105,7 +105,7 @@ def test_one_radius_per_image(
 def test_rand_aa_offers_both_losses_and_returns_the_stronger(
     attacked: Callable[..., DefenceTarget], images: Tensor, labels: Tensor
 ) -> None:
-    attack = RandAutoAttack(ThreatModel("linf", 0.3), steps=5, draws=30)
+    attack = RandAutoAttack(ThreatModel("linf", 0.3), steps=5, eot_samples=30)
     offered = attack.candidates(attacked(), images, labels)
     assert set(offered) == {"apgd-ce", "apgd-dlr"}
     found = attack(attacked(), images, labels)
@@ -151,5 +151,5 @@ def test_attacks_that_do_not_fit_the_model_are_refused() -> None:
 
 
 def test_names_load_no_torch() -> None:
-    script = "import sys, carso_cli.attacks.names; sys.exit('torch' in sys.modules)"
+    script = "import sys, carso_cli.attacks.registry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

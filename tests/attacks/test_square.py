@@ -22,7 +22,9 @@ NORMS = ["linf", "l2"]
 def test_it_gains_a_known_share_of_the_worst_case(norm: str, share: float, problem: Any) -> None:
     radii = torch.linspace(0.2, 0.6, len(problem.images)) * problem.distance(norm)
     threat = ThreatModel(norm, radii)
-    found = SquareEoT(threat, queries=800, draws=1)(ClassifierTarget(problem), problem.images, problem.labels)
+    found = SquareEoT(threat, queries=800, eot_samples=1)(
+        ClassifierTarget(problem), problem.images, problem.labels
+    )
     assert threat.contains(found, problem.images, tolerance=1e-6).all()
     before = problem.margin(problem.images)
     gain = (problem.margin(found) - before) / (problem.worst_margin(norm, radii) - before)
@@ -37,17 +39,21 @@ def test_more_queries_never_hurt_and_the_same_seed_repeats(norm: str, digits: An
     threat = ThreatModel(norm, {"linf": 0.02, "l2": 0.1}[norm])
     margins = []
     for queries in (1, 20, 100):
-        found = SquareEoT(threat, queries=queries, draws=1)(target, images, labels)
+        found = SquareEoT(threat, queries=queries, eot_samples=1)(target, images, labels)
         margins.append(margin(model(found), labels).mean())
     assert margins[0] < margins[1] < margins[2]
-    again = SquareEoT(threat, queries=100, draws=1)(target, images, labels)
+    again = SquareEoT(threat, queries=100, eot_samples=1)(target, images, labels)
     torch.testing.assert_close(again, found, rtol=0, atol=0)
-    assert not torch.equal(SquareEoT(threat, queries=100, draws=1, seed=1)(target, images, labels), found)
+    assert not torch.equal(
+        SquareEoT(threat, queries=100, eot_samples=1, seed=1)(target, images, labels), found
+    )
 
 
 def test_its_strength_on_a_trained_network(digits: Any) -> None:
     model, images, labels = digits
-    found = SquareEoT(ThreatModel("linf", 0.2), queries=300, draws=1)(ClassifierTarget(model), images, labels)
+    found = SquareEoT(ThreatModel("linf", 0.2), queries=300, eot_samples=1)(
+        ClassifierTarget(model), images, labels
+    )
     assert (model(found).argmax(dim=1) == labels).float().mean() < 0.2
 
 
@@ -56,7 +62,7 @@ def test_it_raises_the_mean_margin_of_a_random_defence(
     norm: str, attacked: Callable[..., DefenceTarget], images: Tensor, labels: Tensor
 ) -> None:
     threat = ThreatModel(norm, {"linf": 0.3, "l2": 1.2}[norm])
-    found = SquareEoT(threat, queries=150, draws=8)(attacked(), images, labels)
+    found = SquareEoT(threat, queries=150, eot_samples=8)(attacked(), images, labels)
     assert threat.contains(found, images).all()
     judge = attacked(seed=7)
     before = judge.expected_loss(images, labels, margin, 200)

@@ -1,4 +1,4 @@
-"""Stand-ins for the defence say what their names promise."""
+"""Surrogates of the defence compute what their names promise."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from carso_cli.attacks import surrogates as transfer
 from carso_cli.attacks.apgd import APGD
 from carso_cli.attacks.defence_target import DefenceTarget
 from carso_cli.attacks.losses import cross_entropy, margin
+from carso_cli.attacks.surrogates import SURROGATES, Transfer
 from carso_cli.attacks.target import ClassifierTarget
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.errors import UsageError
@@ -29,23 +29,27 @@ def sample_logits(toy: Any, images: Tensor) -> Tensor:
 
 
 def test_aggregations(attacked: Callable[..., DefenceTarget], images: Tensor, sample_logits: Tensor) -> None:
-    torch.testing.assert_close(transfer.logit_mean(attacked())(images), sample_logits.mean(dim=1))
+    torch.testing.assert_close(
+        SURROGATES["transfer-logit-mean"](attacked())(images), sample_logits.mean(dim=1)
+    )
     mean_probability = sample_logits.softmax(dim=2).mean(dim=1)
-    torch.testing.assert_close(transfer.probability_mean(attacked())(images), mean_probability.log())
+    torch.testing.assert_close(
+        SURROGATES["transfer-probability-mean"](attacked())(images), mean_probability.log()
+    )
     log_probability = sample_logits.exp().sum(dim=1).log_softmax(dim=1)
-    torch.testing.assert_close(transfer.log_probability(attacked())(images), log_probability)
+    torch.testing.assert_close(SURROGATES["transfer-log-probability"](attacked())(images), log_probability)
 
 
 def test_single_sample_classifies_one_reconstruction(
     toy: Any, attacked: Callable[..., DefenceTarget], images: Tensor
 ) -> None:
     toy.passes.clear()
-    transfer.single_sample(attacked())(images)
+    SURROGATES["transfer-single-sample"](attacked())(images)
     assert toy.passes == [len(images)]
 
 
 def test_bare_classifier(toy: Any, attacked: Callable[..., DefenceTarget], images: Tensor) -> None:
-    target = transfer.bare_classifier(attacked())
+    target = SURROGATES["transfer-classifier"](attacked())
     assert isinstance(target, ClassifierTarget)
     torch.testing.assert_close(target(images), toy.classifier(images).detach())
 
@@ -53,9 +57,9 @@ def test_bare_classifier(toy: Any, attacked: Callable[..., DefenceTarget], image
 def test_straight_through_sees_the_defence_but_differentiates_the_classifier(
     toy: Any, attacked: Callable[..., DefenceTarget], images: Tensor, labels: Tensor, sample_logits: Tensor
 ) -> None:
-    target = transfer.straight_through(attacked())
+    target = SURROGATES["transfer-straight-through"](attacked())
     torch.testing.assert_close(target(images), sample_logits.logsumexp(dim=1))
-    answer = transfer.straight_through(attacked(samples_per_pass=7)).loss_and_gradient(
+    answer = SURROGATES["transfer-straight-through"](attacked(samples_per_pass=7)).loss_and_gradient(
         images, labels, cross_entropy, 1
     )
     latents = toy.draw_latents(len(images), generator=generator(0, "latents"))
@@ -69,23 +73,16 @@ def test_straight_through_sees_the_defence_but_differentiates_the_classifier(
     assert not torch.allclose(answer.gradient, honest)
 
 
-def test_transfer_attacks_the_stand_in(
+def test_transfer_attacks_the_surrogate(
     attacked: Callable[..., DefenceTarget], images: Tensor, labels: Tensor
 ) -> None:
     threat = ThreatModel("linf", 0.1)
-    attack = transfer.Transfer(
-        "transfer-classifier", transfer.bare_classifier, APGD(threat, loss="ce", steps=15)
-    )
+    apgd = APGD(threat, loss="ce", steps=15)
+    attack = Transfer(threat, surrogate="transfer-classifier", attack=apgd)
     found = attack(attacked(), images, labels)
-    bare = transfer.bare_classifier(attacked())
+    bare = SURROGATES["transfer-classifier"](attacked())
     before, after = (bare.expected_loss(points, labels, margin, 1).loss for points in (images, found))
     assert (after > before).all()
     assert threat.contains(found, images).all()
-
-
-def test_transfer_needs_a_defence(images: Tensor, labels: Tensor) -> None:
-    attack = transfer.Transfer(
-        "transfer-logit-mean", transfer.logit_mean, APGD(ThreatModel("linf", 0.1), loss="ce", steps=2)
-    )
-    with pytest.raises(UsageError, match="'transfer-logit-mean' needs the defence"):
-        attack(ClassifierTarget(lambda points: points.flatten(1)), images, labels)
+    with pytest.raises(UsageError, match="'transfer-classifier' needs the defence"):
+        attack(bare, images, labels)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from carso_cli.attacks.defence_target import DefenceTarget
 from carso_cli.attacks.losses import cross_entropy, margin
-from carso_cli.attacks.target import ClassifierTarget, as_target, ordered_loss, saturation
+from carso_cli.attacks.target import ClassifierTarget, ExpectedLoss, as_target
 from carso_cli.errors import UsageError
 from carso_cli.runtime.seed import generator
 
@@ -158,7 +158,7 @@ def test_targets_repeat_from_a_seed_and_never_share_latents_between_steps(
 
 
 @pytest.mark.parametrize("samples_per_pass", [4, 4096])
-def test_pullback_is_the_gradient_of_one_draw_and_can_be_repeated(
+def test_the_vjp_is_the_gradient_of_one_draw_and_can_be_repeated(
     toy: Any, attacked: Callable[..., DefenceTarget], images: Tensor, labels: Tensor, samples_per_pass: int
 ) -> None:
     target = attacked(samples_per_pass=samples_per_pass)
@@ -201,7 +201,7 @@ def test_classifier_target(digits: Any) -> None:
     target = as_target(model)
     assert isinstance(target, ClassifierTarget)
     assert as_target(target) is target
-    answer = target.loss_and_gradient(images, labels, cross_entropy, draws=3)
+    answer = target.loss_and_gradient(images, labels, cross_entropy, eot_samples=3)
     leaf = images.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(model(leaf), labels, reduction="sum"), leaf)
     torch.testing.assert_close(answer.gradient, gradient)
@@ -211,10 +211,11 @@ def test_classifier_target(digits: Any) -> None:
 
 def test_nan_losses_are_ordered_by_who_is_wrong() -> None:
     loss = torch.tensor([torch.nan, torch.nan, 1.0, torch.nan])
-    ordered = ordered_loss(loss, torch.tensor([0.0, 1.0, 1.0, 0.5]))
-    assert ordered.tolist() == [torch.inf, -torch.inf, 1.0, -torch.inf]
+    answer = ExpectedLoss(loss, correct=torch.tensor([0.0, 1.0, 1.0, 0.5]), saturated=torch.zeros(4))
+    assert answer.rank.tolist() == [torch.inf, -torch.inf, 1.0, -torch.inf]
 
 
 def test_saturation_marks_labels_that_are_certain_in_float32() -> None:
     logits = torch.tensor([[30.0, 0.0], [10.0, 0.0], [0.0, 30.0], [torch.inf, 0.0], [torch.nan, 0.0]])
-    assert saturation(logits, torch.zeros(5, dtype=torch.long)).tolist() == [1, 0, 0, 1, 1]
+    answer = ExpectedLoss.of(torch.zeros(5), logits, torch.zeros(5, dtype=torch.long))
+    assert answer.saturated.tolist() == [1, 0, 0, 1, 1]

@@ -19,7 +19,7 @@ from carso_cli.classifiers.registry import ClassifierRecord, Published
 from carso_cli.cli.app import run as carso
 from carso_cli.recipe.load import load_recipe, read_recipe_file
 from carso_cli.recipe.shipped import find_recipe, list_recipes
-from carso_cli.tools import asset_data as inventory_data
+from carso_cli.tools import assets
 from carso_cli.tools import doctor as workflow
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -150,7 +150,7 @@ def published(monkeypatch: pytest.MonkeyPatch, site: Site, tmp_path: Path) -> Si
         test_list=[],
         meta={"filename": "meta", "md5": ""},
     )
-    monkeypatch.setattr(inventory_data, "cifar_class", lambda _: facts)
+    monkeypatch.setattr(assets, "cifar_class", lambda _: facts)
     offered = property(lambda _: Published(site.url, "https://example.org/page"))
     monkeypatch.setattr(ClassifierRecord, "published", offered)
     return site

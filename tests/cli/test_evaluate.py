@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from carso_cli import __version__
-from carso_cli.attacks.names import ATTACKS
+from carso_cli.attacks.registry import ATTACKS
 from carso_cli.build import build_classifier, build_purifier, classifier_fingerprint
 from carso_cli.cli.app import run
 from carso_cli.cli.evaluation_tables import evaluation_tables

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +22,6 @@ from carso_cli.runtime.reporter import Reporter
 WriteImage = Callable[..., Path]
 
 
-class _Recorder(Reporter, Protocol):
-    warned: list[str]
-    tasks: list[tuple[str, int, str]]
-
-
 class Decoding:
     """Loads the cats of the training split and counts how many images were decoded."""
 
@@ -39,14 +34,8 @@ class Decoding:
         """Return the images and the number decoded by this call."""
         before = self.decoded
         with open_tree(self.folder) as tree:
-            images = load_images(
-                tree,
-                tree.images("train/cat"),
-                slot=slot,
-                channels=channels,
-                image_size=32,
-                reporter=self.reporter,
-            )
+            cats, form = tree.images("train/cat"), {"channels": channels, "image_size": 32}
+            images = load_images(tree, cats, slot=slot, reporter=self.reporter, **form)
         return images, self.decoded - before
 
 
@@ -68,7 +57,7 @@ def kept() -> list[Path]:
     return sorted((home() / "cache").iterdir())
 
 
-def test_the_second_load_decodes_nothing(decoding: Decoding, recorder: _Recorder) -> None:
+def test_the_second_load_decodes_nothing(decoding: Decoding, recorder: Any) -> None:
     first, decoded = decoding.load()
     assert decoded == 3
     second, decoded = decoding.load()
@@ -81,7 +70,7 @@ def test_the_second_load_decodes_nothing(decoding: Decoding, recorder: _Recorder
 
 
 def test_a_changed_image_replaces_the_file(
-    decoding: Decoding, two_splits: Path, write_image: WriteImage, recorder: _Recorder
+    decoding: Decoding, two_splits: Path, write_image: WriteImage, recorder: Any
 ) -> None:
     decoding.load()
     write_image(two_splits / "train" / "cat" / "1.png", 200)
@@ -102,9 +91,7 @@ def test_other_shapes_and_slots_have_files_of_their_own(decoding: Decoding) -> N
 
 
 @pytest.mark.parametrize("damage", ["pixels", "cut", "empty", "text"])
-def test_a_damaged_file_is_made_again_with_a_warning(
-    decoding: Decoding, recorder: _Recorder, damage: str
-) -> None:
+def test_a_damaged_file_is_made_again_with_a_warning(decoding: Decoding, recorder: Any, damage: str) -> None:
     good, _ = decoding.load()
     file = kept()[0]
     content = bytearray(file.read_bytes())
@@ -120,7 +107,7 @@ def test_a_damaged_file_is_made_again_with_a_warning(
 
 
 def test_a_consistent_file_with_other_pixels_is_found_by_its_checksum(
-    decoding: Decoding, recorder: _Recorder
+    decoding: Decoding, recorder: Any
 ) -> None:
     good, _ = decoding.load()
     with np.load(kept()[0]) as content:
@@ -133,9 +120,7 @@ def test_a_consistent_file_with_other_pixels_is_found_by_its_checksum(
     assert len(recorder.warned) == 1
 
 
-def test_a_folder_that_cannot_be_written_to_costs_only_a_warning(
-    decoding: Decoding, recorder: _Recorder
-) -> None:
+def test_a_folder_that_cannot_be_written_to_costs_only_a_warning(decoding: Decoding, recorder: Any) -> None:
     home().mkdir(parents=True, exist_ok=True)
     (home() / "cache").write_text("a file in the way")
     images, decoded = decoding.load()

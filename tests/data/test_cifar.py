@@ -14,12 +14,15 @@ import torch
 from PIL import Image
 
 from carso_cli.data import cifar
-from carso_cli.data.cifar import load_cifar_split
+from carso_cli.data.cifar import load_arrays, load_cifar_split
+from carso_cli.data.image_set import ImageSet
 from carso_cli.errors import DataError, MissingError
 from carso_cli.io import download
 from carso_cli.runtime.reporter import SilentReporter
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+# A dictionary of an 8-bit text of Python 2, as the published files hold: {'label': 'caf\xe9'}.
+OF_PYTHON_2 = b"(dp0\nS'label'\np1\nS'caf\\xe9'\np2\ns."
 
 
 class FakeCifar:
@@ -68,7 +71,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "open_url", refuse)
 
 
-def load(root: Path, split: str = "train", channels: int = 3, name: str = "cifar10") -> object:
+def load(root: Path, split: str = "train", channels: int = 3, name: str = "cifar10") -> ImageSet:
     return load_cifar_split(name, split, channels=channels, root=root, reporter=SilentReporter())
 
 
@@ -79,19 +82,18 @@ def intact(root: Path) -> Path:
 
 
 def test_images_labels_and_classes_keep_the_official_order(tmp_path: Path, fake: type[FakeCifar]) -> None:
-    root = intact(tmp_path)
-    train = load_cifar_split("cifar10", "train", channels=3, root=root, reporter=SilentReporter())
+    train = load(intact(tmp_path))
     assert np.array_equal(train.images.numpy(), PIXELS[:4].transpose(0, 3, 1, 2))
     assert train.images.is_contiguous()
     assert train.labels.tolist() == [1, 0, 1, 0]
     assert train.classes == ("zebra", "ape")
-    test = load_cifar_split("cifar10", "test", channels=3, root=root, reporter=SilentReporter())
+    test = load(tmp_path, "test")
     assert torch.equal(test.indices, torch.arange(2))
     assert fake.opened == (True, False)
 
 
 def test_grey_agrees_with_what_image_files_become(tmp_path: Path, fake: type[FakeCifar]) -> None:
-    part = load_cifar_split("cifar10", "test", channels=1, root=intact(tmp_path), reporter=SilentReporter())
+    part = load(intact(tmp_path), "test", channels=1)
     expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in PIXELS[4:]])
     assert np.array_equal(part.images[:, 0].numpy(), expected)
 
@@ -170,6 +172,22 @@ def test_a_pickle_that_fails_its_checksum_is_never_loaded(tmp_path: Path) -> Non
     assert not trace.exists()
 
 
-def test_the_folders_named_here_are_torchvisions() -> None:
-    for name, folder in cifar.FOLDERS.items():
-        assert cifar.cifar_class(name).base_folder == folder
+# --- pickles ---
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+def test_arrays_and_containers_come_back(protocol: int) -> None:
+    content = {"data": PIXELS, "labels": [1, 2, 3], "names": ("a", b"b"), "scale": 0.5}
+    found = load_arrays(io.BytesIO(pickle.dumps(content, protocol=protocol)))
+    np.testing.assert_array_equal(found.pop("data"), PIXELS)
+    assert found == {"labels": [1, 2, 3], "names": ("a", b"b"), "scale": 0.5}
+
+
+def test_texts_of_python_2_are_decoded_as_asked() -> None:
+    assert load_arrays(io.BytesIO(OF_PYTHON_2), encoding="latin1") == {"label": "caf\xe9"}
+
+
+@pytest.mark.parametrize("value", [print, np.load, load_arrays, OSError("x")])
+def test_all_else_is_refused(value: object) -> None:
+    with pytest.raises(pickle.UnpicklingError, match="neither an array nor a plain container"):
+        load_arrays(io.BytesIO(pickle.dumps({"data": [value]})))

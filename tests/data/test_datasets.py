@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,28 +16,9 @@ from carso_cli.recipe.schema import Data
 from carso_cli.runtime.reporter import SilentReporter
 
 
-def load(
-    name: str = "image-folder",
-    split: str = "test",
-    *,
-    classes: int = 2,
-    channels: int = 3,
-    image_size: int = 32,
-    root: Path | None = None,
-    source: str | None = None,
-    other_source: str | None = None,
-) -> ImageSet:
-    return load_split(
-        name,
-        split,
-        classes=classes,
-        channels=channels,
-        image_size=image_size,
-        root=root,
-        source=source,
-        reporter=SilentReporter(),
-        other_source=other_source,
-    )
+def load(name: str = "image-folder", split: str = "test", **options: Any) -> ImageSet:
+    stated = {"classes": 2, "channels": 3, "image_size": 32, "root": None, "source": None}
+    return load_split(name, split, **{**stated, "reporter": SilentReporter(), **options})
 
 
 def test_the_names_are_those_of_the_recipe() -> None:
@@ -131,10 +113,10 @@ def test_the_other_split_is_compared_where_it_is_at_hand(
     ],
 )
 def test_a_request_that_cannot_be_met_is_refused_with_the_next_step(
-    name: str, options: dict[str, object], kind: type[CarsoError], message: str, hint: str
+    name: str, options: dict[str, Any], kind: type[CarsoError], message: str, hint: str
 ) -> None:
     with pytest.raises(kind) as caught:
-        load(name, **options)  # type: ignore[arg-type]  # a table of cases
+        load(name, **options)
     assert message in caught.value.message
     assert hint in caught.value.hint
 

@@ -5,45 +5,24 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from carso_cli.data.image_folder import load_folder_split
+from carso_cli.data.image_folder import check_class_count, check_same_classes, load_folder_split, name_some
 from carso_cli.data.image_set import ImageSet
 from carso_cli.errors import DataError
-from carso_cli.runtime.reporter import Reporter, SilentReporter
+from carso_cli.runtime.reporter import SilentReporter
 
 WriteImage = Callable[..., Path]
 
 
-class _Recorder(Reporter, Protocol):
-    said: list[str]
-    steps: int
-
-
-def load(
-    path: Path,
-    split: str = "train",
-    *,
-    classes: int = 2,
-    channels: int = 3,
-    image_size: int = 32,
-    reporter: Reporter | None = None,
-    other_path: Path | None = None,
-) -> ImageSet:
-    return load_folder_split(
-        path,
-        split,
-        classes=classes,
-        channels=channels,
-        image_size=image_size,
-        reporter=reporter or SilentReporter(),
-        other_path=other_path,
-    )
+def load(path: Path, split: str = "train", **options: Any) -> ImageSet:
+    stated = {"classes": 2, "channels": 3, "image_size": 32, "reporter": SilentReporter()}
+    return load_folder_split(path, split, **{**stated, **options})
 
 
 def assert_is_two_splits(part: ImageSet) -> None:
@@ -82,7 +61,7 @@ def test_the_split_asked_for_is_the_one_read(two_splits: Path, write_image: Writ
     assert load(two_splits, "test").images[5, 0, 0, 0] == 99
 
 
-def test_val_serves_as_the_test_split_and_says_so(two_splits: Path, recorder: _Recorder) -> None:
+def test_val_serves_as_the_test_split_and_says_so(two_splits: Path, recorder: Any) -> None:
     (two_splits / "test").rename(two_splits / "val")
     assert_is_two_splits(load(two_splits, "test", reporter=recorder))
     assert recorder.said == [f"{two_splits / 'val'} is used as the test split"]
@@ -119,7 +98,7 @@ def test_an_empty_source_has_no_split(tmp_path: Path) -> None:
     assert "<split>/<class>/<image>" in caught.value.hint
 
 
-def test_a_wrong_number_of_classes_is_refused_before_decoding(two_splits: Path, recorder: _Recorder) -> None:
+def test_a_wrong_number_of_classes_is_refused_before_decoding(two_splits: Path, recorder: Any) -> None:
     with pytest.raises(DataError, match=r"train holds 2 classes \('bird', 'cat'\); 10 are stated"):
         load(two_splits, classes=10, reporter=recorder)
     assert recorder.steps == 0
@@ -189,8 +168,31 @@ def test_a_corrupt_and_an_empty_image_are_named(
         load(two_splits)
 
 
+def test_a_wrong_class_count_names_place_and_both_numbers() -> None:
+    check_class_count(("a", "b"), 2, where="images/test")
+    with pytest.raises(DataError, match=r"images/test holds 2 classes \('a', 'b'\); 10 are stated") as caught:
+        check_class_count(("a", "b"), 10, where="images/test")
+    assert caught.value.hint.startswith("set data.classes=2")
+
+
+def test_classes_missing_from_either_split_are_named() -> None:
+    check_same_classes((("a", "b"), "train/"), (("a", "b"), "test/"))
+    for test, message in (
+        (("ape", "dog", "eel"), r"test/ lacks 'cat'; train/ lacks 'dog', 'eel'$"),
+        (("ape",), r"test/ lacks 'cat'$"),
+        (("cat", "ape"), "the same names in another order"),
+    ):
+        with pytest.raises(DataError, match=message):
+            check_same_classes((("ape", "cat"), "train/"), (test, "test/"))
+
+
+def test_long_lists_are_cut() -> None:
+    assert name_some([]) == "none"
+    assert name_some(list("abc"), limit=2) == "'a', 'b' and 1 more"
+
+
 @pytest.mark.shared
-def test_the_cifar10_zip_file_is_used_as_it_lies(shared_folder: Path, recorder: _Recorder) -> None:
+def test_the_cifar10_zip_file_is_used_as_it_lies(shared_folder: Path, recorder: Any) -> None:
     path = shared_folder / "data" / "cifar10-test.zip"
     part = load(path, "test", classes=10, reporter=recorder)
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

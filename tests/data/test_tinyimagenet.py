@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import pytest
 import torch
@@ -16,14 +16,10 @@ from carso_cli.data.image_set import ImageSet
 from carso_cli.data.tinyimagenet import find_tinyimagenet, load_tinyimagenet_split
 from carso_cli.errors import DataError, MissingError
 from carso_cli.io import download
-from carso_cli.runtime.reporter import Reporter, SilentReporter
+from carso_cli.runtime.reporter import SilentReporter
 
 WriteImage = Callable[..., Path]
 WNIDS = ("n3", "n1", "n2")
-
-
-class _Recorder(Reporter, Protocol):
-    warned: list[str]
 
 
 @pytest.fixture(autouse=True)
@@ -54,18 +50,9 @@ def official(tmp_path: Path, write_image: WriteImage) -> Path:
     return root
 
 
-def load(
-    root: Path, split: str = "train", *, source: Path | None = None, reporter: Reporter | None = None
-) -> ImageSet:
-    return load_tinyimagenet_split(
-        split,
-        classes=3,
-        channels=3,
-        image_size=16,
-        root=root,
-        source=source,
-        reporter=reporter or SilentReporter(),
-    )
+def load(root: Path, split: str = "train", **options: Any) -> ImageSet:
+    stated = {"classes": 3, "channels": 3, "image_size": 16, "reporter": SilentReporter()}
+    return load_tinyimagenet_split(split, root=root, **{**stated, **options})
 
 
 @pytest.mark.parametrize("form", ["root", "folder", "zip", "zip without lead", "source"])
@@ -89,7 +76,7 @@ def test_every_form_gives_the_same_images(
     assert test.images[:, 0, 0, 0].tolist() == [25, 15, 5]
 
 
-def test_a_subset_is_named_as_one(official: Path, recorder: _Recorder) -> None:
+def test_a_subset_is_named_as_one(official: Path, recorder: Any) -> None:
     load(official, reporter=recorder)
     assert "holds 6 train images; the official data set has 100000" in recorder.warned[0]
 
@@ -103,48 +90,49 @@ def test_the_unpacked_folder_and_the_full_zip_file_are_preferred(tmp_path: Path)
     assert find_tinyimagenet(tmp_path) == tmp_path / "tiny-imagenet-200"
 
 
-def change(official: Path, what: str) -> None:
-    annotations = official / "val" / "val_annotations.txt"
-    if what == "no wnids":
-        (official / "wnids.txt").unlink()
-    elif what == "empty class":
-        shutil.rmtree(official / "train" / "n2" / "images")
-        (official / "train" / "n2" / "images").mkdir()
-    elif what == "missing class":
-        shutil.rmtree(official / "train" / "n2")
-    elif what == "unknown class":
-        (official / "train" / "n2").rename(official / "train" / "n9")
-    elif what == "no annotations":
-        annotations.unlink()
-    elif what == "unknown label":
-        annotations.write_text(annotations.read_text().replace("n1", "n7"))
-    elif what == "image gone":
-        (official / "val" / "images" / "val_0.png").unlink()
-    elif what == "image unnamed":
-        annotations.write_text(annotations.read_text().partition("\n")[2])
-    elif what == "label missing":
-        annotations.write_text(annotations.read_text().replace("n1", "n2"))
+def rewrite(path: Path, old: str, new: str) -> None:
+    path.write_text(path.read_text().replace(old, new))
+
+
+def empty(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+LABELS = "val/val_annotations.txt"
+DAMAGE: list[tuple[Callable[[Path], object], str]] = [
+    (lambda root: (root / "wnids.txt").unlink(), r"200 holds no wnids\.txt.*it holds 'train', 'val'"),
+    (
+        lambda root: empty(root / "train/n2/images"),
+        "train/n2/images holds no images: the class 'n2' is empty",
+    ),
+    (lambda root: shutil.rmtree(root / "train/n2"), r"train lacks the classes 'n2' of wnids\.txt"),
+    (
+        lambda root: (root / "train/n2").rename(root / "train/n9"),
+        r"train holds 'n9', not named in wnids\.txt",
+    ),
+    (lambda root: (root / LABELS).unlink(), r"val_annotations\.txt is missing"),
+    (
+        lambda root: rewrite(root / LABELS, "n1", "n7"),
+        r"val_annotations\.txt, line 2: 'n7' is not a class of wnids\.txt",
+    ),
+    (
+        lambda root: (root / "val/images/val_0.png").unlink(),
+        r"val_0\.png is missing, and val_annotations\.txt names it",
+    ),
+    (lambda root: rewrite(root / LABELS, "val_0.png\tn3\t0\t0\t15\t15\n", ""), r"val_0\.png has no label"),
+    (lambda root: rewrite(root / LABELS, "n1", "n2"), r"val_annotations\.txt names no image of 'n1'"),
+    (lambda root: rewrite(root / "wnids.txt", "n1", "n2"), r"wnids\.txt names a class twice"),
+    (lambda root: (root / "wnids.txt").write_text("\n"), r"wnids\.txt names no class"),
+]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("no wnids", r"tiny-imagenet-200 holds no wnids\.txt.*it holds 'train', 'val'"),
-        ("empty class", "train/n2/images holds no images: the class 'n2' is empty"),
-        ("missing class", r"train lacks the classes 'n2' of wnids\.txt"),
-        ("unknown class", r"train holds 'n9', not named in wnids\.txt"),
-        ("no annotations", r"val_annotations\.txt is missing"),
-        ("unknown label", r"val_annotations\.txt, line 2: 'n7' is not a class of wnids\.txt"),
-        ("image gone", r"val_0\.png is missing, and val_annotations\.txt names it"),
-        ("image unnamed", r"val_0\.png has no label"),
-        ("label missing", r"val_annotations\.txt names no image of 'n1'"),
-    ],
-)
+@pytest.mark.parametrize(("damage", "message"), DAMAGE)
 def test_what_is_incomplete_is_refused_from_either_split(
-    official: Path, what: str, message: str, split: str
+    official: Path, damage: Callable[[Path], object], message: str, split: str
 ) -> None:
-    change(official, what)
+    damage(official)
     with pytest.raises(DataError, match=message):
         load(official.parent, split)
 
@@ -159,15 +147,7 @@ def test_one_split_alone_is_enough(official: Path) -> None:
 
 def test_a_wrong_number_of_classes_is_refused(official: Path) -> None:
     with pytest.raises(DataError, match=r"tiny-imagenet-200 holds 3 classes .*; 200 are stated"):
-        load_tinyimagenet_split(
-            "train",
-            classes=200,
-            channels=3,
-            image_size=16,
-            root=official,
-            source=None,
-            reporter=SilentReporter(),
-        )
+        load(official, classes=200)
 
 
 def test_offline_is_a_sentence_with_the_next_step(tmp_path: Path) -> None:
@@ -179,16 +159,8 @@ def test_offline_is_a_sentence_with_the_next_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared
-def test_the_real_subset_is_read_with_its_grey_images(shared_folder: Path, recorder: _Recorder) -> None:
-    part = load_tinyimagenet_split(
-        "test",
-        classes=200,
-        channels=3,
-        image_size=64,
-        root=shared_folder / "data",
-        source=None,
-        reporter=recorder,
-    )
+def test_the_real_subset_is_read_with_its_grey_images(shared_folder: Path, recorder: Any) -> None:
+    part = load(shared_folder / "data", "test", classes=200, image_size=64, reporter=recorder)
     assert part.images.shape == (2000, 3, 64, 64)
     assert part.labels.bincount().tolist() == [10] * 200
     assert part.classes[0] == "n01443537 goldfish"

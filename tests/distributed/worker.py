@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from carso_cli.build import build_classifier, load_images
-from carso_cli.data.batches import epoch_batches
-from carso_cli.data.image_set import ImageSet
+from carso_cli.data.image_set import ImageSet, epoch_batches
 from carso_cli.distributed.world import World, join, leave
 from carso_cli.errors import DataError, InterruptedRun
 from carso_cli.evaluation.attack import attack

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from carso_cli.attacks.names import ATTACKS, PROTOCOLS
-from carso_cli.attacks.registry import build_attack
+from carso_cli.attacks.registry import ATTACKS, PROTOCOLS, build_attack
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.errors import UsageError
 from carso_cli.evaluation.preflight import attack_work

@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from carso_cli.attacks.pgd import PGD
 from carso_cli.errors import InterruptedRun, NumericsError, StateError, UsageError
-from carso_cli.evaluation import attack_batch, rerun_checks
+from carso_cli.evaluation import rerun_checks
 from carso_cli.evaluation.models import run_recipe
 from carso_cli.evaluation.run import evaluate
 from carso_cli.io.json_files import read_json, read_json_lines
@@ -280,9 +281,9 @@ def test_an_attack_that_leaves_the_ball_is_named(
     toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cheat(attack: Any, target: Any, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"pgd": (images + 0.11).clamp(0, 1)} if attack.name == "pgd" else {attack.name: images}
+        return {"pgd": (images + 0.11).clamp(0, 1)}
 
-    monkeypatch.setattr(attack_batch, "candidates", cheat)
+    monkeypatch.setattr(PGD, "candidates", cheat)
     defence = toys.LinearDefence()
     with pytest.raises(NumericsError, match=r"attack 'pgd' .*left the ball.* 2 of 2 images: .*0\.11"):
         run(toys, tmp_path, defence, toys.images_with_margins(defence, [0.5, 1.5]), attack="pgd")

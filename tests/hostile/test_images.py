@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from carso_cli.data.image_files import read_images
+from carso_cli.data.decode import read_images
 from carso_cli.errors import CarsoError, DataError
 
 Bounded = Callable[[], AbstractContextManager[None]]

@@ -163,7 +163,7 @@ def test_an_attack_in_bfloat16_is_no_weaker_on_the_defence() -> None:
         precision: Defence(classifier, purifier, [LAYER], n_samples=4, precision=precision)
         for precision in ("fp32", "bf16")
     }
-    attack = PGDEoT(ThreatModel("linf", 0.1), steps=4, draws=2, step_size=0.04)
+    attack = PGDEoT(ThreatModel("linf", 0.1), steps=4, eot_samples=2, step_size=0.04)
     judge = DefenceScorer(defences["fp32"], seed=0, draws=5, samples_per_pass=256)
     found, right = {}, {}
     for precision, defence in defences.items():

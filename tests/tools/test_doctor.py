@@ -23,10 +23,9 @@ from carso_cli.io.paths import data_home, weights_home
 from carso_cli.recipe.load import load_recipe
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runtime.reporter import SilentReporter
-from carso_cli.tools import asset_data as inventory_data
+from carso_cli.tools import assets
 from carso_cli.tools import doctor as module
-from carso_cli.tools.asset import Item
-from carso_cli.tools.assets import take_stock
+from carso_cli.tools.assets import Item, take_stock
 from carso_cli.tools.doctor import doctor
 
 PAPER = ("cifar10", "cifar100", "tinyimagenet200", "cifar10-gowal2020", "cifar10-rebuffi2021")
@@ -89,7 +88,7 @@ def small_cifar(monkeypatch: pytest.MonkeyPatch) -> None:
         test_list=[],
         meta={"filename": "meta", "md5": "900150983cd24fb0d6963f7d28e17f72"},
     )
-    monkeypatch.setattr(inventory_data, "cifar_class", lambda _: facts)
+    monkeypatch.setattr(assets, "cifar_class", lambda _: facts)
 
 
 def fill(*names: str, content: bytes = b"abc") -> None:
@@ -148,10 +147,8 @@ def test_a_zip_is_read_through() -> None:
 def test_an_image_folders_zips_are_looked_for_one_by_one(tmp_path: Path) -> None:
     fill("cifar10-train.zip", content=archive())
     items = [item for item in take_stock(load_recipe("cifar10-small")) if item.role == "data"]
-    assert [(item.what, item.state) for item in items] == [
-        ("cifar10-train.zip", "present"),
-        ("cifar10-test.zip", "missing"),
-    ]
+    states = {item.what: item.state for item in items}
+    assert states == {"cifar10-train.zip": "present", "cifar10-test.zip": "missing"}
     with pytest.raises(DataError) as caught:
         load_images(load_recipe("cifar10-small"), "test", reporter=SilentReporter())
     assert all(place in caught.value.message for place in items[1].looked)
@@ -296,30 +293,18 @@ def test_a_broken_library_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path
     libraries = {"carso_broken": ("carso-broken", True), "torch": ("torch", True)}
     monkeypatch.setattr(module, "_LIBRARIES", libraries)
     found = doctor()
-    assert found["libraries"][0] == {
-        "name": "carso-broken",
-        "version": None,
-        "needed": True,
-        "error": "OSError: libcudart.so.13: cannot open",
-    }
+    error = "OSError: libcudart.so.13: cannot open"
+    assert found["libraries"][0] == dict(name="carso-broken", version=None, needed=True, error=error)
     assert found["ready"] is False
-    assert {recipe["error"] for recipe in found["recipes"]} == {
-        "not looked at: carso-broken cannot be imported"
-    }
+    errors = {recipe["error"] for recipe in found["recipes"]}
+    assert errors == {"not looked at: carso-broken cannot be imported"}
 
 
 def test_recipes_cannot_be_read_without_their_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LIBRARIES", {"carso_absent": ("pyyaml", True)})
-    found = doctor("cifar10")
-    assert found["recipes"] == [
-        {
-            "name": "cifar10",
-            "ready": False,
-            "items": [],
-            "error": "not looked at: pyyaml cannot be imported",
-            "next": "",
-        }
-    ]
+    error = "not looked at: pyyaml cannot be imported"
+    expected = {"name": "cifar10", "ready": False, "items": [], "error": error, "next": ""}
+    assert doctor("cifar10")["recipes"] == [expected]
 
 
 @pytest.mark.usefixtures("quick")

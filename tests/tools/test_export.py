@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from carso_cli import load_defence
-from carso_cli.build import build_classifier, build_purifier, classifier_fingerprint, load_images
+from carso_cli.build import classifier_fingerprint, load_images
 from carso_cli.cli.app import run as carso
 from carso_cli.defence.aggregation import RULES
 from carso_cli.defence.defended_model import Defence
 from carso_cli.defence.vae import Purifier
 from carso_cli.errors import NumericsError, StateError, UsageError
 from carso_cli.io.json_files import file_sha256
-from carso_cli.recipe.load import dump_recipe, load_recipe
-from carso_cli.runs.checkpoints import save_tensors
-from carso_cli.runs.folder import RunFolder
+from carso_cli.recipe.load import load_recipe
 from carso_cli.runtime.reporter import SilentReporter
 from carso_cli.tools import export as module
 from carso_cli.tools.export import check_program, export_run, open_program, trace
@@ -43,25 +42,8 @@ torch.save(program(inputs["images"], inputs["latents"]), sys.argv[3])
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on digits with the shipped classifier and a purifier with its initial weights."""
-    folder = RunFolder(tmp_path_factory.mktemp("runs") / "digits")
-    folder.path.mkdir()
-    recipe = load_recipe("digits", SMALL)
-    folder.recipe.write_text(dump_recipe(recipe))
-    classifier = build_classifier(recipe, "at")
-    torch.manual_seed(0)
-    purifier = build_purifier(recipe, classifier)
-    # Statistics that differ from those of a new network, as after training.
-    for name, buffer in purifier.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.normal_(std=0.1)
-    metadata = {
-        "layers": list(recipe.representation.layers),
-        "classifier": classifier_fingerprint(classifier),
-    }
-    save_tensors(folder.purifier, purifier.state_dict(), metadata)
-    return folder.path
+def run(make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "digits", *SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +74,7 @@ def tiny() -> Defence:
     return Defence(classifier, purifier, ["0"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["defence.pt2", "defence.onnx"])
 def test_programs_agree_with_the_defence(run: Path, out: Path, digits: Tensor, name: str) -> None:
     defence, program = load_defence(run, device="cpu", n_samples=3), open_program(out / name)
@@ -112,6 +95,7 @@ def test_every_rule_can_be_traced(tiny: Defence, rule: str) -> None:
     torch.testing.assert_close(program(images, latents), tiny(images, latents=latents), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_program_runs_without_carso(run: Path, out: Path, digits: Tensor, tmp_path: Path) -> None:
     defence = load_defence(run, device="cpu", n_samples=3)
     latents = defence.draw_latents(len(digits))
@@ -122,6 +106,7 @@ def test_a_program_runs_without_carso(run: Path, out: Path, digits: Tensor, tmp_
     torch.testing.assert_close(found, defence(digits, latents=latents), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_description_says_what_a_program_takes(run: Path, out: Path) -> None:
     stored = json.loads((out / "defence.json").read_text())
     assert stored["inputs"]["images"]["shape"] == ["batch", 3, 32, 32]
@@ -137,6 +122,7 @@ def test_the_description_says_what_a_program_takes(run: Path, out: Path) -> None
         assert facts["largest_difference"] <= 1e-4
 
 
+@pytest.mark.slow
 def test_a_program_that_differs_is_removed(tiny: Defence, tmp_path: Path) -> None:
     inputs = torch.rand(3, 1, 28, 28), tiny.draw_latents(3, 2)
     path = tmp_path / "defence.pt2"
@@ -150,6 +136,7 @@ def test_a_program_that_differs_is_removed(tiny: Defence, tmp_path: Path) -> Non
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_the_command_where_onnx_is_missing(
     run: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +151,7 @@ def test_the_command_where_onnx_is_missing(
     assert carso(["export", "--run", str(tmp_path / "nowhere")]) == StateError.exit_code
 
 
+@pytest.mark.slow
 def test_weights_beyond_what_onnx_holds(
     run: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

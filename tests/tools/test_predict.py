@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from carso_cli.build import build_classifier, build_purifier, classifier_fingerprint, load_defence
+from carso_cli.build import load_defence
 from carso_cli.cli.app import run as carso
 from carso_cli.data.digits import load_digits_split
 from carso_cli.defence.answer import classify, draw_latents
 from carso_cli.errors import DataError
 from carso_cli.io.json_files import write_json
-from carso_cli.recipe.load import dump_recipe, load_recipe
-from carso_cli.runs.checkpoints import save_tensors
+from carso_cli.recipe.load import load_recipe
 from carso_cli.runs.description import class_names
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import SilentReporter
@@ -30,21 +30,8 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose purifier has its initial weights."""
-    folder = RunFolder(tmp_path_factory.mktemp("runs") / "digits")
-    folder.path.mkdir()
-    recipe = load_recipe("digits")
-    folder.recipe.write_text(dump_recipe(recipe))
-    classifier = build_classifier(recipe, "at")
-    torch.manual_seed(0)
-    purifier = build_purifier(recipe, classifier)
-    metadata = {
-        "layers": list(recipe.representation.layers),
-        "classifier": classifier_fingerprint(classifier),
-    }
-    save_tensors(folder.purifier, purifier.state_dict(), metadata)
-    return folder.path
+def run(make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "digits")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from carso_cli.data.batches import epoch_batches
+from carso_cli.data.image_set import epoch_batches
 from carso_cli.errors import InterruptedRun
 from carso_cli.recipe.identity import recipe_hash
 from carso_cli.recipe.load import load_recipe

@@ -153,8 +153,7 @@ def test_the_elbo_is_trained_on_as_written_out_step_by_step(tmp_path: Path) -> N
 
 def _straightforward_elbo(chosen: Recipe, limit: int) -> dict[str, Tensor]:
     """The paper's training without anything that other objectives need."""
-    from carso_cli.data.batches import epoch_batches
-    from carso_cli.data.image_set import split_holdout
+    from carso_cli.data.image_set import epoch_batches, split_holdout
     from carso_cli.defence.representation import extract_representation
     from carso_cli.training.lookahead import Lookahead
     from carso_cli.training.purifier_step import balanced_batch

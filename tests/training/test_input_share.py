@@ -69,7 +69,7 @@ def test_attacks_take_their_gradient_through_both_ways(
     mixed, _ = pair
     labels = torch.arange(len(images)) % 10
     target = DefenceTarget(mixed, "exact", samples_per_pass=4, generator=generator(3, "latents"))
-    found = target.loss_and_gradient(images, labels, cross_entropy, draws=2).gradient
+    found = target.loss_and_gradient(images, labels, cross_entropy, eot_samples=2).gradient
     latents = mixed.draw_latents(2 * len(images), 2, generator(3, "latents"))
     leaf = images.clone().requires_grad_()
     for draw in latents.chunk(2):
