@@ -124,7 +124,7 @@ def test_what_a_defence_aggregates_is_float32(runs: dict[str, tuple[Path, dict[s
         device="cpu",
     )
     defence = evaluation.setting.models.require_defence()
-    images, labels, _ = evaluation.setting.pixels(range(4))
+    images, labels, _ = evaluation.setting.batch(range(4))
     condition = defence.condition(images)
     logits = defence.sample_logits(condition, defence.draw_latents(4))
     assert {condition.dtype, logits.dtype, defence.aggregate(logits).dtype} == {torch.float32}
