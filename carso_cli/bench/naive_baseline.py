@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from carso_cli.defence.elbo import negative_elbo
 from carso_cli.defence.vae import Purifier
 from carso_cli.recipe.purifier_training import Training
-from carso_cli.training.lookahead import Lookahead
+from carso_cli.training.optim import Lookahead
 
 
 class NaiveBaseline:
@@ -130,7 +130,7 @@ class NaiveTraining:
             eps=section.epsilon,
             weight_decay=section.weight_decay,
         )
-        weights = list(self.purifier.parameters())
+        weights = dict(self.purifier.named_parameters())
         self.lookahead = Lookahead(weights, steps=section.lookahead_steps, decay=section.lookahead_decay)
 
     def step(self, clean: Tensor, labels: Tensor, starts: Tensor, noise: Tensor, *, eps: float) -> Tensor:

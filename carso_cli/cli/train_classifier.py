@@ -51,11 +51,14 @@ def command(
     chosen = read_recipe(recipe, overrides, seed)
     trained_as = _check_kind(kind)
     folder = run or Path("runs") / f"{chosen.name}-classifier-{trained_as}"
-    from carso_cli.training.classifier import estimate_cost, train_classifier
-
     if dry_run:
-        _show_cost(chosen, folder, estimate_cost(chosen, trained_as, device=device, limit=limit), json)
+        from carso_cli.training.preflight import estimate_classifier_cost
+
+        cost = estimate_classifier_cost(chosen, trained_as, device=device, limit=limit)
+        _show_cost(chosen, folder, cost, json)
         return
+    from carso_cli.training.classifier import train_classifier
+
     result = train_classifier(
         chosen,
         trained_as,

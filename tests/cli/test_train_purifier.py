@@ -69,7 +69,7 @@ def test_what_is_beyond_the_paper_is_labelled_so(tmp_path: Path, capsys: pytest.
     assert "beyond the paper" not in capsys.readouterr().out
     arguments += ["--set", "training.objective=adversarial", "--set", "training.adversarial.steps=1"]
     assert run(arguments) == 2
-    assert "goes on from a purifier trained on the ELBO" in " ".join(capsys.readouterr().err.split())
+    assert "starts from a purifier trained on the ELBO" in " ".join(capsys.readouterr().err.split())
     arguments += ["--set", f"training.initial={tmp_path / 'elbo' / 'purifier.safetensors'}"]
     assert run([*arguments, "--dry-run"]) == 0
     assert "adversarial, beyond the paper" in capsys.readouterr().out
