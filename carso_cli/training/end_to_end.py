@@ -50,8 +50,8 @@ def refuse_trades(recipe: Recipe) -> None:
     # The ELBO never read the key.
     if weight is not None and recipe.training.objective != "elbo":
         raise RecipeError(
-            f"{recipe.reference}: training.adversarial.trades_weight: {weight:g} is not allowed: training "
-            "with TRADES was removed; only null is",
+            f"{recipe.reference}: training.adversarial.trades_weight is {weight:g}, and training with TRADES "
+            "was removed; only null is allowed",
             hint="leave the key out, and choose training.objective adversarial (cross-entropy through the "
             "whole defence) or both (with the ELBO); runs that were trained with TRADES still evaluate",
         )

@@ -48,7 +48,7 @@ def through(small: Any, elbo_run: Path) -> Callable[..., Recipe]:
 
     def through(*overrides: str, start: Path = elbo_run) -> Recipe:
         initial = f"training.initial={start / 'purifier.safetensors'}"
-        rates = (f"training.learning_rate.{name}=0.002" for name in ("plateau", "final"))
+        rates = (f"training.learning_rate.{name}=0.005" for name in ("plateau", "final"))
         recipe: Recipe = small("training.objective=adversarial", initial, *rates, *overrides)
         return recipe
 

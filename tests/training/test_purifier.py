@@ -15,6 +15,7 @@ from carso_cli import load_defence
 from carso_cli.build import load_images
 from carso_cli.errors import InterruptedRun, NumericsError, RecipeError, StateError, UsageError, WeightsError
 from carso_cli.io.json_files import read_json, read_json_lines
+from carso_cli.recipe.load import load_recipe
 from carso_cli.runs.checkpoints import load_tensors
 from carso_cli.training import purifier as workflow
 from carso_cli.training import purifier_step
@@ -221,7 +222,7 @@ def test_training_with_trades_is_refused(small: Any, train: Any, tmp_path: Path)
     asked = small(*overrides, "training.objective=adversarial")
     for refuse in (lambda: train(asked, tmp_path / "run"), lambda: estimate_cost(asked, device="cpu")):
         with pytest.raises(
-            RecipeError, match=r"^digits: training\.adversarial\.trades_weight: 6 is"
+            RecipeError, match=r"^digits: training\.adversarial\.trades_weight is 6,"
         ) as caught:
             refuse()
         assert "training.objective adversarial" in caught.value.hint
@@ -257,6 +258,20 @@ def test_a_recipe_changed_after_training_is_noticed(copied: Path) -> None:
     with pytest.raises(StateError, match=r"weight is \(16, \d+\), not \(20, ") as caught:
         load_defence(copied, device="cpu")
     assert "recipe.yaml was changed" in caught.value.hint
+
+
+def test_a_run_that_was_trained_with_trades_still_loads(copied: Path) -> None:
+    recipe = copied / "recipe.yaml"
+    text = recipe.read_text().partition("\n")[2]
+    for old, new in (
+        ("  objective: elbo\n  initial: null", "  objective: adversarial\n  initial: any.safetensors"),
+        ("trades_weight: null", "trades_weight: 6.0"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    recipe.write_text(text)
+    assert load_recipe(str(recipe)).training.adversarial.trades_weight == 6.0
+    assert load_defence(copied, device="cpu").n_samples == 2
 
 
 def test_missing_run_names_the_command_that_trains_it(tmp_path: Path) -> None:
