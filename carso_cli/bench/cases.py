@@ -30,8 +30,8 @@ from carso_cli.runtime.precision import autocast, in_precision
 from carso_cli.runtime.reporter import SILENT, Reporter
 from carso_cli.runtime.seed import derive_seed, generator, seeded
 from carso_cli.training.adversarial_cache import AdversarialCache
-from carso_cli.training.balanced_batch import quarter_size
-from carso_cli.training.purifier_step import TrainingSetup, balanced_batch, initial_state, train_step
+from carso_cli.training.balanced_batch import BalancedBatch, quarter_size
+from carso_cli.training.purifier_step import TrainingSetup, initial_state, train_step
 
 _PLACE = (0, 0)
 """Epoch and batch of the timed training step."""
@@ -180,7 +180,7 @@ def _training_step(bench: Bench) -> Case:
     images, labels = bench.batch(recipe.training.batch_size, most_on_cpu=64)
     positions = torch.arange(len(images))
     train = ImageSet(images, labels, positions, tuple(str(label) for label in range(recipe.data.classes)))
-    perturb = balanced_batch(recipe, bench.classifier, bench.reporter)
+    perturb = BalancedBatch(recipe, bench.classifier, bench.reporter)
     holdout, cache = train.select(positions[:0]), AdversarialCache(reuse=1)
     setup = TrainingSetup(recipe, bench.classifier, train, holdout, perturb, cache, device, SILENT)
     state = initial_state(setup)

@@ -35,13 +35,15 @@ def command(
     """
     chosen = options.read_recipe(recipe, overrides, seed)
     folder = run or Path("runs") / f"{chosen.name}-classifier-{kind}"
-    from carso_cli.training.classifier import estimate_cost, train_classifier
-
     if dry_run:
-        cost = estimate_cost(chosen, kind, device=device, limit=limit)
+        from carso_cli.training.preflight import estimate_classifier_cost
+
+        cost = estimate_classifier_cost(chosen, kind, device=device, limit=limit)
         rows = [["parameters", f"{cost['parameters']:,}"]]
         show_cost(chosen, folder, cost, rows, epochs=chosen.classifier.training.epochs, as_json=json)
         return
+    from carso_cli.training.classifier import train_classifier
+
     result = train_classifier(
         chosen, kind, run=folder, reporter=RichReporter(), resume=resume, device=device, limit=limit
     )

@@ -30,8 +30,8 @@ class AttackMix(Section):
 class AdversarialTraining(Section):
     """Training through the whole defence, for the objectives `adversarial` and `both`; beyond the paper.
 
-    A fraction of each batch is perturbed at the recipe's eps by PGD on the exact view of the whole defence,
-    as it stands; the purifier then learns to have the batch classified.
+    A fraction of each batch is perturbed at the recipe's eps by PGD on the exact view of the whole defence;
+    the loss is the cross-entropy of the defence on the batch.
     """
 
     adversarial_fraction: Fraction = 1.0
@@ -40,8 +40,8 @@ class AdversarialTraining(Section):
     n_samples: PositiveInt = 1
     """N: reconstructions per image, in every step of the attack and in the loss."""
     trades_weight: Positive | None = None
-    """Weight of KL(P(clean) || P(perturbed)), beside the cross-entropy of the clean images in place of that
-    of the perturbed ones (1/lambda of TRADES, Zhang et al., 2019; the attack is still on cross-entropy)."""
+    """Kept for runs that were trained with TRADES (Zhang et al., 2019), where it is 1/lambda: they load and
+    evaluate; `train-purifier` refuses it."""
     augment: bool = False
     """Shift the images of a batch, and mirror them where `classifier.training.flip` allows it."""
     elbo_weight: Positive = 1e-3

@@ -17,11 +17,11 @@ NAMES = [
     "cifar10-rebuffi2021",
     "cifar10-small",
     *(f"cifar10-small-{kind}" for kind in ("adversarial", "augmented", "both", "no-latent")),
-    *(f"cifar10-small-{kind}" for kind in ("skip", "skip-longer", "skip-pgd", "trades")),
+    *(f"cifar10-small-{kind}" for kind in ("skip", "skip-longer", "skip-pgd")),
     "cifar100",
     "cifar100-rebuffi2021",
     "digits",
-    *(f"digits-{kind}" for kind in ("adversarial", "both", "no-latent", "skip", "trades")),
+    *(f"digits-{kind}" for kind in ("adversarial", "both", "no-latent", "skip")),
     "tinyimagenet-small",
     "tinyimagenet200",
 ]

@@ -24,11 +24,11 @@ from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runtime.reporter import SilentReporter
-from carso_cli.training import classifier_step as classifier_steps
+from carso_cli.training import classifier as classifier_steps
 from carso_cli.training import purifier_step as purifier_steps
 from carso_cli.training.adversarial_cache import AdversarialCache
+from carso_cli.training.balanced_batch import BalancedBatch
 from carso_cli.training.classifier import train_classifier
-from carso_cli.training.classifier_state import ClassifierState
 from carso_cli.training.purifier import train_purifier
 
 # 60 images to train on: batches of 29, 29 and 2, the last of which leaves a third process without any.
@@ -153,7 +153,7 @@ def first_step(kind: str, fraction: float) -> Any:
 
 def _purifier_step(recipe: Recipe, train: Any, held_out: Any, device: torch.device, reporter: Any) -> Any:
     classifier = build_classifier(recipe, "at").double()
-    perturb = purifier_steps.balanced_batch(recipe, classifier)
+    perturb = BalancedBatch(recipe, classifier)
     pool = AdversarialCache(reuse=1)
     setup = purifier_steps.TrainingSetup(recipe, classifier, train, held_out, perturb, pool, device, reporter)
     state = purifier_steps.initial_state(setup)
@@ -165,12 +165,9 @@ def _purifier_step(recipe: Recipe, train: Any, held_out: Any, device: torch.devi
 def _classifier_step(
     recipe: Recipe, trained_as: Any, train: Any, held_out: Any, device: torch.device, reporter: Any
 ) -> Any:
-    threat = classifier_steps.threat_model(recipe)
-    setup = classifier_steps.ClassifierSetup(recipe, trained_as, threat, train, held_out, device, reporter)
+    setup = classifier_steps.ClassifierSetup(recipe, trained_as, train, held_out, device, reporter)
     classifier = classifier_steps.initial_classifier(recipe).train().double()
-    setup.world.sync_batch_norm(classifier)
-    optimiser = classifier_steps.make_optimiser(recipe, classifier)
-    state = ClassifierState(classifier, optimiser, setup.world, {})
+    state = classifier_steps.initial_state(setup, classifier)
     sums = classifier_steps.train_step(setup, state, torch.arange(29), (0, 0))
     return _gradients(classifier), sums.tolist(), fingerprint(classifier.state_dict())
 

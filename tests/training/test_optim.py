@@ -5,8 +5,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from carso_cli.defence.elbo import negative_elbo
-from carso_cli.training.lookahead import Lookahead
-from carso_cli.training.schedules import kl_weight, learning_rate
+from carso_cli.training.optim import Lookahead, kl_weight, learning_rate, one_cycle_rate
 
 
 def rate(epoch: int) -> float:
@@ -58,13 +57,32 @@ def test_elbo_against_float64_and_torch_distributions() -> None:
 
 def test_lookahead_moves_slow_weights_every_few_steps() -> None:
     weight = torch.tensor([1.0], requires_grad=True)
-    lookahead = Lookahead([weight], steps=3, decay=0.8)
+    lookahead = Lookahead({"weight": weight}, steps=3, decay=0.8)
     for value in (2.0, 4.0):
         weight.data.fill_(value)
         lookahead.step()
         assert weight.item() == value
-        assert lookahead.slow[0].item() == 1.0
+        assert lookahead.slow["weight"].item() == 1.0
     weight.data.fill_(6.0)
     lookahead.step()
-    assert lookahead.slow[0].item() == pytest.approx(1.0 + 0.8 * 5.0)
+    assert lookahead.slow["weight"].item() == pytest.approx(1.0 + 0.8 * 5.0)
     assert weight.item() == pytest.approx(5.0)
+
+
+def test_one_cycle_rises_to_the_peak_and_falls_to_nothing() -> None:
+    rates = [one_cycle_rate(step, 10, peak=0.2, warmup_share=0.4) for step in range(10)]
+    expected = [0.025, 0.075, 0.125, 0.175, *(0.2 * (5.5 - place) / 6 for place in range(6))]
+    assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_one_cycle_may_only_rise_or_only_fall(share: float) -> None:
+    rates = [one_cycle_rate(step, 4, peak=1.0, warmup_share=share) for step in range(4)]
+    assert rates == pytest.approx([0.125, 0.375, 0.625, 0.875] if share else [0.875, 0.625, 0.375, 0.125])
+
+
+def test_one_cycle_rates_add_up_to_half_the_peak_at_every_step() -> None:
+    rates = [one_cycle_rate(step, 1000, peak=0.3, warmup_share=0.25) for step in range(1000)]
+    assert sum(rates) == pytest.approx(150.0)
+    assert max(rates) == pytest.approx(0.3, rel=1e-2)
+    assert min(rates) > 0
