@@ -115,9 +115,7 @@ def read_header(path: Path) -> dict[str, Any]:
         return {key: json.loads(value) for key, value in metadata.items()}
     except (ValueError, RecursionError) as error:
         if CHECKSUM_KEY in metadata:
-            raise WeightsError(
-                f"{path} is damaged: unreadable header: {error}", hint=_RESTORE
-            ) from error
+            raise WeightsError(f"{path} is damaged: unreadable header: {error}", hint=_RESTORE) from error
         # Other programs write plain text there.
         return {}
 
