@@ -150,7 +150,12 @@ class Defence(nn.Module):
         """
         if latents is None:
             latents = self.draw_latents(len(images), n_samples)
-        elif latents.ndim != 3 or latents.shape[::2] != (len(images), self.latent_features):
+        # Not `len(images)` or a slice of the shape: torch.export would fix the batch size to the example's.
+        elif (
+            latents.ndim != 3
+            or latents.shape[0] != images.shape[0]
+            or latents.shape[2] != self.latent_features
+        ):
             raise UsageError(
                 f"latents have shape {tuple(latents.shape)}; "
                 f"({len(images)}, N, {self.latent_features}) is needed"

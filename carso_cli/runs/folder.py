@@ -118,7 +118,7 @@ class RunFolder:
         if resume and self.purifier.is_file() and not self.trained_here:
             raise StateError(
                 f"{self.path} holds a purifier without the state of its training ({self.state.name} is "
-                "missing): imported purifiers have no encoder and cannot be trained further",
+                "missing): imported purifiers have no encoder and cannot be trained on",
                 hint="use it as it is, or train another one in another folder with --run DIR",
             )
         return resume

@@ -37,18 +37,8 @@ def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def blueprint(
     family: str, architecture: str, classes: int = 7, channels: int = 3, size: int = 40
 ) -> Blueprint:
-    return Blueprint(
-        family=family,
-        architecture=architecture,
-        depth=28,
-        width=10,
-        activation="silu",
-        classes=classes,
-        channels=channels,
-        image_size=size,
-        mean=MEAN[:channels],
-        std=STD[:channels],
-    )
+    mean, std = MEAN[:channels], STD[:channels]
+    return Blueprint(family, architecture, 28, 10, "silu", classes, channels, size, mean=mean, std=std)
 
 
 def load(form: Blueprint, file: str) -> nn.Module:

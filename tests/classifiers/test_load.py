@@ -25,29 +25,12 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 CUI = "Cui2023Decoupled_WRN-28-10"
 
 
-WRN = Blueprint(
-    family="wide-resnet",
-    architecture=None,
-    depth=10,
-    width=1,
-    activation="relu",
-    classes=10,
-    channels=3,
-    image_size=32,
-    mean=MEAN,
-    std=STD,
-)
+WRN = Blueprint("wide-resnet", None, 10, 1, "relu", classes=10, channels=3, image_size=32, mean=MEAN, std=STD)
 
 
 def load(**changes: Any) -> nn.Module:
-    weights: dict[str, Any] = {
-        "source": "file",
-        "name": None,
-        "file": None,
-        "dataset": "image-folder",
-        "recipe": "mine",
-        "kind": "at",
-    }
+    weights: dict[str, Any] = {"source": "file", "name": None, "file": None}
+    weights |= {"dataset": "image-folder", "recipe": "mine", "kind": "at"}
     named = {key: value for key, value in changes.items() if key in weights}
     blueprint = replace(WRN, **{key: value for key, value in changes.items() if key not in weights})
     return load_classifier(blueprint, **(weights | named))
@@ -129,20 +112,15 @@ def test_the_recipe_cannot_change_a_known_architecture() -> None:
         load(source="shipped", name="digits-at", dataset="digits", classes=3)
 
 
-def robustbench_arguments() -> dict[str, Any]:
-    return {
-        "source": "robustbench",
-        "name": CUI,
-        "dataset": "cifar10",
-        "depth": 28,
-        "width": 10,
-        "activation": "silu",
-    }
+ROBUSTBENCH: dict[str, Any] = {
+    **{"source": "robustbench", "name": CUI, "dataset": "cifar10"},
+    **{"depth": 28, "width": 10, "activation": "silu"},
+}
 
 
 def test_missing_robustbench_weights_say_where_they_come_from_and_belong() -> None:
     with pytest.raises(WeightsError, match=f"RobustBench's '{CUI}' for cifar10 are missing") as caught:
-        load(**robustbench_arguments())
+        load(**ROBUSTBENCH)
     place = weights_home() / "cifar10" / "Linf" / f"{CUI}.pt"
     assert f"looked for {place} and models/cifar10/Linf/{CUI}.pt" in caught.value.message
     page = "https://drive.google.com/file/d/1-AaTrYt23WJFR22hXgBd-i6kjpsz6Hf2"
@@ -165,7 +143,7 @@ def test_loads_robustbenchs_cache(
     torch.save(
         {"state_dict": {f"module.{key}": value for key, value in reference.state_dict().items()}}, path
     )
-    loaded = load(**robustbench_arguments() | {"depth": 10, "width": 1})
+    loaded = load(**ROBUSTBENCH | {"depth": 10, "width": 1})
     assert_frozen(loaded)
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(loaded(images), reference(images), rtol=1e-5, atol=1e-5)
@@ -180,7 +158,7 @@ def test_a_download_that_was_changed_since_is_refused(tmp_path: Path) -> None:
 
 
 class Offered:
-    """Stands in for the package of a user: an entry point's target."""
+    """What a user's package offers: targets of entry points."""
 
     @staticmethod
     def linear() -> nn.Module:
@@ -197,9 +175,9 @@ class Offered:
 
 @pytest.fixture
 def offered(monkeypatch: pytest.MonkeyPatch) -> None:
-    surrogate = types.ModuleType("offered_classifiers")
-    surrogate.Offered = Offered  # type: ignore[attr-defined]  # a module made for this test
-    monkeypatch.setitem(sys.modules, "offered_classifiers", surrogate)
+    package = types.ModuleType("offered_classifiers")
+    package.Offered = Offered  # type: ignore[attr-defined]  # a module made for this test
+    monkeypatch.setitem(sys.modules, "offered_classifiers", package)
     points = [
         EntryPoint(name, f"offered_classifiers:Offered.{name}", "carso.classifiers")
         for name in ("linear", "number", "failing")

@@ -15,17 +15,12 @@ from carso_cli.io.json_files import (
 )
 
 
-def test_atomic_write_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    path = tmp_path / "file.txt"
-    write_atomically(path, "old")
-    write_atomically(path, "new")
-    assert path.read_text() == "new"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
-
-
 def test_failed_write_keeps_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file.txt"
+    write_atomically(path, "oldest")
     write_atomically(path, "old")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
