@@ -8,7 +8,6 @@ import pickle
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,7 @@ from carso_cli.recipe.load import dump_recipe, load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runtime.reporter import SilentReporter
-
-Call = Callable[[list[str]], tuple[int, str]]
+from tests.hostile.conftest import Call
 
 
 class Planted:
@@ -82,27 +80,21 @@ def test_the_plant_is_alive(kind: str, mark: Path) -> None:
 
 
 PLACES = (
-    "runs/x/purifier.safetensors",
-    "runs/x/state.safetensors",
-    "runs/x/previous-state.safetensors",
-    "runs/x/recipe.yaml",
-    "runs/x/environment.json",
-    "runs/x/metrics.jsonl",
-    "runs/x/evaluation/pgd-1/settings.json",
-    "runs/x/evaluation/pgd-1/records.jsonl",
-    "runs/x/evaluation/pgd-1/summary.json",
-    "runs/x/attacks/pgd-defence.safetensors",
-    "runs/x/ablations/first-second-pgd.json",
+    *("purifier.safetensors", "state.safetensors", "previous-state.safetensors"),
+    *("recipe.yaml", "environment.json", "metrics.jsonl"),
+    *(f"evaluation/pgd-1/{name}" for name in ("settings.json", "records.jsonl", "summary.json")),
+    *("attacks/pgd-defence.safetensors", "ablations/first-second-pgd.json"),
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "place"), list(enumerate(PLACES)), ids=PLACES)
 def test_in_every_file_of_a_run(
     carso: Call, mark: Path, number: int, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     _make_run(tmp_path / "runs" / "x")
-    path = tmp_path / place
+    path = tmp_path / "runs" / "x" / place
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(plant(KINDS[number % len(KINDS)], mark))
     for argv in (
@@ -144,6 +136,7 @@ def test_in_weights_that_a_recipe_names(
     assert not mark.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("home", ["weights", "cache of robustbench"])
 def test_in_robustbench_s_cache(
     carso: Call, planted: bytes, mark: Path, home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
