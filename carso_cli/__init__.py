@@ -1,7 +1,7 @@
-"""carso: the CARSO adversarial defence, and an evaluation that attacks it honestly.
+"""carso: the CARSO adversarial defence, and honest evaluation of its robustness.
 
-`load_defence` is the way in from Python to a trained run; `load_recipe`, `train_purifier`, `Defence` and
-`evaluate` are that to one's own classifier. Importing this package loads no torch.
+`load_defence` opens a trained run in Python; `load_recipe`, `train_purifier`, `Defence` and `evaluate` work
+with a classifier of your own. Importing this package does not import torch.
 """
 
 from __future__ import annotations

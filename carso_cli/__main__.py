@@ -16,12 +16,12 @@ def main() -> None:
 
     keep_freed_memory()
     _open_streams()
-    # A scheduler that ends a job is met as Ctrl-C is: whatever can be resumed is saved.
+    # A scheduler ends a job with SIGTERM; treated as Ctrl-C, it lets the run save its state.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = run()
     except KeyboardInterrupt:
-        # One that came while an error was being told.
+        # A second Ctrl-C, while an error was being shown.
         code = 130
     if launch().size > 1:
         if code:
@@ -36,10 +36,10 @@ def main() -> None:
 
 
 def _open_streams() -> None:
-    """Stand in for streams that were closed, and let stdout take names of files that are no text."""
+    """Replace streams that were closed, and let stdout take file names that are not valid text."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            # In this order each takes the lowest free number: its own, which no other file then gets.
+            # open() takes the lowest free descriptor, so that in this order each stream gets its own number.
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115  (stays open)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from carso_cli.classifiers.blueprint import Blueprint
-from carso_cli.classifiers.interface import check_classifier
-from carso_cli.classifiers.load import load_classifier
+from carso_cli.classifiers.architectures import Blueprint
+from carso_cli.classifiers.load import check_classifier, load_classifier
 from carso_cli.classifiers.weights import load_strict, require_finite
 from carso_cli.data.datasets import load_split
 from carso_cli.data.image_set import ImageSet, balanced_subset
@@ -27,7 +26,7 @@ from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.checkpoints import load_tensors
 from carso_cli.runs.folder import RunFolder
-from carso_cli.runtime.precision import set_products
+from carso_cli.runtime.precision import set_tf32
 from carso_cli.runtime.reporter import Reporter, SilentReporter
 
 TRAINING_IMAGES = {"digits": 1442, "cifar10": 50_000, "cifar100": 50_000, "tinyimagenet200": 100_000}
@@ -66,24 +65,18 @@ def device_for(recipe: Recipe, name: str) -> torch.device:
         UsageError: See `choose_device`; if the device does not have the precision.
     """
     device = choose_device(name)
-    set_products(recipe.precision, device)
+    set_tf32(recipe.precision, device)
     return device
 
 
 def build_classifier(recipe: Recipe, kind: str, device: torch.device | str = "cpu") -> nn.Module:
-    """Load the recipe's classifier of one kind of training, frozen and in evaluation mode.
-
-    Args:
-        recipe: The recipe.
-        kind: `at` or `clean`.
-        device: Where to put it.
+    """Load the recipe's classifier, trained as `at` or `clean`, frozen and in evaluation mode.
 
     Raises:
         RecipeError: If the recipe names no weights of this kind.
         WeightsError: If the weights are missing, damaged or of another architecture.
     """
-    section = recipe.classifier
-    weights = section.at if kind == "at" else section.clean
+    weights = recipe.classifier.at if kind == "at" else recipe.classifier.clean
     if weights is None:
         raise RecipeError(
             f"recipe '{recipe.name}' names no weights for classifier.{kind}",
@@ -92,9 +85,7 @@ def build_classifier(recipe: Recipe, kind: str, device: torch.device | str = "cp
         )
     classifier = load_classifier(
         _blueprint(recipe),
-        source=weights.source,
-        name=weights.name,
-        file=weights.file,
+        **weights.model_dump(),
         dataset=recipe.data.name,
         recipe=recipe.reference,
         kind=kind,
@@ -113,13 +104,13 @@ def build_second_classifier(recipe: Recipe, device: torch.device | str = "cpu") 
 
 
 def channels_last(module: nn.Module) -> nn.Module:
-    """Lay a module's convolutions out channels-last, about twice as fast on CPUs at these sizes."""
+    """Store a module's convolutions channels-last, about twice as fast on CPUs at these sizes."""
     # torch declares no such form of `to`.
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def untrained_classifier(recipe: Recipe) -> nn.Module:
-    """Build the recipe's classifier with fresh weights, on torch's default device.
+    """Build the recipe's classifier with initial weights, on torch's default device.
 
     Raises:
         RecipeError: If its architecture is unknown, or comes with its weights from an entry point.
@@ -143,11 +134,11 @@ def _blueprint(recipe: Recipe) -> Blueprint:
     )
 
 
-def own_classifier(classifier: nn.Module, recipe: Recipe) -> nn.Module:
+def user_classifier(classifier: nn.Module, recipe: Recipe) -> nn.Module:
     """Freeze a classifier given in Python, checked against the recipe's images and classes.
 
     Raises:
-        RecipeError: If it does not take the images, or returns anything but one logit a class.
+        RecipeError: If it does not take the images, or returns anything but one logit per class.
     """
     data = recipe.data
     classifier.eval().requires_grad_(False)
@@ -157,8 +148,7 @@ def own_classifier(classifier: nn.Module, recipe: Recipe) -> nn.Module:
 
 def layer_shapes(classifier: nn.Module, recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """Return layer name to the shape of its output for one image, without the batch axis."""
-    parameter = next(classifier.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
+    device = next(classifier.parameters(), torch.empty(0)).device
     size = recipe.data.image_size
     with torch.no_grad():
         images = torch.zeros(1, recipe.data.channels, size, size, device=device)
@@ -168,16 +158,14 @@ def layer_shapes(classifier: nn.Module, recipe: Recipe) -> dict[str, tuple[int, 
 
 def build_purifier(recipe: Recipe, classifier: nn.Module) -> Purifier:
     """Build an untrained purifier for the recipe's layers of a classifier, on torch's default device."""
+    data = recipe.data
     return Purifier(
         layer_shapes(classifier, recipe),
-        channels=recipe.data.channels,
-        image_size=recipe.data.image_size,
-        mean=recipe.data.mean,
-        std=recipe.data.std,
-        condition_features=recipe.purifier.condition_features,
-        latent_features=recipe.purifier.latent_features,
-        layer_convolutions=recipe.purifier.layer_convolutions,
-        input_share=recipe.purifier.input_share,
+        channels=data.channels,
+        image_size=data.image_size,
+        mean=data.mean,
+        std=data.std,
+        **recipe.purifier.model_dump(),
     )
 
 
@@ -217,7 +205,7 @@ def load_defence(
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         n_samples: N, reconstructions per image; the recipe's when None.
         aggregation: Aggregation rule; the recipe's when None.
-        classifier: The classifier that the purifier was trained for, when it is a module of your own.
+        classifier: The classifier that the purifier was trained for, if it is not one that the recipe names.
 
     Returns:
         The defence, frozen: `defence(images)` gives log P, (B, C), for images in [0, 1].
@@ -230,15 +218,13 @@ def load_defence(
     path = folder.require_purifier(f"carso train-purifier RECIPE --run {run}")
     recipe = load_recipe(str(folder.recipe))
     target = device_for(recipe, device)
-    own = (
-        build_classifier(recipe, recipe.representation.kind)
-        if classifier is None
-        else own_classifier(classifier, recipe)
-    )
-    purifier = load_purifier(path, recipe, own)
+    if classifier is None:
+        classifier = build_classifier(recipe, recipe.representation.kind)
+    else:
+        classifier = user_classifier(classifier, recipe)
     defence = Defence(
-        own,
-        purifier,
+        classifier,
+        load_purifier(path, recipe, classifier),
         recipe.representation.layers,
         n_samples=n_samples or recipe.evaluation.n_samples,
         aggregation=aggregation or recipe.evaluation.aggregation,
@@ -276,9 +262,8 @@ def load_purifier(path: Path, recipe: Recipe, classifier: nn.Module) -> Purifier
     try:
         load_strict(purifier, tensors, path, keys="purifier")
     except WeightsError as error:
-        raise StateError(
-            error.message, hint="its recipe.yaml was changed after training; undo that"
-        ) from None
+        hint = "its recipe.yaml was changed after training; undo that"
+        raise StateError(error.message, hint=hint) from None
     channels_last(purifier)
     return purifier
 

@@ -1,7 +1,6 @@
-"""The kinds of error a user can meet: a message, the next step, an exit code.
+"""The kinds of error a user can see: a message, the next step, an exit code.
 
-Core code raises these and never prints; `carso_cli.cli.app` turns them into a
-panel on stderr and the process's exit code.
+Core code raises these and never prints; `carso_cli.cli.app` shows them on stderr and exits with their code.
 """
 
 from __future__ import annotations
@@ -50,20 +49,20 @@ class WeightsError(MissingError):
     """Weights that are absent, damaged or made for another architecture."""
 
 
-class TrustError(CarsoError):
-    """A result whose trust checks failed under `--strict`."""
+class SanityCheckError(CarsoError):
+    """A result whose sanity checks failed under `--strict`."""
 
     exit_code = 4
 
 
 class StateError(CarsoError):
-    """Stored state that belongs to another configuration, or is damaged."""
+    """A stored state that belongs to another configuration, or is damaged."""
 
     exit_code = 5
 
 
 class NumericsError(CarsoError):
-    """A value that stopped being finite."""
+    """A loss, gradient or activation that is NaN or infinite."""
 
 
 class InterruptedRun(CarsoError):  # noqa: N818  (an interruption is not a fault)

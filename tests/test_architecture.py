@@ -54,6 +54,8 @@ HOMES = {
     "timm": {"classifiers"},
     "sklearn": {"data"},
     "matplotlib": {"pictures"},
+    "pandas": {"reports"},
+    "jinja2": {"reports"},
     "pydantic": {"recipe"},
     "onnxruntime": {"tools"},
     "torch.distributed": {"distributed"},

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from carso_cli.ablation.run import check_run, prepare_variant, variant_options, variant_recipe
+from carso_cli.ablation.run import check_run, trained_recipes, variant_options
 from carso_cli.ablation.variants import Ablation, Variant
 from carso_cli.build import build_classifier, build_purifier, untrained_classifier
 from carso_cli.defence.defended_model import Defence
 from carso_cli.errors import MissingError, RecipeError
 from carso_cli.evaluation import preflight as evaluation_cost
-from carso_cli.evaluation.setup import EvaluationOptions
+from carso_cli.evaluation.setup import EvaluationOptions, prepare_evaluation
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runtime.reporter import Reporter
 from carso_cli.training import preflight as purifier_cost
@@ -22,14 +22,7 @@ from carso_cli.training import preflight as purifier_cost
 def plan_ablation(
     recipe: Recipe, ablation: Ablation, *, run: Path, reporter: Reporter, options: EvaluationOptions
 ) -> dict[str, Any]:
-    """Predict an ablation's work without training or attacking.
-
-    Args:
-        recipe: The recipe that the ablation was made from.
-        ablation: The ablation.
-        run: Run folder of the recipe itself.
-        reporter: Where progress goes.
-        options: As for `ablate`.
+    """Predict an ablation's work without training or attacking; the arguments are those of `ablate`.
 
     Returns:
         `ablation`, `steps` (`step`, `what`, `state`, `seconds`: 0 where it is done, None where unknown),
@@ -37,51 +30,49 @@ def plan_ablation(
         running.
     """
     steps: list[dict[str, Any]] = []
-    device = options.get("device", "auto")
+    # Variants of the same sizes take the same time, which is measured once.
     speeds: dict[tuple[object, ...], float | None] = {}
-    for path, one in {variant.run_folder(run): variant.recipe for variant in ablation.variants}.items():
-        state = check_run(one, path, resume=True)
+    states: dict[Path, str] = {}
+    for path, one in trained_recipes(recipe, ablation, run).items():
+        states[path] = state = check_run(one, path, resume=True)
         section = one.training.attack_mix if one.training.objective == "elbo" else one.training.adversarial
         mix = (one.representation.layers, section.adversarial_fraction)
         if state != "trained" and mix not in speeds:
-            speeds[mix] = purifier_cost.estimate_cost(one, device=device)["seconds"]
+            speeds[mix] = purifier_cost.estimate_cost(one, device=options.get("device", "auto"))["seconds"]
         seconds = 0.0 if state == "trained" else speeds[mix]
         steps.append({"step": "train", "what": str(path), "state": state, "seconds": seconds})
     missing = _missing(recipe, ablation)
     for variant in ablation.variants:
         if variant.eps != 0.0:
             chosen = variant_options(ablation, variant, options)
-            loads = (
-                not missing and check_run(variant.recipe, variant.run_folder(run), resume=True) == "trained"
-            )
+            loads = not missing and states[variant.run_folder(run)] == "trained"
             steps.append(_evaluation_step(variant, run, reporter, chosen, loads, speeds))
+    known = [step["seconds"] for step in steps if step["seconds"] is not None]
     return {
         "ablation": ablation.name,
         "title": ablation.title,
         "steps": steps,
-        "seconds": None
-        if any(step["seconds"] is None for step in steps)
-        else sum(s["seconds"] for s in steps),
+        "seconds": sum(known) if len(known) == len(steps) else None,
         "missing": missing,
     }
 
 
 def _evaluation_step(
     variant: Variant,
-    run: Path,
+    root: Path,
     reporter: Reporter,
     options: EvaluationOptions,
     loads: bool,
     speeds: dict[tuple[object, ...], float | None],
 ) -> dict[str, Any]:
-    recipe, state = variant_recipe(variant), "missing"
+    recipe, run, state = variant.recipe, variant.run_folder(root), "missing"
     if loads:
-        folder = prepare_variant(variant, run, reporter, options).folder
+        folder = prepare_evaluation(recipe, run=run, reporter=reporter, **options).folder
         state = "stored" if folder.summary.is_file() else "unfinished" if folder.exists else "missing"
     key = (recipe.representation.layers, recipe.evaluation.n_samples, options["target"])
     if state != "stored" and key not in speeds:
-        untrained = EvaluationOptions(**{**options, "defence": _untrained_defence(recipe)})
-        evaluation = prepare_variant(variant, run, reporter, untrained)
+        untrained: EvaluationOptions = {**options, "defence": _untrained_defence(recipe)}
+        evaluation = prepare_evaluation(recipe, run=run, reporter=reporter, **untrained)
         speeds[key] = evaluation_cost.estimate_cost(evaluation)["seconds"]
     seconds = 0.0 if state == "stored" else speeds[key]
     return {"step": "evaluate", "what": variant.label, "state": state, "seconds": seconds}

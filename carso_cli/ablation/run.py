@@ -4,8 +4,8 @@
     table = ablate(recipe, ablation, run=Path("runs/digits"), reporter=reporter, attack="pgd-eot", limit=100)
     table["rows"][0]["attacked"]["accuracy"]
 
-Trained purifiers and complete evaluations of the same settings are used again; unfinished ones go on with
-`resume`. Every number in the table comes from records in an evaluation folder, which its row names.
+Trained purifiers and complete evaluations of the same settings are used again; unfinished ones need `resume`.
+Every number in the table comes from records in an evaluation folder, which its row names.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Unpack
 
-from carso_cli.ablation.table import find_figures, make_row, shared_settings, store_table
+from carso_cli.ablation.table import find_figures, make_row, store_table
 from carso_cli.ablation.transfer import transfer_to_rules, with_transfers
 from carso_cli.ablation.variants import Ablation, Variant
 from carso_cli.build import build_classifier, choose_device
 from carso_cli.distributed.world import join
 from carso_cli.errors import InterruptedRun, StateError, UsageError
 from carso_cli.evaluation.run import run_evaluation
-from carso_cli.evaluation.setup import Evaluation, EvaluationOptions, prepare_evaluation
+from carso_cli.evaluation.setup import EvaluationOptions, prepare_evaluation
 from carso_cli.io.json_files import ensure_folder
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.load import load_recipe
@@ -31,7 +31,7 @@ from carso_cli.runs.records import EvaluationFolder
 from carso_cli.runtime.reporter import Reporter
 from carso_cli.training.purifier import train_purifier
 
-_RESUME = "go on with the same command and --resume"
+_RESUME = "resume with the same command and --resume"
 
 
 def ablate(
@@ -51,7 +51,7 @@ def ablate(
         ablation: One of `carso_cli.ablation.variants`.
         run: Run folder of the recipe itself; the purifiers of variants lie beside it.
         reporter: Where progress goes.
-        resume: Go on with purifiers and evaluations that were interrupted.
+        resume: Resume purifiers and evaluations that were interrupted.
         note: Stored with the table: what the reader must know of its budget.
         options: Attack, images, seed and device of every evaluation.
 
@@ -67,7 +67,7 @@ def ablate(
     """
     world = join(choose_device(options.get("device", "auto")))
     reporter, resume = world.reporter(reporter), resume or world.restarted
-    trained = {variant.run_folder(run): variant.recipe for variant in ablation.variants}
+    trained = trained_recipes(recipe, ablation, run)
     # Whatever can stop an ablation stops it here, before hours of training.
     with world.local_main_first():
         for kind in ablation.kinds:
@@ -80,18 +80,22 @@ def ablate(
             _train_if_missing(trained[path], path, state, reporter, options.get("device", "auto"))
         rows, summary = _evaluate_all(ablation, run, reporter, resume, options)
         if ablation.with_transfers:
-            rows = _with_transfers(recipe, ablation, rows, run, reporter, resume, options)
+            rules = [str(row["aggregation"]) for row in rows]
+            folder = transfer_to_rules(recipe, rules, root=run, reporter=reporter, resume=resume, **options)
+            if folder is None:
+                reporter.warning(
+                    "the chosen attack follows no gradients: no examples are transferred between rules"
+                )
+            else:
+                rows = [with_transfers(row, rule, folder, run) for row, rule in zip(rows, rules, strict=True)]
         _warn_of_unequal_training(rows, reporter)
-        settings = shared_settings(summary["settings"]["identity"], recipe_hash(recipe, TRAINING_SECTIONS))
-        facts = {
-            "recipe": recipe.name,
-            "reproduces": recipe.reproduces,
-            "attack": summary["attack"],
-            "label": summary["label"],
-            "note": note,
-            "settings": settings,
-        }
-        return world.on_main(lambda: store_table(run, ablation, rows, facts, reporter))
+        return world.on_main(lambda: store_table(run, recipe, ablation, rows, summary, note, reporter))
+
+
+def trained_recipes(recipe: Recipe, ablation: Ablation, root: Path) -> dict[Path, Recipe]:
+    """Return the run folders of an ablation's purifiers, each with the recipe that it is trained with."""
+    own = {"evaluation": recipe.evaluation}
+    return {one.run_folder(root): one.recipe.model_copy(update=own) for one in ablation.variants}
 
 
 def check_run(recipe: Recipe, path: Path, *, resume: bool) -> str:
@@ -107,7 +111,7 @@ def check_run(recipe: Recipe, path: Path, *, resume: bool) -> str:
             return "missing"
         if not resume:
             raise UsageError(f"{folder.recipe} is missing beside the state of a training", hint=_RESUME)
-        # Resuming holds the state against the recipe asked for, and writes the file anew.
+        # Resuming compares the state with the recipe asked for, and writes the file again.
         return "unfinished"
     stored = load_recipe(str(folder.recipe.resolve()))
     other = [name for name in TRAINING_SECTIONS if recipe_hash(stored, [name]) != recipe_hash(recipe, [name])]
@@ -144,39 +148,23 @@ def _evaluate_all(
     folder = EvaluationFolder(root)
     for variant in ablation.variants:
         reporter.info(f"{ablation.varies}: {variant.label}")
+        # Eps 0 is the clean part of the evaluation before it.
         if variant.eps != 0.0:
             chosen = variant_options(ablation, variant, options)
             summary, folder = _evaluate_variant(variant, root, reporter, resume, chosen)
         row = make_row(variant, root, folder.path, summary)
         if ablation.with_baselines and row["noise"] is None:
-            chosen = EvaluationOptions(
-                **{**options, "target": "defence", "eps": variant.eps, "attack": "noise"}
-            )
-            noise, _ = _evaluate_variant(variant, root, reporter, resume, chosen)
+            changes: EvaluationOptions = {"target": "defence", "eps": variant.eps, "attack": "noise"}
+            noise, _ = _evaluate_variant(variant, root, reporter, resume, {**options, **changes})
             row["noise"] = find_figures(noise, "defence", "noise")
         rows.append(row)
     return rows, summary
 
 
-def variant_recipe(variant: Variant) -> Recipe:
-    """Return the recipe that a variant is evaluated with."""
-    section = variant.recipe.evaluation.model_copy(update=dict(variant.evaluation))
-    return variant.recipe.model_copy(update={"evaluation": section})
-
-
 def variant_options(ablation: Ablation, variant: Variant, options: EvaluationOptions) -> EvaluationOptions:
     """Return the options of a variant's evaluation, given those of the whole ablation."""
-    target = None if ablation.with_baselines else "defence"
-    selects = ablation.with_transfers
-    return EvaluationOptions(**{**options, "target": target, "eps": variant.eps, "selects": selects})
-
-
-def prepare_variant(
-    variant: Variant, root: Path, reporter: Reporter, options: EvaluationOptions
-) -> Evaluation:
-    """Resolve the evaluation of a variant, whose purifier is trained."""
-    path = variant.run_folder(root)
-    return prepare_evaluation(variant_recipe(variant), run=path, reporter=reporter, **options)
+    target, selects = None if ablation.with_baselines else "defence", ablation.with_transfers
+    return {**options, "target": target, "eps": variant.eps, "selects": selects}
 
 
 def _evaluate_variant(
@@ -187,31 +175,13 @@ def _evaluate_variant(
     Raises:
         UsageError: If its evaluation is unfinished and `resume` is not given.
     """
-    evaluation = prepare_variant(variant, root, reporter, options)
+    path = variant.run_folder(root)
+    evaluation = prepare_evaluation(variant.recipe, run=path, reporter=reporter, **options)
     folder = evaluation.folder
     if folder.exists and not folder.summary.is_file() and not resume:
         raise UsageError(f"{folder.path} holds an unfinished evaluation", hint=_RESUME)
+    # A complete evaluation is resumed too: that returns its stored summary.
     return run_evaluation(evaluation, reporter=reporter, resume=folder.exists), folder
-
-
-def _with_transfers(
-    recipe: Recipe,
-    ablation: Ablation,
-    rows: list[dict[str, Any]],
-    root: Path,
-    reporter: Reporter,
-    resume: bool,
-    options: EvaluationOptions,
-) -> list[dict[str, Any]]:
-    rules = [str(row["aggregation"]) for row in rows]
-    chosen = EvaluationOptions(**options)
-    folder = transfer_to_rules(recipe, rules, run=root, root=root, reporter=reporter, resume=resume, **chosen)
-    if folder is None:
-        reporter.warning(
-            "the chosen attack follows no gradients, so no examples are transferred between rules"
-        )
-        return rows
-    return [with_transfers(row, rule, folder, root) for row, rule in zip(rows, rules, strict=True)]
 
 
 def _warn_of_unequal_training(rows: list[dict[str, Any]], reporter: Reporter) -> None:

@@ -20,49 +20,24 @@ from typing import Any
 from carso_cli.ablation.variants import Ablation, Variant, row_order
 from carso_cli.errors import StateError
 from carso_cli.io.json_files import read_json, write_json
+from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
+from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.folder import ABLATION_SCHEMA, RunFolder
 from carso_cli.runs.paper import paper_row
 from carso_cli.runtime.reporter import Reporter
 
 GRADIENT_CHECKS = ("nan-gradients", "zero-gradients", "saturated-outputs")
-"""Trust checks whose failure says that an attack had no gradients to follow."""
-_VARYING = frozenset(
-    {
-        "eps",
-        "n_samples",
-        "aggregation",
-        "second_kind",
-        "recipe",
-        "classifier",
-        "purifier",
-        "second_classifier",
-    }
-) | {"pgd_step_size", "pgd_eot_step_size"}
+"""Sanity checks whose failure says that an attack had no gradients to follow."""
+_VARYING = (
+    *("eps", "n_samples", "aggregation", "second_kind", "pgd_step_size", "pgd_eot_step_size"),
+    *("recipe", "classifier", "purifier", "second_classifier"),
+)
+"""Fields of an evaluation's identity that may differ between the rows of a table."""
 _FIGURES = ("accuracy", "ci95", "worst_of_draws", "majority")
 
 
-def shared_settings(identity: Mapping[str, Any], training: str) -> dict[str, Any]:
-    """Return what all rows of a table must share.
-
-    Args:
-        identity: Identity of one of its evaluations.
-        training: Hash of what the root recipe's training depends on.
-    """
-    return {
-        **{key: value for key, value in identity.items() if key not in _VARYING},
-        "training": training,
-    }
-
-
 def make_row(variant: Variant, root: Path, evaluation: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Draw a row from the summary of its evaluation.
-
-    Args:
-        variant: What is varied.
-        root: Run folder of the recipe itself.
-        evaluation: Folder of the evaluation.
-        summary: Its summary.
-    """
+    """Draw a row from the summary of its evaluation; paths are relative to `root`, the recipe's own run."""
     identity, headline = summary["settings"]["identity"], summary["headline"]
     unattacked = variant.eps == 0.0
     clean, noise = (find_figures(summary, "defence", attack) for attack in ("none", "noise"))
@@ -134,35 +109,37 @@ def table_file(root: Path, name: str, attack: str) -> Path:
 
 def store_table(
     root: Path,
+    recipe: Recipe,
     ablation: Ablation,
     rows: Sequence[Mapping[str, Any]],
-    facts: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    note: str,
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Write an ablation's table and return it.
 
     Rows that are stored already stay where they share the table's settings and their records are still
-    there, so that a table may be filled row by row; otherwise the table starts anew.
-
-    Args:
-        root: Run folder of the recipe itself.
-        ablation: What was run.
-        rows: Its rows.
-        facts: The table's other fields, `settings` among them.
-        reporter: Where it is said that earlier rows do not fit.
+    there, so that a table may be filled row by row; otherwise the table starts again.
+    What all rows share is taken from `summary`, that of one of their evaluations.
     """
-    path = table_file(root, ablation.name, facts["attack"])
+    path = table_file(root, ablation.name, summary["attack"])
+    identity = summary["settings"]["identity"]
+    shared = {key: value for key, value in identity.items() if key not in _VARYING}
+    settings = {**shared, "training": recipe_hash(recipe, TRAINING_SECTIONS)}
     labels = {row["label"] for row in rows}
-    kept = [
-        row for row in _stored_rows(path, root, facts["settings"], reporter) if row["label"] not in labels
-    ]
+    kept = [row for row in _stored_rows(path, root, settings, reporter) if row["label"] not in labels]
     table = {
         "schema": ABLATION_SCHEMA,
         "ablation": ablation.name,
         "title": ablation.title,
         "varies": ablation.varies,
         "tables": list(ablation.tables),
-        **facts,
+        "recipe": recipe.name,
+        "reproduces": recipe.reproduces,
+        "attack": summary["attack"],
+        "label": summary["label"],
+        "note": note,
+        "settings": settings,
         "rows": sorted([*rows, *kept], key=row_order),
     }
     write_json(path, table)
@@ -177,9 +154,9 @@ def _stored_rows(
     try:
         stored = read_json(path)
     except StateError as error:
-        reporter.warning(f"{error.message}; it is written anew")
+        reporter.warning(f"{error.message}; it is written again")
         return []
     if (stored.get("schema"), stored.get("settings")) != (ABLATION_SCHEMA, settings):
-        reporter.info(f"{path} held rows of other settings; their evaluations stay, the table starts anew")
+        reporter.info(f"{path} held rows of other settings; their evaluations stay, the table starts again")
         return []
     return [row for row in stored["rows"] if (root / row["evaluation"] / "summary.json").is_file()]

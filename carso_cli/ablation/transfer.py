@@ -2,7 +2,7 @@
 
 They are made against the exact view of the doubly-exponential rule, the logsumexp of the samples' logits,
 which has a usable gradient whatever the classifier's scale. A rule without gradients of its own, such as
-majority vote, is thereby met with real examples, and its accuracy under them is a real bound.
+majority vote, is thereby attacked with real examples, and its accuracy under them is a real bound.
 
     <root run>/ablations/transferred-<id>/   settings.json, records.jsonl, gradients.jsonl, summary.json
 """
@@ -15,12 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from torch import Tensor
-
 from carso_cli import __version__
 from carso_cli.distributed.world import World, join
-from carso_cli.errors import InterruptedRun, UsageError
-from carso_cli.evaluation.attack_batch import Setting, make_record, perturb, select_worst
+from carso_cli.errors import UsageError
+from carso_cli.evaluation.attack_batch import interruptible, make_records, perturb, run_blocks, select_worst
 from carso_cli.evaluation.models import adjusted
 from carso_cli.evaluation.protocols import Job
 from carso_cli.evaluation.setup import Evaluation, EvaluationOptions, prepare_evaluation
@@ -34,13 +32,13 @@ from carso_cli.runtime.reporter import Reporter, SilentReporter
 SOURCE = "doubly-exponential"
 """The rule that the examples are made against."""
 NAME = "transferred"
+_Block = tuple[list[Record], dict[str, Any]]
 
 
 def transfer_to_rules(
     recipe: Recipe,
     rules: Sequence[str],
     *,
-    run: Path,
     root: Path,
     reporter: Reporter,
     resume: bool,
@@ -48,14 +46,7 @@ def transfer_to_rules(
 ) -> EvaluationFolder | None:
     """Make examples by the strongest white-box attack chosen, and score them under each rule.
 
-    Args:
-        recipe: The recipe.
-        rules: Aggregation rules.
-        run: Run folder of the purifier.
-        root: Run folder that holds `ablations`.
-        reporter: Where progress goes.
-        resume: Go on from the last complete block.
-        options: Attack, images, seed, device, as for `evaluate`.
+    The purifier is that of the run folder `root`, and the records go to its `ablations`.
 
     Returns:
         The folder of the records; None where the chosen attack follows no gradients.
@@ -67,103 +58,87 @@ def transfer_to_rules(
     options["target"], options["view"], options["aggregation"] = "defence", "exact", SOURCE
     # Their scores are compared with those of each rule's own evaluation.
     options["selects"] = True
-    evaluation = prepare_evaluation(recipe, run=run, reporter=SilentReporter(), **options)
-    world = join(evaluation.setting.models.device)
-    job = evaluation.plan.strongest
-    if job is None:
+    evaluation = prepare_evaluation(recipe, run=root, reporter=SilentReporter(), **options)
+    source, world = evaluation.plan.strongest, join(evaluation.setting.models.device)
+    if source is None:
         return None
-    identity = {**evaluation.identity, "attack": NAME, "made_by": job.attack, "rules": list(rules)}
+    identity = {**evaluation.identity, "attack": NAME, "made_by": source.attack, "rules": list(rules)}
     folder = EvaluationFolder(RunFolder(root).inside("ablations", evaluation_id(identity)))
+    # The job's name holds the rule where others hold a view.
     jobs = {rule: Job("defence", NAME, rule) for rule in rules}
-    if world.on_main(lambda: _open_folder(folder, identity, jobs, resume=resume)):
+    settings = {
+        "schema": SCHEMA,
+        "identity": identity,
+        "label": "examples made against one aggregation rule",
+        "jobs": [job.key for job in jobs.values()],
+        "carso": __version__,
+    }
+    if world.on_main(lambda: _is_complete(folder, settings, resume=resume)):
         reporter.info(f"{folder.path} is complete; using its stored examples' scores")
         return folder
-    try:
-        _run_blocks(evaluation, job, jobs, folder, world, reporter)
-    except KeyboardInterrupt:
-        raise InterruptedRun(
-            f"stopped; complete blocks are saved in {folder.path}",
-            hint="go on with the same command and --resume",
-        ) from None
+    with interruptible(folder.path):
+        _run_blocks(evaluation, source, jobs, folder, world, reporter)
 
     def finish() -> None:
         rows = [attack_row(read_records(folder, rule)) for rule in rules]
-        write_json(folder.summary, {"schema": SCHEMA, "attack": NAME, "made_by": job.key, "results": rows})
+        write_json(folder.summary, {"schema": SCHEMA, "attack": NAME, "made_by": source.key, "results": rows})
 
     world.on_main(finish)
     return folder
 
 
-def _open_folder(
-    folder: EvaluationFolder, identity: Mapping[str, Any], jobs: Mapping[str, Job], *, resume: bool
-) -> bool:
-    """Start the folder where there is none; return whether it is complete."""
-    if folder.exists:
-        complete = folder.summary.is_file()
-        if not complete and not resume:
-            raise UsageError(f"{folder.path} holds an unfinished run", hint="go on with it with --resume")
-        return complete
-    label = "examples made against one aggregation rule"
-    keys = [own.key for own in jobs.values()]
-    settings = {"schema": SCHEMA, "identity": identity, "label": label, "jobs": keys, "carso": __version__}
-    folder.start(settings)
-    return False
+def _is_complete(folder: EvaluationFolder, settings: Mapping[str, Any], *, resume: bool) -> bool:
+    """Say whether everything is stored; start the folder where there is none."""
+    if not folder.exists:
+        folder.start(settings)
+    elif not folder.summary.is_file() and not resume:
+        raise UsageError(f"{folder.path} holds an unfinished run", hint="resume it with --resume")
+    return folder.summary.is_file()
 
 
 def _run_blocks(
     evaluation: Evaluation,
-    job: Job,
+    source: Job,
     jobs: Mapping[str, Job],
     folder: EvaluationFolder,
     world: World,
     reporter: Reporter,
 ) -> None:
     setting, blocks = evaluation.setting, evaluation.blocks()
-    sizes = {(own.key, n): len(block) for own in jobs.values() for n, block in enumerate(blocks)}
-    done = world.on_main(lambda: folder.read_blocks(sizes, reporter))
-    missing = {
-        number: [rule for rule, own in jobs.items() if (own.key, number) not in done]
-        for number in range(len(blocks))
+    defence = setting.models.require_defence()
+    planned = {(job.key, n): len(block) for job in jobs.values() for n, block in enumerate(blocks)}
+    stored = world.on_main(lambda: folder.read_blocks(planned, reporter))
+
+    def score_block(number: int) -> list[_Block]:
+        """Attack one block; return its records and health under each rule for which it is not stored."""
+        batch = setting.batch(blocks[number])
+        examples = perturb(setting, source, batch, number)
+        scored = []
+        for rule, job in jobs.items():
+            # A kill may have come between two rules of a block.
+            if (job.key, number) in stored:
+                continue
+            started = time.perf_counter()
+            models = replace(setting.models, defence=adjusted(defence, aggregation=rule))
+            ruled = replace(setting, models=models)
+            result = select_worst(ruled, job, examples, batch)
+            unbroken = [False] * len(batch.indices)
+            records = make_records(ruled, job, number, batch, result, unbroken, {})
+            seconds = round(time.perf_counter() - started, 4)
+            health = {"job": job.key, "block": number, "seconds": seconds, "steps": [], "messages": []}
+            scored.append(([replace(record, view="exact") for record in records], health))
+        return scored
+
+    def store(_: int, scored: Sequence[_Block]) -> None:
+        for records, health in scored:
+            folder.append_block(records, health)
+
+    sizes = {number: len(block) for number, block in enumerate(blocks)}
+    done: dict[int, list[_Block]] = {
+        n: [] for n in sizes if all((job.key, n) in stored for job in jobs.values())
     }
-
-    def run_block(number: int) -> list[tuple[list[Record], dict[str, Any]]]:
-        images, labels, _ = setting.pixels(blocks[number])
-        examples = perturb(setting, job, images, labels, number)
-        return [
-            _score(_under(setting, rule), jobs[rule], number, blocks[number], examples)
-            for rule in missing[number]
-        ]
-
-    with reporter.progress(f"defence: {job.attack}, scored under each rule", len(setting.images)) as progress:
-        progress.advance(sum(len(blocks[number]) for number, rules in missing.items() if not rules))
-        for number, scored in world.map_sharded([n for n, rules in missing.items() if rules], run_block):
-            for records, health in scored if world.is_main else ():
-                folder.append_block(records, health)
-            progress.advance(len(blocks[number]))
-
-
-def _score(
-    setting: Setting, job: Job, block: int, positions: Sequence[int], examples: dict[str, Tensor]
-) -> tuple[list[Record], dict[str, Any]]:
-    """Score one block's examples under the setting's rule; return records and the block's line on seconds."""
-    started = time.perf_counter()
-    images, labels, indices = setting.pixels(positions)
-    scorer = setting.models.scorer(job, setting.seed, setting.draws)
-    found = select_worst(setting, scorer, examples, images, labels, indices)
-    records = [
-        make_record(setting, job, block, index, int(labels[row]), found, row, broken=False, clean=None)
-        for row, index in enumerate(indices)
-    ]
-    # The job's name holds the rule where others hold a view; these images have no clean record beside them.
-    records = [replace(record, view="exact", clean_margin=None) for record in records]
-    seconds = round(time.perf_counter() - started, 4)
-    return records, {"job": job.key, "block": block, "seconds": seconds, "steps": [], "messages": []}
-
-
-def _under(setting: Setting, rule: str) -> Setting:
-    """Return the setting with the defence deciding by another rule."""
-    defence = adjusted(setting.models.require_defence(), aggregation=rule)
-    return replace(setting, models=replace(setting.models, defence=defence))
+    title = f"defence: {source.attack}, scored under each rule"
+    run_blocks(sizes, score_block, world, reporter, title, stored=done, store=store)
 
 
 def read_records(folder: EvaluationFolder, rule: str) -> list[Record]:
@@ -173,13 +148,9 @@ def read_records(folder: EvaluationFolder, rule: str) -> list[Record]:
 
 
 def with_transfers(row: Mapping[str, Any], rule: str, folder: EvaluationFolder, root: Path) -> dict[str, Any]:
-    """Return a table's row with accuracy under the transferred examples, and the worst case of both.
+    """Return a rule's row with accuracy under the transferred examples, and the worst case of both.
 
-    Args:
-        row: The row of the rule's own evaluation.
-        rule: The aggregation rule.
-        folder: The transferred examples' records.
-        root: Run folder that the row's paths are relative to.
+    The folder holds the transferred examples' records; the row's paths are relative to `root`.
     """
     evaluation = EvaluationFolder(root / row["evaluation"])
     attack = read_json(evaluation.settings)["identity"]["attack"]

@@ -7,8 +7,8 @@
 - `adversarial_fractions`: perturbed share of the training batches;
 - `perturbation_sizes`: eps, with the noise baseline.
 
-A variant that changes what training depends on has a run folder of its own beside the recipe's; all others
-are evaluated on the recipe's own run.
+A variant is the recipe with overrides, as `--set` takes them. One that changes what training depends on has a
+run folder of its own beside the recipe's; all others are evaluated on the recipe's own run.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from carso_cli.errors import UsageError, nearest
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.load import dump_recipe, load_recipe_text
-from carso_cli.recipe.number import too_large
 from carso_cli.recipe.schema import Recipe
+from carso_cli.recipe.section import too_large
 
 PAIRS = (("clean", "clean"), ("at", "clean"), ("clean", "at"), ("at", "at"))
 """Training of the first and of the second instance, in the order of Table 17."""
@@ -43,9 +43,8 @@ class Variant:
     Args:
         label: What the row is called.
         values: What was chosen, by the names in the ablation's `varies`.
-        recipe: The recipe that its purifier is trained with.
+        recipe: The recipe that it is evaluated with; its purifier is trained with the same but `evaluation`.
         suffix: What its run folder's name adds to that of the recipe's own run; empty for that run itself.
-        evaluation: Changes to the recipe's `evaluation` section.
         eps: Perturbation size in pixel units; the recipe's when None, and 0 for no perturbation.
         paper: Table of the paper and entry in it, if there is one.
     """
@@ -54,7 +53,6 @@ class Variant:
     values: Mapping[str, Any]
     recipe: Recipe
     suffix: str = ""
-    evaluation: Mapping[str, Any] = field(default_factory=dict)
     eps: float | None = None
     paper: tuple[str, str] | None = None
 
@@ -65,8 +63,7 @@ class Variant:
     @property
     def kinds(self) -> set[str]:
         """Kinds of training of the classifiers that it needs."""
-        second = self.evaluation.get("second_kind", self.recipe.evaluation.second_kind)
-        return {self.recipe.representation.kind, str(second)}
+        return {self.recipe.representation.kind, self.recipe.evaluation.second_kind}
 
 
 @dataclass(frozen=True)
@@ -105,36 +102,31 @@ def first_and_second(recipe: Recipe, pairs: Sequence[tuple[str | None, str | Non
         pairs: Kinds, `clean` or `at`, of the first instance, which yields the internal representation, and
             of the second, which classifies; the recipe's own where None.
     """
-    chosen = {
+    chosen = [
         (first or recipe.representation.kind, second or recipe.evaluation.second_kind)
         for first, second in pairs
-    }
-    variants = tuple(
-        _trained(
-            recipe,
-            f"{_KINDS[first]}/{_KINDS[second]}",
-            {"first": first, "second": second},
-            f"representation.kind={first}",
-            f"-first-{first}",
-            evaluation={"second_kind": second},
-            paper=("17", f"{_KINDS[first]}/{_KINDS[second]}"),
-        )
-        for first, second in PAIRS
-        if (first, second) in chosen
-    )
+    ]
+    variants = []
+    for first, second in PAIRS:
+        if (first, second) in chosen:
+            label, values = f"{_KINDS[first]}/{_KINDS[second]}", {"first": first, "second": second}
+            changes = (f"representation.kind={first}", f"evaluation.second_kind={second}")
+            varied = _vary(recipe, label, values, changes, f"-first-{first}", paper=("17", label))
+            variants.append(varied)
     title = "Table 17: training of the first and of the second classifier instance"
-    return Ablation("first-second", title, "first/second", variants, ("17",))
+    return Ablation("first-second", title, "first/second", tuple(variants), ("17",))
 
 
 def aggregations(recipe: Recipe) -> Ablation:
     """Vary the aggregation rule over all four."""
+    tables = {"majority-vote": "5"}
     variants = tuple(
-        Variant(
+        _vary(
+            recipe,
             rule,
             {"aggregation": rule},
-            recipe,
-            evaluation={"aggregation": rule},
-            paper=("5" if rule == "majority-vote" else "4", rule),
+            [f"evaluation.aggregation={rule}"],
+            paper=(tables.get(rule, "4"), rule),
         )
         for rule in RULES
     )
@@ -151,7 +143,7 @@ def sample_counts(recipe: Recipe, counts: Sequence[int]) -> Ablation:
     if min(counts) < 1:
         raise UsageError(f"--n-samples {min(counts)} is not allowed; use whole numbers from 1")
     variants = tuple(
-        Variant(f"N = {count}", {"n_samples": count}, recipe, evaluation={"n_samples": count})
+        _vary(recipe, f"N = {count}", {"n_samples": count}, [f"evaluation.n_samples={count}"])
         for count in sorted(set(counts))
     )
     return Ablation("n-samples", "Accuracy by reconstructions per image", "samples", variants)
@@ -180,9 +172,9 @@ def layer_subsets(recipe: Recipe, wanted: Sequence[str]) -> Ablation:
                 f"unknown layers '{label}'; {suggestion}".rstrip("; "),
                 hint=f"use all, first, last, groups, {', '.join(groups)}, or the name of one layer",
             )
-        change = f"representation.layers={json.dumps(layers)}"
+        changes = [f"representation.layers={json.dumps(layers)}"]
         values = {"layers": label, "names": list(layers)}
-        variants.append(_trained(recipe, label, values, change, f"-layers-{label}"))
+        variants.append(_vary(recipe, label, values, changes, f"-layers-{label}"))
     return Ablation("layers", "Accuracy by layers of the representation", "layers", tuple(variants))
 
 
@@ -202,11 +194,11 @@ def adversarial_fractions(recipe: Recipe, fractions: Sequence[float]) -> Ablatio
     """
     section = "attack_mix" if recipe.training.objective == "elbo" else "adversarial"
     variants = tuple(
-        _trained(
+        _vary(
             recipe,
             f"{fraction:g}",
             {"adversarial_fraction": fraction},
-            f"training.{section}.adversarial_fraction={fraction!r}",
+            [f"training.{section}.adversarial_fraction={fraction!r}"],
             f"-adversarial-{fraction:g}",
         )
         for fraction in sorted(set(fractions))
@@ -251,8 +243,8 @@ def row_order(row: Mapping[str, Any]) -> tuple[float, str]:
 def choose_budget(recipe: Recipe, attack: str | None, limit: int | None) -> tuple[str, int | None, str]:
     """Return attack, number of test images (the recipe's when None) and what must be said of them.
 
-    What is None is chosen: the adaptive protocol on the recipe's images, as in `carso evaluate`, but one
-    attack on a few images on digits.
+    None stands for the adaptive protocol on the recipe's images, as in `carso evaluate`; on digits, for one
+    attack on a few images.
     """
     usual, few = _SMALL.get(recipe.data.name, ("adaptive", None))
     if few is not None:
@@ -267,16 +259,16 @@ def choose_budget(recipe: Recipe, attack: str | None, limit: int | None) -> tupl
     return (*chosen, note)
 
 
-def _trained(
+def _vary(
     recipe: Recipe,
     label: str,
     values: Mapping[str, Any],
-    change: str,
-    suffix: str,
-    **details: Any,  # noqa: ANN401  (fields of a variant)
+    changes: Sequence[str],
+    suffix: str = "",
+    paper: tuple[str, str] | None = None,
 ) -> Variant:
-    """Return a variant whose purifier may be another than the recipe's own."""
-    varied = load_recipe_text(dump_recipe(recipe), source=f"recipe '{recipe.name}'", overrides=[change])
+    """Return a variant by overrides of the recipe, in a run of its own if they change its training."""
+    varied = load_recipe_text(dump_recipe(recipe), source=f"recipe '{recipe.name}'", overrides=changes)
     start = recipe.training.initial
     if start is not None and varied.representation != recipe.representation:
         raise UsageError(
@@ -284,4 +276,4 @@ def _trained(
             hint="ablate the recipe that was trained from fresh weights",
         )
     same = recipe_hash(varied, TRAINING_SECTIONS) == recipe_hash(recipe, TRAINING_SECTIONS)
-    return Variant(label, values, varied, "" if same else suffix, **details)
+    return Variant(label, values, varied, "" if same else suffix, paper=paper)

@@ -26,12 +26,12 @@ from carso_cli.defence.representation import extract_representation
 from carso_cli.defence.vae import Purifier
 from carso_cli.evaluation.models import Models, given_models
 from carso_cli.recipe.schema import Recipe
-from carso_cli.runtime.precision import in_precision, reduced
+from carso_cli.runtime.precision import autocast, in_precision
 from carso_cli.runtime.reporter import SILENT, Reporter
 from carso_cli.runtime.seed import derive_seed, generator, seeded
 from carso_cli.training.adversarial_cache import AdversarialCache
-from carso_cli.training.balanced_batch import quarter_size
-from carso_cli.training.purifier_step import TrainingSetup, balanced_batch, initial_state, train_step
+from carso_cli.training.balanced_batch import BalancedBatch, quarter_size
+from carso_cli.training.purifier_step import TrainingSetup, initial_state, train_step
 
 _PLACE = (0, 0)
 """Epoch and batch of the timed training step."""
@@ -180,7 +180,7 @@ def _training_step(bench: Bench) -> Case:
     images, labels = bench.batch(recipe.training.batch_size, most_on_cpu=64)
     positions = torch.arange(len(images))
     train = ImageSet(images, labels, positions, tuple(str(label) for label in range(recipe.data.classes)))
-    perturb = balanced_batch(recipe, bench.classifier, bench.reporter)
+    perturb = BalancedBatch(recipe, bench.classifier, bench.reporter)
     holdout, cache = train.select(positions[:0]), AdversarialCache(reuse=1)
     setup = TrainingSetup(recipe, bench.classifier, train, holdout, perturb, cache, device, SILENT)
     state = initial_state(setup)
@@ -205,7 +205,7 @@ def _extraction(bench: Bench) -> Case:
 
     @torch.no_grad()
     def ours() -> dict[str, Tensor]:
-        with reduced(bench.recipe.precision, bench.device):
+        with autocast(bench.recipe.precision, bench.device):
             return extract_representation(bench.classifier, images, bench.recipe.representation.layers)
 
     return Case(len(images), ours, lambda: naive.extract(images))

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from carso_cli.defence.elbo import negative_elbo
 from carso_cli.defence.vae import Purifier
 from carso_cli.recipe.purifier_training import Training
-from carso_cli.training.lookahead import Lookahead
+from carso_cli.training.optim import Lookahead
 
 
 class NaiveBaseline:
@@ -120,9 +120,9 @@ class NaiveTraining:
         self.baseline = NaiveBaseline(classifier, purifier, layers)
         self.purifier = self.baseline.purifier.train().requires_grad_(True)
         self.mix = training.attack_mix
-        section, weights = training.optimiser, list(self.purifier.parameters())
+        section, weights = training.optimiser, dict(self.purifier.named_parameters())
         self.optimiser = torch.optim.RAdam(
-            weights,
+            weights.values(),
             lr=training.learning_rate.initial,
             betas=(section.beta1, section.beta2),
             eps=section.epsilon,

@@ -22,7 +22,7 @@ from carso_cli.build import device_for
 from carso_cli.errors import DataError, UsageError, nearest
 from carso_cli.io.json_files import read_plain_json
 from carso_cli.recipe.schema import Recipe
-from carso_cli.runs.environment import describe_environment
+from carso_cli.runs.description import describe_environment
 from carso_cli.runtime.reporter import Reporter
 
 SCHEMA = 1

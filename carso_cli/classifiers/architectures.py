@@ -1,21 +1,93 @@
-"""Architectures of torchvision and timm, built without weights and without a network connection.
+"""Architectures: WideResNet, torchvision's and timm's, with initial weights and without a network connection.
 
-- `build_architecture`: one by its name, behind the standardisation of its images;
-- `check_architecture`: whether there is one of that name.
+- `Blueprint`: what a classifier is apart from its weights; `build` makes it;
+- `check_architecture`: whether a library has an architecture of a name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from carso_cli.classifiers.wide_resnet import WideResNet
 from carso_cli.errors import MissingError, RecipeError, nearest
 from carso_cli.runtime.third_party import prepare, quiet
 
 LIBRARIES = ("torchvision", "timm")
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """Architecture of a classifier and the form of its images.
+
+    Args:
+        family: `wide-resnet`, `torchvision`, `timm`, or `external` for a module that an entry point builds.
+        architecture: What torchvision or timm calls it.
+        depth: Depth of a WideResNet.
+        width: Width of a WideResNet.
+        activation: `relu` or `silu`, of a WideResNet.
+        classes: C.
+        channels: 1 or 3.
+        image_size: Height and width of the images.
+        mean: Per-channel mean of the training images, in [0, 1].
+        std: Per-channel standard deviation of the same.
+    """
+
+    family: str
+    architecture: str | None
+    depth: int
+    width: int
+    activation: str
+    classes: int
+    channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def build(self) -> nn.Module:
+        """Build the classifier with initial weights, on torch's default device.
+
+        Raises:
+            RecipeError: If its library has no such architecture, or none for one channel, or if it comes with
+                its weights from an entry point.
+            MissingError: If the library that has it is not installed.
+        """
+        if self.family == "wide-resnet":
+            return WideResNet(
+                depth=self.depth,
+                width=self.width,
+                classes=self.classes,
+                activation=self.activation,
+                mean=self.mean,
+                std=self.std,
+                channels=self.channels,
+            )
+        if self.family not in LIBRARIES or self.architecture is None:
+            raise RecipeError(f"a classifier of family '{self.family}' is built by its entry point only")
+        check_architecture(self.family, self.architecture)
+        if self.family == "torchvision" and self.channels != 3:
+            raise RecipeError(
+                f"torchvision's {self.architecture} takes 3 channels; the recipe says {self.channels}",
+                hint="set data.channels=3, which repeats grey images, or use classifier.family=timm",
+            )
+        library = _library(self.family)
+        with quiet():
+            network = (
+                library.get_model(self.architecture, weights=None, num_classes=self.classes)
+                if self.family == "torchvision"
+                else library.create_model(
+                    self.architecture, pretrained=False, num_classes=self.classes, in_chans=self.channels
+                )
+            )
+        # In-place activations would overwrite the layer outputs that the representation records.
+        for module in network.modules():
+            if hasattr(module, "inplace"):
+                module.inplace = False
+        return Standardised(network, self.mean, self.std)
 
 
 class Standardised(nn.Module):
@@ -54,7 +126,9 @@ def check_architecture(library: str, name: str) -> None:
         RecipeError: If it has none of that name; the message names the nearest.
         MissingError: If the library is not installed.
     """
-    known = _known(library)
+    models = _library(library)
+    # torchvision's `list_models` also lists detection and segmentation unless told the module.
+    known = set(models.list_models() if library == "timm" else models.list_models(module=models))
     if name.partition(".")[0] not in known:
         raise RecipeError(
             f"classifier.architecture: {library} has no '{name}'",
@@ -63,59 +137,13 @@ def check_architecture(library: str, name: str) -> None:
         )
 
 
-def build_architecture(
-    library: str, name: str, *, classes: int, channels: int, mean: Sequence[float], std: Sequence[float]
-) -> Standardised:
-    """Build an architecture with weights as they are initially.
-
-    Args:
-        library: One of `LIBRARIES`.
-        name: What the library calls it.
-        classes: C.
-        channels: Channels of the images; torchvision's architectures take 3.
-        mean: Per-channel mean of the training images, in [0, 1].
-        std: Per-channel standard deviation of the same.
-
-    Raises:
-        RecipeError: If the library has no such architecture, or none for one channel.
-        MissingError: If the library is not installed.
-    """
-    check_architecture(library, name)
-    if library == "torchvision" and channels != 3:
-        raise RecipeError(
-            f"torchvision's {name} takes 3 channels; the recipe says {channels}",
-            hint="set data.channels=3, which repeats grey images, or use classifier.family=timm",
-        )
-    with quiet():
-        network = (
-            _torchvision().get_model(name, weights=None, num_classes=classes)
-            if library == "torchvision"
-            else _timm().create_model(name, pretrained=False, num_classes=classes, in_chans=channels)
-        )
-    # What a layer gave is recorded, and must not be written over by the next.
-    for module in network.modules():
-        if hasattr(module, "inplace"):
-            module.inplace = False
-    return Standardised(network, mean, std)
-
-
-def _known(library: str) -> set[str]:
-    if library == "timm":
-        return set(_timm().list_models())
-    models = _torchvision()
-    return set(models.list_models(module=models))
-
-
-def _torchvision() -> Any:  # noqa: ANN401  (a module)
+def _library(name: str) -> Any:  # noqa: ANN401  (a module)
     prepare()
     with quiet():
-        from torchvision import models
-    return models
+        if name == "torchvision":
+            from torchvision import models
 
-
-def _timm() -> Any:  # noqa: ANN401  (a module)
-    prepare()
-    with quiet():
+            return models
         try:
             import timm
         except ModuleNotFoundError as error:

@@ -1,25 +1,27 @@
 """The copy of a classifier that attacks call: the same function in fewer steps.
 
-BatchNorms are folded away (`carso_cli.classifiers.wide_resnet.folded`) and, where `compile` is set,
-torch.compile joins what is left between convolutions. Layers are read from the original.
+`inference_copy` folds BatchNorms into convolutions (`folded`) and compiles where a recipe says `compile`.
+Layers of the internal representation are read from the original, not from the copy.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from carso_cli.classifiers.wide_resnet import folded
+from carso_cli.classifiers.wide_resnet import WideResNet
 from carso_cli.runtime.reporter import SILENT, Reporter
 
 _Model = TypeVar("_Model", bound=Callable[[Tensor], Tensor])
 
 
 def inference_copy(classifier: _Model, *, compile: bool, reporter: Reporter = SILENT) -> _Model:
-    """Return what attacks call in the place of a frozen classifier; its answers agree up to rounding.
+    """Return what attacks call in place of a frozen classifier; its logits agree up to rounding.
 
     Args:
         classifier: (B, channels, H, W) images to (B, C) logits; only a module is compiled.
@@ -33,7 +35,7 @@ def inference_copy(classifier: _Model, *, compile: bool, reporter: Reporter = SI
 
 
 class Compiled(nn.Module):
-    """A module that torch.compile compiles at its first call, or runs as it is where that fails.
+    """A module that torch.compile compiles at its first call, or that runs uncompiled where that fails.
 
     Args:
         module: Frozen, in evaluation mode.
@@ -44,7 +46,7 @@ class Compiled(nn.Module):
         super().__init__()
         self.module = module
         self.reporter = reporter
-        # Of the method: a compiled module would be registered as a second one.
+        # Of the method: a compiled module would be registered as a second submodule.
         self._run: Callable[[Tensor], Tensor] = torch.compile(module.forward)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -52,13 +54,61 @@ class Compiled(nn.Module):
         try:
             logits = self._run(images)
         except RuntimeError as error:
-            # Imported here: it takes a second, which `torch.compile` has spent by now.
+            # Not at the top: it takes a second to import, which `torch.compile` has spent by now.
             from torch._dynamo.exc import TorchDynamoException
 
             if not isinstance(error, TorchDynamoException):
                 raise
             self._run = self.module.forward
             reason = str(error).strip().partition("\n")[0]
-            self.reporter.warning(f"torch.compile failed, and attacks go on without it: {reason}")
+            self.reporter.warning(f"torch.compile failed, and attacks run without it: {reason}")
             logits = self._run(images)
         return logits
+
+
+def folded(classifier: _Model) -> _Model:
+    """Return a copy of a frozen classifier with its BatchNorms folded into the convolutions before them.
+
+    In evaluation mode a BatchNorm scales and shifts each channel, which a convolution's own weights can do if
+    nothing else reads its output. ReLUs work in place. Logits and gradients agree with the original's up to
+    rounding; layer outputs, and with them the internal representation, do not.
+
+    Args:
+        classifier: In evaluation mode.
+
+    Returns:
+        A frozen copy of a `WideResNet`; anything else as it is.
+    """
+    if not isinstance(classifier, WideResNet):
+        return classifier
+    copied = copy.deepcopy(classifier).requires_grad_(False)
+    blocks = list(copied.blocks())
+    # A block that keeps its width adds its own input to its output, so that input must not be scaled.
+    if blocks[0].shortcut is not None:
+        blocks[0].batchnorm_0 = _fold(blocks[0].batchnorm_0, copied.init_conv)
+    for block, following in pairwise(blocks):
+        if block.shortcut is not None and following.shortcut is not None:
+            following.batchnorm_0 = _fold(following.batchnorm_0, block.conv_1, block.shortcut)
+    if blocks[-1].shortcut is not None:
+        copied.batchnorm = _fold(copied.batchnorm, blocks[-1].conv_1, blocks[-1].shortcut)
+    for block in blocks:
+        block.batchnorm_1 = _fold(block.batchnorm_1, block.conv_0)
+    for module in copied.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+    return copied
+
+
+def _fold(normalisation: nn.Module, *convolutions: nn.Conv2d) -> nn.Module:
+    """Fold a BatchNorm of a sum of convolutions into them, unless done already; return what replaces it."""
+    if isinstance(normalisation, nn.Identity):
+        return normalisation
+    assert isinstance(normalisation, nn.BatchNorm2d)
+    mean, variance = normalisation.running_mean, normalisation.running_var
+    assert mean is not None
+    assert variance is not None
+    scale = normalisation.weight * torch.rsqrt(variance + normalisation.eps)
+    for convolution in convolutions:
+        convolution.weight.mul_(scale.reshape(-1, 1, 1, 1))
+    convolutions[0].bias = nn.Parameter(normalisation.bias - mean * scale, requires_grad=False)
+    return nn.Identity()

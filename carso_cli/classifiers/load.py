@@ -1,13 +1,13 @@
-"""From a recipe's classifier section, as plain arguments, to a frozen classifier.
+"""Loading a frozen classifier from a recipe's classifier section, given as plain arguments.
 
 Every classifier takes (B, channels, H, W) images in [0, 1], standardises them itself, and returns (B, C)
-logits. Weights files are looked for as given, then in CARSO_HOME's `weights` folder; RobustBench's in the
-layout in which RobustBench caches them, `<dataset>/Linf/<name>.pt`, there and in `./models`.
+logits; `check_classifier` tries this on one image. Weights files are looked for as given, then in the folder
+`weights` of CARSO_HOME; RobustBench's in the layout in which RobustBench caches them,
+`<dataset>/Linf/<name>.pt`, there and in `./models`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,14 +15,14 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from torch import hub, nn
+import torch
+from torch import Tensor, hub, nn
 
-from carso_cli.classifiers.architectures import Standardised
-from carso_cli.classifiers.blueprint import Blueprint
-from carso_cli.classifiers.interface import check_classifier
+from carso_cli.classifiers.architectures import Blueprint, Standardised
 from carso_cli.classifiers.registry import PUBLISHED_FILES, ClassifierRecord, Published, find_record
 from carso_cli.classifiers.weights import load_strict, read_header, read_state_dict
 from carso_cli.errors import RecipeError, WeightsError, nearest
+from carso_cli.io.checksum import file_digest
 from carso_cli.io.download import fetch_command, recorded_problem
 from carso_cli.io.paths import weights_home
 
@@ -58,7 +58,7 @@ def load_classifier(
     """
     if source == "entry-point" or blueprint.family == "external":
         built = _from_entry_point(name or "", blueprint.family, source)
-        return _checked(_frozen(built), blueprint, f"entry point '{name}'")
+        return _frozen_checked(built, blueprint, f"entry point '{name}'")
     if source == "file":
         path = find_weights(file or "", blueprint.family, recipe, kind)
     else:
@@ -72,37 +72,28 @@ def load_classifier(
     if isinstance(classifier, Standardised):
         _check_file(path, stated)
         load_strict(classifier.network, read_state_dict(path), path, keys="classifier.architecture")
-        return _checked(_frozen(classifier), blueprint, f"{blueprint.family}'s {blueprint.architecture}")
+        return _frozen_checked(classifier, blueprint, f"{blueprint.family}'s {blueprint.architecture}")
     _check_file(path, {"activation": blueprint.activation, **stated})
     load_strict(classifier, read_state_dict(path), path, keys="classifier.depth, classifier.width")
-    return _frozen(classifier)
+    return classifier.eval().requires_grad_(False)
 
 
 def find_weights(file: str, family: str, recipe: str, kind: str) -> Path:
-    """Find a weights file: as given, then in the caches.
-
-    Args:
-        file: Path or name of the file.
-        family: Family of the classifier.
-        recipe: What a command line names the recipe by, for the message.
-        kind: `at` or `clean`, for the message.
+    """Find a weights file, as given or in the caches; arguments as of `load_classifier`.
 
     Raises:
-        WeightsError: Saying where it was looked for and how to get it.
+        WeightsError: If it is missing; the message says where it was looked for and how to get it.
     """
     places = weights_places(file, family)
-    for path in places:
-        if path.is_file():
-            return path
+    if found := next(filter(Path.is_file, places), None):
+        return found
     if file in PUBLISHED_FILES:
         hint = _fetching(PUBLISHED_FILES[file], recipe, weights_home() / file)
     elif family == "wide-resnet":
         hint = f"train them with: carso train-classifier {recipe} --kind {kind}"
     else:
         hint = f"put the file into {weights_home()}, or name its path in classifier.{kind}.file"
-    raise WeightsError(
-        f"the classifier's weights '{file}' are missing; looked for {_listed(places)}", hint=hint
-    )
+    raise WeightsError(f"the classifier's weights '{file}' are missing; {_looked_for(places)}", hint=hint)
 
 
 def weights_places(file: str, family: str) -> tuple[Path, ...]:
@@ -118,12 +109,11 @@ def robustbench_places(record: ClassifierRecord) -> tuple[Path, ...]:
 
 def _robustbench(record: ClassifierRecord, recipe: str) -> Path:
     places = robustbench_places(record)
-    for path in places:
-        if path.is_file():
-            return path
+    if found := next(filter(Path.is_file, places), None):
+        return found
     raise WeightsError(
         f"the weights of RobustBench's '{record.name}' for {record.dataset} are missing; "
-        f"looked for {_listed(places)}",
+        f"{_looked_for(places)}",
         hint=_fetching(record.published, recipe, places[0]),
     )
 
@@ -140,7 +130,7 @@ def _shipped(record: ClassifierRecord) -> Path:
             f"the shipped classifier '{record.name}' is missing; looked for {record.file}",
             hint="install carso again",
         )
-    if hashlib.sha256(record.file.read_bytes()).hexdigest() != record.sha256:
+    if file_digest(record.file) != record.sha256:
         raise WeightsError(
             f"{record.file} is damaged: its checksum is not that of '{record.name}'",
             hint="install carso again",
@@ -163,7 +153,7 @@ def _check_architecture(record: ClassifierRecord, blueprint: Blueprint) -> None:
 
 
 def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
-    """Refuse what would load without complaint and compute something else."""
+    """Refuse weights that would load without an error and compute something else."""
     if problem := recorded_problem(path):
         raise WeightsError(f"{path}: {problem}")
     header = read_header(path)
@@ -187,7 +177,7 @@ def _from_entry_point(name: str, family: str, source: str) -> nn.Module:
         )
     try:
         built = points[name].load()()
-    # The code of others may fail in any way; the user needs to know whose it was.
+    # The user's code may raise anything; the message must say whose code it was.
     except Exception as error:
         raise WeightsError(f"entry point '{name}' ({points[name].value}) failed: {error}") from error
     if not isinstance(built, nn.Module):
@@ -195,20 +185,51 @@ def _from_entry_point(name: str, family: str, source: str) -> nn.Module:
     return built
 
 
-def _checked(classifier: nn.Module, blueprint: Blueprint, name: str) -> nn.Module:
-    check_classifier(
-        classifier,
-        classes=blueprint.classes,
-        channels=blueprint.channels,
-        image_size=blueprint.image_size,
-        name=name,
-    )
+def _frozen_checked(classifier: nn.Module, blueprint: Blueprint, name: str) -> nn.Module:
+    classifier.eval().requires_grad_(False)
+    sizes = {"classes": blueprint.classes, "channels": blueprint.channels, "image_size": blueprint.image_size}
+    check_classifier(classifier, **sizes, name=name)
     return classifier
 
 
-def _frozen(classifier: nn.Module) -> nn.Module:
-    return classifier.eval().requires_grad_(False)
+def _looked_for(places: Sequence[Path]) -> str:
+    return f"looked for {' and '.join(map(str, places))}"
 
 
-def _listed(places: Sequence[Path]) -> str:
-    return " and ".join(str(path) for path in places)
+def check_classifier(
+    classifier: nn.Module, *, classes: int, channels: int, image_size: int, name: str = "the classifier"
+) -> None:
+    """Check a classifier's interface by classifying one grey image.
+
+    Args:
+        classifier: (B, channels, H, W) images in [0, 1] to (B, C) logits, in evaluation mode.
+        classes: C.
+        channels: Channels of the images.
+        image_size: Height and width of the images.
+        name: What to call it in messages.
+
+    Raises:
+        RecipeError: If it fails on such an image, or returns anything but one finite logit per class.
+    """
+    parameter = next(classifier.parameters(), torch.empty(0))
+    image = torch.full((1, channels, image_size, image_size), 0.5, device=parameter.device)
+    try:
+        with torch.no_grad():
+            logits: object = classifier(image)
+    # The user's code may raise anything; the message must say for which image.
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise RecipeError(
+            f"{name} does not take {channels}x{image_size}x{image_size} images: {reason}",
+            hint="data.channels and data.image_size must be those that it was trained on",
+        ) from error
+    if not isinstance(logits, Tensor):
+        raise RecipeError(f"{name} returns a {type(logits).__name__}, not a tensor of logits")
+    if logits.shape != (1, classes):
+        raise RecipeError(
+            f"{name} returns {tuple(logits.shape)} for one image; the recipe's {classes} classes need "
+            f"(1, {classes})",
+            hint="data.classes must be the number that it was trained on",
+        )
+    if not logits.isfinite().all():
+        raise RecipeError(f"{name} returns logits that are NaN or infinite for a grey image")

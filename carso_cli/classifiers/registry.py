@@ -1,7 +1,6 @@
 """The classifiers that carso knows by name: architecture, weights, and who made them.
 
-Each is a `ClassifierRecord`; `find_record` looks one up. The default layers of all of them follow from the
-rule of Table 7, `carso_cli.classifiers.layer_choice`.
+Each is a `ClassifierRecord`; `find_record` looks one up.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _GOWAL = (
 
 @dataclass(frozen=True)
 class Published:
-    """Where weights are to be had."""
+    """Where weights can be downloaded."""
 
     url: str
     """Address of the file itself."""
@@ -45,7 +44,7 @@ PUBLISHED_FILES = {
         "https://huggingface.co/wzekai99/DM-Improves-AT/resolve/main/checkpoint/tiny_linf_wrn28-10.pt"
     ),
 }
-"""Weights that their authors publish by themselves, and recipes name as files."""
+"""Weights that are not in RobustBench, and that recipes name as files."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,7 @@ class ClassifierRecord:
         source: `shipped` with carso, or `robustbench`.
         dataset: Name of the data set it was trained on.
         classes: C.
-        standardisation: Per-channel mean and standard deviation it was trained with; a recipe's own
-            values standardise the purifier's input and cannot change these.
+        standardisation: Per-channel mean and standard deviation it was trained with, whatever a recipe says.
         citation: Who published it.
         depth: Depth of the WideResNet.
         width: Width of the WideResNet.
@@ -89,7 +87,7 @@ class ClassifierRecord:
     def published(self) -> Published:
         """Where RobustBench keeps the weights; it states no checksums."""
         return Published(
-            # Without `confirm`, a web page comes first that asks whether to go on without a virus scan.
+            # Without `confirm`, Google sends a web page that asks whether to skip the virus scan.
             f"https://drive.usercontent.google.com/download?id={self.gdrive_id}&export=download&confirm=t",
             page=f"https://drive.google.com/file/d/{self.gdrive_id}",
         )
@@ -151,12 +149,11 @@ def find_record(source: str, name: str, dataset: str) -> ClassifierRecord:
         RecipeError: If no record has this name, or none for this data set.
     """
     records = [record for record in RECORDS if record.source == source]
-    named = [record for record in records if record.name == name]
-    for record in named:
-        if record.dataset == dataset:
-            return record
+    named = {record.dataset: record for record in records if record.name == name}
+    if dataset in named:
+        return named[dataset]
     if named:
-        sets = " and ".join(record.dataset for record in named)
+        sets = " and ".join(named)
         raise RecipeError(
             f"the {source} classifier '{name}' was trained on {sets}, not on {dataset}",
             hint="train one with carso train-classifier RECIPE --kind at, and name its file in classifier.at",

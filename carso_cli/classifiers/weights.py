@@ -1,10 +1,10 @@
 """Reading classifier weights: safetensors, or PyTorch files without running any code in them.
 
-- `read_state_dict` reads names and tensors, `read_tensors` those of a safetensors file as they stand,
-  `read_header` what such a file says about itself;
-- `require_finite` refuses NaN, infinities, and tensors that are no plain arrays;
-- `require_uncompressed` refuses PyTorch files that would unpack to more than they are;
-- `load_strict` puts them into a module whose names and shapes must all agree.
+- `read_state_dict` reads names and tensors; `read_tensors` those of a safetensors file, its names unchanged;
+  `read_header` the metadata of such a file;
+- `require_finite` refuses NaN, infinities and tensors that are no plain arrays, `require_uncompressed`
+  PyTorch files that would unpack to more than their size;
+- `load_strict` loads them into a module whose names and shapes must all agree.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_STORED, ZipFile, is_zipfile
@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from carso_cli.errors import WeightsError, nearest
-from carso_cli.io.checksum import SEAL, tensors_checksum
+from carso_cli.io.checksum import CHECKSUM_KEY, tensors_checksum
 
 _WRAPPERS = ("state_dict", "model_state_dict")
 # The first is that of nn.Sequential inside DataParallel, as in the files of Wang et al. (2023).
@@ -51,7 +51,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file under its own names, whatever they have in common.
+    """Read a safetensors file, its names unchanged.
 
     Raises:
         WeightsError: If the file is damaged, or holds values that are NaN or infinite.
@@ -60,14 +60,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def require_finite(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Return a state dict.
+    """Return a state dict unchanged if it can be used.
 
     Raises:
         WeightsError: If it holds values that are NaN or infinite, or tensors that are no plain arrays,
             naming file and tensor.
     """
     for name, tensor in state.items():
-        if not _is_plain(tensor):
+        plain = (
+            tensor.layout == torch.strided
+            and tensor.device.type == "cpu"
+            and not tensor.is_nested
+            and not (tensor.is_floating_point() and tensor.element_size() < 2)
+            # A view may claim any number of elements over a small storage.
+            and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+        )
+        if not plain:
             raise WeightsError(
                 f"{path}: tensor '{name}' is no plain array of numbers in memory",
                 hint="save plain tensors: dense, contiguous, of 16 bits or more",
@@ -77,19 +85,8 @@ def require_finite(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Say whether a tensor can be worked with as it is: no view that claims more than the file holds."""
-    return (
-        tensor.layout == torch.strided
-        and tensor.device.type == "cpu"
-        and not tensor.is_nested
-        and not (tensor.is_floating_point() and tensor.element_size() < 2)
-        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-    )
-
-
 def require_uncompressed(archive: ZipFile, path: Path) -> None:
-    """Check that a PyTorch file holds as much as it unpacks to, as every one that PyTorch wrote does.
+    """Check that a PyTorch file is uncompressed, as those that PyTorch writes are.
 
     Raises:
         WeightsError: If a part of it is compressed.
@@ -102,7 +99,7 @@ def require_uncompressed(archive: ZipFile, path: Path) -> None:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Return what a safetensors file of carso says about its weights; empty for files of others.
+    """Return the metadata of a safetensors file that carso wrote; empty for other files.
 
     Raises:
         WeightsError: If the file is damaged.
@@ -117,10 +114,8 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         return {key: json.loads(value) for key, value in metadata.items()}
     except (ValueError, RecursionError) as error:
-        if SEAL in metadata:
-            raise WeightsError(
-                f"{path} is damaged: its header cannot be read: {error}", hint=_RESTORE
-            ) from error
+        if CHECKSUM_KEY in metadata:
+            raise WeightsError(f"{path} is damaged: unreadable header: {error}", hint=_RESTORE) from error
         # Other programs write plain text there.
         return {}
 
@@ -129,15 +124,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     header = read_header(path)
     try:
         tensors = load_file(path)
-    # A header may claim types and lengths that no tensor can have.
+    # A damaged header may claim types and lengths that no tensor can have.
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
-    told = header.pop(SEAL, None)
-    if told is not None and told != tensors_checksum(tensors, header):
-        raise WeightsError(
-            f"{path} is damaged: its contents do not match the checksum in its header",
-            hint=_RESTORE,
-        )
+    stored = header.pop(CHECKSUM_KEY, None)
+    if stored is not None and stored != tensors_checksum(tensors, header):
+        message = f"{path} is damaged: its contents do not match the checksum in its header"
+        raise WeightsError(message, hint=_RESTORE)
     return tensors
 
 
@@ -146,21 +139,21 @@ def _read_pytorch(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
         if is_zipfile(path):
             with ZipFile(path) as archive:
                 require_uncompressed(archive, path)
-        # Its warnings are about the format of the file, and what matters of that ends in an error.
+        # Its warnings are about old file formats, which it can read.
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # The file is no pickle at all.
         if "Unsupported operand" in str(error):
-            raise WeightsError(
-                f"{path} is not a readable PyTorch file: damaged, or of another kind"
-            ) from error
+            message = f"{path} is not a readable PyTorch file: damaged, or of another kind"
+            raise WeightsError(message) from error
         raise WeightsError(
             f"{path} holds more than tensors; reading it could run code, and is refused",
             hint="save the state dict alone, best as safetensors",
         ) from error
     except WeightsError:
         raise
-    # A damaged archive surfaces as almost any kind of error.
+    # A damaged archive raises almost any kind of error.
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise WeightsError(f"{path} is not a readable PyTorch file: {reason}") from error
@@ -197,16 +190,14 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], path: str | Path
     expected = module.state_dict()
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
-    shapes = [
-        f"{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    kinds = [
-        f"{name} is {_kind(state[name])}, not {_kind(tensor)}"
-        for name, tensor in expected.items()
-        if name in state and not _same_kind(state[name], tensor)
-    ]
+    shapes, kinds = [], []
+    for name in filter(state.__contains__, expected):
+        given, wanted = state[name], expected[name]
+        if given.shape != wanted.shape:
+            shapes.append(f"{name} is {tuple(given.shape)}, not {tuple(wanted.shape)}")
+        # The precision may differ, but not the sort of number.
+        if given.is_complex() or given.is_floating_point() != wanted.is_floating_point():
+            kinds.append(f"{name} is {_dtype(given)}, not {_dtype(wanted)}")
     problems = [
         _listing("missing", missing, unexpected),
         _listing("unexpected", unexpected, missing),
@@ -221,22 +212,16 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], path: str | Path
     module.load_state_dict(dict(state))
 
 
-def _same_kind(given: Tensor, expected: Tensor) -> bool:
-    """Say whether a tensor may be stored in another precision, but not as numbers of another sort."""
-    return given.is_floating_point() == expected.is_floating_point() and not given.is_complex()
-
-
-def _kind(tensor: Tensor) -> str:
+def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _listing(title: str, names: list[str], known: Iterable[str]) -> str:
-    """Return one line: how many names, and the first of them with what each may have been meant to be."""
+def _listing(title: str, names: Sequence[str], known: Sequence[str]) -> str:
+    """Return one line: the number of names, and the first of them with the nearest known name of each."""
     if not names:
         return ""
-    candidates = list(known)
     shown = []
     for name in names[:_SHOWN]:
-        suggestion = nearest(name, candidates, limit=1)
+        suggestion = nearest(name, known, limit=1)
         shown.append(f"{name} ({suggestion})" if suggestion else name)
     return f"{len(names)} {title}: {', '.join(shown)}{', …' if len(names) > _SHOWN else ''}"

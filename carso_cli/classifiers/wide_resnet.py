@@ -4,17 +4,13 @@ Module names, hence state-dict keys and the layer names of Table 7, are those of
 `DMWideResNet`, whose published weights load without a map of keys. One thing differs: pooling is global, so
 images of any size give one row each, where theirs pools by a fixed 8.
 
-`folded` gives a faster copy of a frozen one, for where nothing but its logits is asked for.
-
 Axes: B images, C classes, H x W pixels.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
-from typing import TypeVar, cast
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +20,6 @@ from carso_cli.errors import UsageError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 """Activations by name; the Swish of the Rebuffi 2021 and Gowal 2020 models is `silu`."""
-
-_Classifier = TypeVar("_Classifier", bound=Callable[[Tensor], Tensor])
 
 
 class WideResNet(nn.Module):
@@ -146,51 +140,3 @@ def _pad_end(features: Tensor) -> Tensor:
 
 def _per_channel(values: Sequence[float]) -> Tensor:
     return torch.tensor(tuple(values), dtype=torch.float32).reshape(-1, 1, 1)
-
-
-def folded(classifier: _Classifier) -> _Classifier:
-    """Return a classifier that gives the same logits with less work.
-
-    In evaluation mode a BatchNorm scales and shifts each channel. Those that alone take what convolutions
-    give are moved into the convolutions' weights, and rectifiers write over their inputs. Gradients agree
-    with the original's up to rounding; layers, and with them the internal representation, do not.
-
-    Args:
-        classifier: In evaluation mode.
-
-    Returns:
-        A frozen copy of a `WideResNet`; anything else as it is.
-    """
-    if not isinstance(classifier, WideResNet):
-        return classifier
-    copied = copy.deepcopy(classifier).requires_grad_(False)
-    blocks = list(copied.blocks())
-    # A block that keeps its width adds its own input to the output: what comes in must stay as it is.
-    if blocks[0].shortcut is not None:
-        blocks[0].batchnorm_0 = _fold(blocks[0].batchnorm_0, copied.init_conv)
-    for block, following in pairwise(blocks):
-        if block.shortcut is not None and following.shortcut is not None:
-            following.batchnorm_0 = _fold(following.batchnorm_0, block.conv_1, block.shortcut)
-    if blocks[-1].shortcut is not None:
-        copied.batchnorm = _fold(copied.batchnorm, blocks[-1].conv_1, blocks[-1].shortcut)
-    for block in blocks:
-        block.batchnorm_1 = _fold(block.batchnorm_1, block.conv_0)
-    for module in copied.modules():
-        if isinstance(module, nn.ReLU):
-            module.inplace = True
-    return copied
-
-
-def _fold(normalisation: nn.Module, *convolutions: nn.Conv2d) -> nn.Module:
-    """Move a BatchNorm of the sum of convolutions into them, unless done already; return what replaces it."""
-    if isinstance(normalisation, nn.Identity):
-        return normalisation
-    assert isinstance(normalisation, nn.BatchNorm2d)
-    mean, variance = normalisation.running_mean, normalisation.running_var
-    assert mean is not None
-    assert variance is not None
-    scale = normalisation.weight * torch.rsqrt(variance + normalisation.eps)
-    for convolution in convolutions:
-        convolution.weight.mul_(scale.reshape(-1, 1, 1, 1))
-    convolutions[0].bias = nn.Parameter(normalisation.bias - mean * scale, requires_grad=False)
-    return nn.Identity()

@@ -1,4 +1,4 @@
-"""`carso ablate`: the paper's ablations and further ones, each one table."""
+"""`carso ablate`: the paper's ablations and further ones, one table each."""
 
 from __future__ import annotations
 
@@ -9,22 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from carso_cli.attacks.registry import check_name
+from carso_cli.cli import options
 from carso_cli.cli.ablation_tables import show_ablation, show_plan
-from carso_cli.cli.display import output, print_json
-from carso_cli.cli.options import (
-    DeviceOption,
-    DryRunOption,
-    JsonOption,
-    LimitOption,
-    RecipeArgument,
-    ResumeOption,
-    RunOption,
-    SeedOption,
-    SetOption,
-    find_recipe_of_run,
-    one_of,
-    optional,
-)
+from carso_cli.cli.console import print_json, print_plain
 from carso_cli.cli.progress import RichReporter
 from carso_cli.errors import UsageError
 
@@ -33,69 +20,84 @@ if TYPE_CHECKING:
     from carso_cli.recipe.schema import Recipe
 
 _KINDS = ("clean", "at")
+_HINT = "carso ablate --all fills the paper's Table 17; carso ablate --help lists the rest"
+Pair = tuple[str | None, str | None]
+"""Training of the first and of the second classifier instance; None for the recipe's."""
 
 
-def _split(value: str, option: str, read: Callable[[str], Any], wanted: str) -> list[Any]:
-    """Read a comma-separated list.
-
-    Raises:
-        UsageError: If an entry cannot be read.
-    """
-    entries = []
-    for text in value.split(","):
-        try:
-            entries.append(read(text.strip()))
-        except ValueError:
-            raise UsageError(f"{option} {value}: '{text.strip()}' is not allowed; use {wanted}") from None
-    return entries
-
-
-def _word(text: str) -> str:
+def _text(text: str) -> str:
     if not text:
-        raise ValueError
+        raise ValueError("empty")
     return text
 
 
-def _list(option: str, meaning: str) -> Any:  # noqa: ANN401  (typer's own type)
-    return optional(option, metavar="LIST", help=meaning)
+def _number(text: str) -> float:
+    # In the function, so that help does not wait for pydantic.
+    from carso_cli.recipe.section import parse_number
+
+    return parse_number(text)
 
 
-def _kind(option: str, meaning: str) -> Any:  # noqa: ANN401  (typer's own type)
-    return optional(option, metavar="KIND", help=meaning, callback=one_of("kind", _KINDS))
+def _list(name: str, help: str, read: Callable[[str], Any], wanted: str) -> Any:  # noqa: ANN401  (typer's own type)
+    """Return an option that takes a comma-separated list."""
+
+    def entries(value: str) -> list[Any]:
+        found = []
+        for text in map(str.strip, value.split(",")):
+            try:
+                found.append(read(text))
+            except ValueError:
+                raise typer.BadParameter(f"{value}: '{text}' is not allowed; use {wanted}") from None
+        return found
+
+    return options.optional(name, metavar="LIST", help=f"{help}: {wanted}.", parser=entries)
+
+
+def _kind(name: str, help: str) -> Any:  # noqa: ANN401  (typer's own type)
+    return options.choice(name, help, *_KINDS, default="the recipe's")
 
 
 FirstOption = Annotated[
-    str | None, _kind("--first", "Training of the first instance, clean or at: the representation's.")
+    str | None, _kind("--first", "Training of the first classifier instance, which gives the representation")
 ]
 SecondOption = Annotated[
-    str | None, _kind("--second", "Training of the second instance, clean or at: it classifies.")
+    str | None, _kind("--second", "Training of the second classifier instance, which classifies")
 ]
-AllOption = Annotated[bool, typer.Option("--all", help="All four combinations: Table 17.")]
+AllOption = Annotated[bool, typer.Option("--all", help="All four combinations of kinds (Table 17).")]
 AggregationsOption = Annotated[
-    bool, typer.Option("--aggregations", help="The four aggregation rules: Tables 4 and 5.")
+    bool, typer.Option("--aggregations", help="The four aggregation rules (Tables 4 and 5).")
 ]
-CountsOption = Annotated[str | None, _list("--n-samples", "Reconstructions per image, such as 1,2,4,8,16.")]
+# `Any`, since Typer takes an option annotated as a list for one that is repeated.
+CountsOption = Annotated[
+    Any, _list("--n-samples", "Reconstructions per image", int, "whole numbers, such as 1,2,4,8,16")
+]
 LayersOption = Annotated[
-    str | None, _list("--layers", "Of all, first, last, groups, a group such as layer.1, a layer.")
+    Any,
+    _list(
+        *("--layers", "Layers of the representation", _text),
+        "all, first, last, groups, a group such as layer.1, or a layer",
+    ),
 ]
 FractionsOption = Annotated[
-    str | None, _list("--adversarial-fraction", "Perturbed share of batches, such as 0,0.25,0.5.")
+    Any,
+    _list(
+        *("--adversarial-fraction", "Perturbed fraction of training batches", _number),
+        "numbers, such as 0,0.25,0.5",
+    ),
 ]
 SizesOption = Annotated[
-    str | None, _list("--eps", "Perturbation sizes in pixel units, such as 0,2/255,8/255.")
+    Any, _list("--eps", "Perturbation sizes in pixel units", _number, "numbers, such as 0,2/255,8/255")
 ]
 AttackOption = Annotated[
     str | None,
-    optional(
-        "--attack",
-        metavar="NAME",
-        help="Protocol or attack; adaptive when left out, pgd-eot on digits.",
+    options.optional(
+        "--attack", metavar="NAME", help="Protocol or attack (default: adaptive; on digits pgd-eot)."
     ),
 ]
 
 
 def command(
-    recipe: RecipeArgument = None,
+    recipe: options.RecipeArgument = None,
     first: FirstOption = None,
     second: SecondOption = None,
     every: AllOption = False,
@@ -105,36 +107,38 @@ def command(
     adversarial_fraction: FractionsOption = None,
     eps: SizesOption = None,
     attack: AttackOption = None,
-    run: RunOption = None,
-    limit: LimitOption = None,
-    seed: SeedOption = None,
-    device: DeviceOption = "auto",
-    resume: ResumeOption = False,
-    json: JsonOption = False,
-    dry_run: DryRunOption = False,
-    overrides: SetOption = None,
+    run: options.RunOption = None,
+    limit: options.LimitOption = None,
+    seed: options.SeedOption = None,
+    device: options.DeviceOption = "auto",
+    resume: options.ResumeOption = False,
+    json: options.JsonOption = False,
+    dry_run: options.DryRunOption = False,
+    overrides: options.SetOption = None,
 ) -> None:
-    """Vary one thing, train what is missing, attack every variant, print one table (Appendix D).
+    """Measure robust accuracy while varying one setting, in one table (Appendix D).
 
-    Purifiers of variants lie beside the recipe's own run, as in runs/digits-first-clean. The table is stored
-    in RUN/ablations. What is trained or evaluated already is used again.
+    Trains the purifiers that are missing, in folders beside the recipe's own run, as runs/digits-first-clean.
+    Attacks every variant, and stores the table in RUN/ablations. Results that are stored already are reused.
     """
-    chosen, folder = find_recipe_of_run(recipe, run, overrides)
-    from carso_cli.ablation.variants import choose_budget
+    chosen, folder = options.find_recipe_of_run(recipe, run, overrides)
+    from carso_cli.ablation import variants as known
 
-    ablations = _ablations(
-        chosen,
-        pairs=_pairs(first, second, every),
-        rules=aggregations,
-        counts=n_samples,
-        layers=layers,
-        fractions=adversarial_fraction,
-        sizes=eps,
+    varied: tuple[tuple[Callable[[Recipe, Any], Ablation], Any], ...] = (
+        (known.first_and_second, _pairs(first, second, every)),
+        (lambda recipe, _: known.aggregations(recipe), aggregations or None),
+        (known.sample_counts, n_samples),
+        (known.layer_subsets, layers),
+        (known.adversarial_fractions, adversarial_fraction),
+        (known.perturbation_sizes, eps),
     )
-    attack, limit, note = choose_budget(chosen, attack, limit)
-    options: Any = {"attack": check_name(attack), "limit": limit, "seed": seed, "device": device}
+    ablations = [vary(chosen, values) for vary, values in varied if values is not None]
+    if not ablations:
+        raise UsageError("nothing to vary is chosen", hint=_HINT)
+    attack, limit, note = known.choose_budget(chosen, attack, limit)
+    settings: Any = {"attack": check_name(attack), "limit": limit, "seed": seed, "device": device}
     if dry_run:
-        _show_plan(chosen, ablations, folder, options, note, as_json=json)
+        _show_plan(chosen, ablations, folder, settings, note, as_json=json)
         return
     from carso_cli.ablation.run import ablate
     from carso_cli.ablation.table import table_file
@@ -142,19 +146,18 @@ def command(
     tables = []
     for ablation in ablations:
         stored = ablate(
-            chosen, ablation, run=folder, reporter=RichReporter(), resume=resume, note=note, **options
+            chosen, ablation, run=folder, reporter=RichReporter(), resume=resume, note=note, **settings
         )
         tables.append(stored)
         if not json:
             show_ablation(stored, [variant.label for variant in ablation.variants])
-            file = table_file(folder, ablation.name, stored["attack"])
-            output().print(f"stored in {file}", soft_wrap=True)
+            print_plain(f"stored in {table_file(folder, ablation.name, stored['attack'])}")
     if json:
         print_json({"ablations": tables})
 
 
-def _pairs(first: str | None, second: str | None, every: bool) -> list[tuple[str | None, str | None]] | None:
-    """Return the combinations asked for, None if none is."""
+def _pairs(first: str | None, second: str | None, every: bool) -> list[Pair] | None:
+    """Return the combinations of kinds to measure, None if none was chosen."""
     if every:
         return [
             (one, other)
@@ -165,54 +168,11 @@ def _pairs(first: str | None, second: str | None, every: bool) -> list[tuple[str
     return None if first is None and second is None else [(first, second)]
 
 
-def _ablations(
-    recipe: Recipe,
-    *,
-    pairs: Sequence[tuple[str | None, str | None]] | None,
-    rules: bool,
-    counts: str | None,
-    layers: str | None,
-    fractions: str | None,
-    sizes: str | None,
-) -> list[Ablation]:
-    """Return the ablations asked for, in the order of the options.
-
-    Raises:
-        UsageError: If none is, or a list cannot be read.
-    """
-    from carso_cli.ablation import variants as known
-    from carso_cli.recipe.number import parse_number
-
-    found = []
-    if pairs is not None:
-        found.append(known.first_and_second(recipe, pairs))
-    if rules:
-        found.append(known.aggregations(recipe))
-    if counts is not None:
-        whole = _split(counts, "--n-samples", int, "whole numbers, such as 1,2,4,8")
-        found.append(known.sample_counts(recipe, whole))
-    if layers is not None:
-        words = _split(layers, "--layers", _word, "names, such as all,first,last,groups")
-        found.append(known.layer_subsets(recipe, words))
-    if fractions is not None:
-        shares = _split(fractions, "--adversarial-fraction", parse_number, "numbers, such as 0,0.25,0.5")
-        found.append(known.adversarial_fractions(recipe, shares))
-    if sizes is not None:
-        numbers = _split(sizes, "--eps", parse_number, "numbers, such as 0,2/255,8/255")
-        found.append(known.perturbation_sizes(recipe, numbers))
-    if not found:
-        raise UsageError(
-            "nothing to vary is chosen",
-            hint="carso ablate --all fills the paper's Table 17; carso ablate --help lists the rest",
-        )
-    return found
-
-
 def _show_plan(
     recipe: Recipe,
     ablations: Sequence[Ablation],
     folder: Path,
-    options: Any,  # noqa: ANN401  (an EvaluationOptions, whose module loads torch)
+    settings: Any,  # noqa: ANN401  (an EvaluationOptions, whose module loads torch)
     note: str,
     *,
     as_json: bool,
@@ -220,10 +180,10 @@ def _show_plan(
     from carso_cli.ablation.preflight import plan_ablation
 
     plans = [
-        plan_ablation(recipe, ablation, run=folder, reporter=RichReporter(), options=options)
+        plan_ablation(recipe, ablation, run=folder, reporter=RichReporter(), options=settings)
         for ablation in ablations
     ]
     if as_json:
-        print_json({"recipe": recipe.name, "run": str(folder), **options, "note": note, "plans": plans})
+        print_json({"recipe": recipe.name, "run": str(folder), **settings, "note": note, "plans": plans})
     else:
         show_plan(plans, note)

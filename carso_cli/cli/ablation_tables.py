@@ -1,4 +1,4 @@
-"""Tables of an ablation, at most 80 columns wide: one row a variant, the paper's figures beside ours."""
+"""Tables of an ablation, at most 80 columns wide: one row per variant, the paper's figures below ours."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from carso_cli.cli.display import accuracy, duration, figure, output, table
+from carso_cli.cli.console import accuracy, duration, figure, output, print_plain, show_table, table
+
+Stored = Mapping[str, Any]
+Rows = Sequence[Mapping[str, Any]]
 
 
-def show_ablation(stored: Mapping[str, Any], wanted: Sequence[str] = ()) -> None:
-    """Print an ablation's table and what must be said beside it.
+def show_ablation(stored: Stored, wanted: Sequence[str] = ()) -> None:
+    """Print an ablation's table and its remarks.
 
     Args:
         stored: The table, as `ablate` returns it.
@@ -23,7 +26,7 @@ def show_ablation(stored: Mapping[str, Any], wanted: Sequence[str] = ()) -> None
         console.print(part)
 
 
-def ablation_parts(stored: Mapping[str, Any], wanted: Sequence[str] = ()) -> list[Table | Text]:
+def ablation_parts(stored: Stored, wanted: Sequence[str] = ()) -> list[Table | Text]:
     """Return what `show_ablation` prints, in order."""
     rows = [row for row in stored["rows"] if not wanted or row["label"] in wanted]
     parts: list[Table | Text] = [_accuracies(stored, rows)]
@@ -35,53 +38,42 @@ def ablation_parts(stored: Mapping[str, Any], wanted: Sequence[str] = ()) -> lis
     return parts
 
 
-def _accuracies(stored: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Table:
-    columns = (stored["varies"], "clean", "attacked", "checks")
+def _accuracies(stored: Stored, rows: Rows) -> Table:
     lines = []
     for row in rows:
         mark = "†" if row["unreliable_gradients"] else ""
-        shown = _with_interval(row["clean"]), _with_interval(row["attacked"]) + mark
-        lines.append([row["label"], *shown, _verdict(row)])
+        verdict = f"{len(row['failed'])} FAILED" if row["failed"] else "passed" if row["gradients"] else "–"
+        lines.append(
+            [row["label"], _with_interval(row["clean"]), _with_interval(row["attacked"]) + mark, verdict]
+        )
         if row["paper"]:
-            lines.append(["  paper", _papers(row["paper"]["clean"]), _papers(row["paper"]["attacked"]), ""])
-    caption = f"{stored['recipe']}, {_budget(stored, rows)}; [95% interval]"
-    numeric = ("clean", "attacked", "checks")
-    return table(columns, lines, title=stored["title"], caption=caption, numeric=numeric)
-
-
-def _verdict(row: Mapping[str, Any]) -> str:
-    if not row["gradients"]:
-        return "–"
-    return f"{len(row['failed'])} FAILED" if row["failed"] else "passed"
-
-
-def _budget(stored: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+            lines.append(["  paper", _paper(row["paper"]["clean"]), _paper(row["paper"]["attacked"]), ""])
     sizes = sorted({row["eps"] for row in rows if row["eps"] > 0})
     eps = figure(sizes[0]) if len(sizes) == 1 else "as given"
     settings = stored["settings"]
-    return (
-        f"attack {stored['attack']} on the {settings['view']} view, eps {eps} under {settings['norm']}, "
-        f"{settings['n_images']} images, {settings['draws']} draws"
+    caption = (
+        f"{stored['recipe']}, attack {stored['attack']} on the {settings['view']} view, eps {eps} under "
+        f"{settings['norm']}, {settings['n_images']} images, {settings['draws']} draws; [95% interval]"
     )
+    columns = (stored["varies"], "clean", "attacked", "checks")
+    return table(columns, lines, title=stored["title"], caption=caption, numeric=columns[1:])
 
 
-def _baselines(stored: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Table:
-    lines = []
-    for row in rows:
-        alone = row["classifier"] or {"attacked": None}
-        lines.append(
-            [
-                row["label"],
-                accuracy(row["attacked"]["accuracy"]),
-                accuracy((row["noise"] or {"accuracy": None})["accuracy"]),
-                accuracy(alone["attacked"]),
-            ]
-        )
+def _baselines(stored: Stored, rows: Rows) -> Table:
+    lines = [
+        [
+            row["label"],
+            accuracy(row["attacked"]["accuracy"]),
+            accuracy(row["noise"] and row["noise"]["accuracy"]),
+            accuracy(row["classifier"] and row["classifier"]["attacked"]),
+        ]
+        for row in rows
+    ]
     columns = (stored["varies"], "defence attacked", "defence, noise", "classifier attacked")
     return table(columns, lines, title="beside the baselines", numeric=columns[1:])
 
 
-def _transfers(stored: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Table:
+def _transfers(stored: Stored, rows: Rows) -> Table:
     lines = []
     for row in rows:
         unusable = max((value for value in row["gradients"].values() if value is not None), default=None)
@@ -97,22 +89,20 @@ def _transfers(stored: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
     return table(columns, lines, title=title, caption=caption, numeric=columns[1:])
 
 
-def _remarks(stored: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    lines = []
-    for row in rows:
-        if row["failed"]:
-            lines.append((f"{row['label']}: trust checks failed: {', '.join(row['failed'])}", "red"))
+def _remarks(stored: Stored, rows: Rows) -> list[tuple[str, str]]:
+    """Return sentences to print below the tables, each with its style."""
+    lines = [
+        (f"{row['label']}: sanity checks failed: {', '.join(row['failed'])}", "red")
+        for row in rows
+        if row["failed"]
+    ]
     if any(row["unreliable_gradients"] for row in rows):
-        lines.append(
-            (
-                "† The attack had no usable gradients: an accuracy under it is no robustness.",
-                "red",
-            )
-        )
+        lines.append(("† The attack had no usable gradients: this accuracy is not robustness.", "red"))
     if any(row["paper"] for row in rows):
         lines.append(("The paper's randAA attacked the released view, whose float32 gradients saturate.", ""))
     if stored["note"]:
         lines.append((stored["note"], ""))
+    # Variants may share a purifier, whose training time counts once.
     trained = {row["run"]: row["training"]["seconds"] for row in rows if row["training"]}
     times = duration(sum(trained.values())), duration(sum(row["seconds"] for row in rows))
     lines.append((f"purifiers: {len(trained)}, trained in {times[0]}; evaluated in {times[1]}", ""))
@@ -120,32 +110,23 @@ def _remarks(stored: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> li
 
 
 def _with_interval(figures: Mapping[str, Any] | None) -> str:
-    return "–" if figures is None else accuracy(figures["accuracy"], tuple(figures["ci95"]))
+    return "–" if figures is None else accuracy(figures["accuracy"], figures["ci95"])
 
 
-def _papers(value: float | str | None) -> str:
+def _paper(value: float | str | None) -> str:
     return "–" if value is None else value if isinstance(value, str) else f"{value:.4f}"
 
 
-def show_plan(plans: Sequence[Mapping[str, Any]], note: str) -> None:
+def show_plan(plans: Rows, note: str) -> None:
     """Print what ablations would train and evaluate, and the predicted time."""
-    console = output()
     for plan in plans:
         rows = [
-            [
-                step["step"],
-                step["what"],
-                step["state"],
-                "–" if step["seconds"] is None else duration(step["seconds"]),
-            ]
-            for step in plan["steps"]
+            [step["step"], step["what"], step["state"], duration(step["seconds"])] for step in plan["steps"]
         ]
-        rows.append(["in all, about", "", "", "–" if plan["seconds"] is None else duration(plan["seconds"])])
+        rows.append(["in all, about", "", "", duration(plan["seconds"])])
         columns = ("step", "what", "state", "time")
-        console.print(
-            table(columns, rows, title=f"{plan['title']}: predicted on this device", numeric=("time",))
-        )
+        show_table(columns, rows, title=f"{plan['title']}: predicted on this device", numeric=("time",))
         for sentence in plan["missing"]:
-            console.print(Text(f"missing: {sentence}", "red"))
+            output().print(Text(f"missing: {sentence}", "red"))
     if note:
-        console.print(Text(note))
+        print_plain(note)

@@ -8,7 +8,9 @@ its command is called or asked for help, and imports torch only inside the funct
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,26 +20,26 @@ from typing import Annotated
 import typer
 
 from carso_cli import __version__
-from carso_cli.cli.display import messages, show_error
+from carso_cli.cli.console import messages, show_error
 from carso_cli.cli.processes import check_command, claim_error, lost_process, one_writer
 from carso_cli.errors import CarsoError, InterruptedRun, UsageError, nearest
 
 COMMANDS: tuple[tuple[str, str, str], ...] = (
     # (command, module, one line of help), in the order in which help lists them
-    ("quickstart", "carso_cli.cli.quickstart", "The whole method on digits, in under three minutes."),
+    ("quickstart", "carso_cli.cli.quickstart", "Run the whole method on digits, in under three minutes."),
     ("extract", "carso_cli.cli.extract", "List layers, or write the internal representation."),
-    ("train-classifier", "carso_cli.cli.train_classifier", "Train a classifier for a recipe."),
+    ("train-classifier", "carso_cli.cli.train_classifier", "Train a recipe's classifier."),
     ("train-purifier", "carso_cli.cli.train_purifier", "Train a recipe's purifier."),
     ("attack", "carso_cli.cli.attack", "Make adversarial examples and save them."),
     ("evaluate", "carso_cli.cli.evaluate", "Measure clean and robust accuracy."),
-    ("ablate", "carso_cli.cli.ablate", "Vary one thing, measure, fill the paper's Table 17."),
-    ("report", "carso_cli.cli.report", "The paper's tables from stored results; a page, pictures."),
+    ("ablate", "carso_cli.cli.ablate", "Measure robust accuracy while varying one setting."),
+    ("report", "carso_cli.cli.report", "Show the paper's tables, filled from stored results."),
     ("predict", "carso_cli.cli.predict", "Classify image files with a trained defence."),
-    ("bench", "carso_cli.cli.bench", "How fast each kind of work is on this device."),
-    ("export", "carso_cli.cli.export", "A trained defence as torch.export and ONNX programs."),
-    ("import-release", "carso_cli.cli.import_release", "Turn published purifier files into a run."),
+    ("bench", "carso_cli.cli.bench", "Measure the speed of training, attack and inference."),
+    ("export", "carso_cli.cli.export", "Export a trained defence to torch.export and ONNX."),
+    ("import-release", "carso_cli.cli.import_release", "Turn the authors' published purifier into a run."),
     ("recipes", "carso_cli.cli.recipes", "List, show, copy and validate recipes."),
-    ("doctor", "carso_cli.cli.doctor", "What works here, what is missing, how to get it."),
+    ("doctor", "carso_cli.cli.doctor", "Check the installation, data and weights."),
 )
 
 
@@ -52,19 +54,13 @@ def _root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """CARSO: purify images from a classifier's own view of them, and measure what robustness is left."""
-
-
-def _unloaded() -> None:
-    """Stand in for a command that this call does not use."""
+    """CARSO: purify images conditioned on a classifier's internal representation; measure robust accuracy."""
 
 
 def build_app(arguments: Sequence[str]) -> typer.Typer:
-    """Return the Typer application, with only the called command's module imported.
+    """Return the Typer application for a command line (without the program's name).
 
-    Args:
-        arguments: The command line without the program's name; its first word that is no option
-            is the command, since no global option takes a value.
+    Only the called command's module is imported.
     """
     app = typer.Typer(
         add_completion=False,
@@ -76,25 +72,28 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     called = _command_of(arguments)
     for name, module, summary in COMMANDS:
         if name != called:
-            app.command(name, help=summary)(_unloaded)
+            app.command(name, help=summary)(lambda: None)
             continue
         command: typer.Typer | Callable[..., None] = importlib.import_module(module).command
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
         else:
-            app.command(name)(command)
+            # Rich keeps the docstring's line ends, which are not where a terminal's lines end.
+            text = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.__doc__ or ""))
+            app.command(name, help=text)(command)
     return app
 
 
 def _command_of(arguments: Sequence[str]) -> str | None:
+    # No global option takes a value, so the first word that is no option is the command.
     return next((argument for argument in arguments if not argument.startswith("-")), None)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code; nothing escapes as a traceback.
+    """Run a command line and return its exit code; no exception leaves this function.
 
     Args:
-        arguments: The command line without the program's name; the process's own when left out.
+        arguments: The command line without the program's name; by default this process's.
     """
     chosen = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -104,12 +103,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
     except (KeyboardInterrupt, typer.Abort) as stop:
-        # torchrun stops the processes that are left when one has died; they may have met its death before.
+        # torchrun interrupts the processes that are left when one dies; a collective may have failed before.
         if died := lost_process(stop.__context__):
             return _report(died)
         code = 130
     except OSError as error:
-        # A reader that has gone need not be told.
+        # A reader that closed the pipe, such as `head`, expects no message.
         code = 1 if isinstance(error, BrokenPipeError) else _report(error)
         _drop_unwritable()
         return code
@@ -117,11 +116,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _report(error)
     if code == 130 and claim_error() is not None:
         messages().print("interrupted", style="yellow")
+    # Without a command, help was shown; that is a usage error all the same.
     return code if chosen else 2
 
 
 def _drop_unwritable() -> None:
-    """Keep the interpreter's own flush at exit from complaining of a stdout that takes no more."""
+    """Redirect a stdout that cannot be written, or the interpreter's flush at exit would fail again."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -131,6 +131,7 @@ def _drop_unwritable() -> None:
 def _call(arguments: list[str]) -> int:
     check_command(_command_of(arguments))
     command = typer.main.get_command(build_app(arguments))
+    # Outside standalone mode Typer raises its errors instead of printing them and leaving the process.
     code = command.main(args=arguments, prog_name="carso", standalone_mode=False, obj=tuple(arguments))
     return code if isinstance(code, int) else 0
 
@@ -163,12 +164,12 @@ def _as_known(error: Exception) -> CarsoError | None:
     if isinstance(error, OSError) and error.strerror:
         named = f": {error.filename}" if error.filename else ""
         return CarsoError(
-            f"the system refuses: {error.strerror}{named}",
-            hint="CARSO_DEBUG=1 in the environment shows what was being done",
+            f"operating system error: {error.strerror}{named}",
+            hint="set CARSO_DEBUG=1 to see the traceback",
         )
     if died := lost_process(error):
         return died
-    # Typer carries its own copy of click in some releases and imports click in others: known by its shape.
+    # Some releases of Typer carry their own copy of click, others import it: recognised by its attributes.
     if hasattr(error, "format_message") and getattr(error, "exit_code", None) is not None:
         return _as_usage_error(error)
     return None
@@ -186,7 +187,7 @@ def _as_usage_error(error: Exception) -> UsageError:
         known = [text for parameter in context.command.params for text in parameter.opts]
         message = "; ".join(filter(None, (f"there is no option '{option}'", nearest(option, known))))
     path = context.command_path if context is not None else "carso"
-    return UsageError(message, hint=f"`{path} --help` shows what it takes")
+    return UsageError(message, hint=f"see `{path} --help`")
 
 
 def _as_bug(error: Exception, debugging: bool) -> CarsoError:
@@ -194,5 +195,5 @@ def _as_bug(error: Exception, debugging: bool) -> CarsoError:
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if frame.filename.startswith(package)] or list(frames)
     where = f"\nin {ours[-1].name}, {ours[-1].filename}:{ours[-1].lineno}" if ours else ""
-    hint = "" if debugging else "CARSO_DEBUG=1 in the environment shows the whole traceback"
+    hint = "" if debugging else "set CARSO_DEBUG=1 to see the traceback"
     return CarsoError(f"{type(error).__name__}: {error}{where}", hint=hint)

@@ -3,75 +3,61 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from carso_cli.cli.display import accuracy, figure, output, print_json, table
-from carso_cli.cli.options import (
-    AggregationOption,
-    DeviceOption,
-    EpsOption,
-    JsonOption,
-    LimitOption,
-    NormOption,
-    NSamplesOption,
-    RecipeArgument,
-    RunOption,
-    SeedOption,
-    SetOption,
-    TargetOption,
-    ViewOption,
-    find_recipe_of_run,
-    optional,
-)
+from carso_cli.cli import options
+from carso_cli.cli.console import accuracy, figure, print_result, show_table
 from carso_cli.cli.progress import RichReporter
 
 DEFAULT_LIMIT = 64
-"""Images attacked when no number is asked for."""
+"""Images attacked without `--limit`."""
 
 AttackOption = Annotated[
     str, typer.Option("--attack", metavar="NAME", help="A single attack, such as pgd-eot or apgd-ce.")
 ]
 ImagesOption = Annotated[
     list[Path] | None,
-    typer.Option("--image", help="Image file to attack instead of the test split; may be repeated."),
+    typer.Option("--image", help="Image file to attack instead of the test split; repeatable."),
 ]
 ResizeOption = Annotated[bool, typer.Option("--resize/--no-resize", help="Crop and resize image files.")]
 OutOption = Annotated[
     Path | None,
-    optional(metavar="FILE", help="safetensors file to write; RUN/attacks/ATTACK-TARGET when left out."),
+    options.optional(
+        "--out", metavar="FILE", help="Safetensors file to write (default: RUN/attacks/ATTACK-TARGET)."
+    ),
 ]
 
 
 def command(
-    recipe: RecipeArgument = None,
+    recipe: options.RecipeArgument = None,
     attack: AttackOption = "pgd-eot",
-    target: TargetOption = None,
+    target: options.TargetOption = None,
     images: ImagesOption = None,
     resize: ResizeOption = False,
     out: OutOption = None,
-    run: RunOption = None,
-    n_samples: NSamplesOption = None,
-    aggregation: AggregationOption = None,
-    view: ViewOption = None,
-    eps: EpsOption = None,
-    norm: NormOption = None,
-    limit: LimitOption = None,
-    seed: SeedOption = None,
-    device: DeviceOption = "auto",
-    json: JsonOption = False,
-    overrides: SetOption = None,
+    run: options.RunOption = None,
+    n_samples: options.NSamplesOption = None,
+    aggregation: options.AggregationOption = None,
+    view: options.ViewOption = None,
+    eps: options.EpsOption = None,
+    norm: options.NormOption = None,
+    limit: options.LimitOption = None,
+    seed: options.SeedOption = None,
+    device: options.DeviceOption = "auto",
+    json: options.JsonOption = False,
+    overrides: options.SetOption = None,
 ) -> None:
-    """Make adversarial examples against the classifier or the whole defence.
+    """Make adversarial examples against the classifier or the whole defence, and save them.
 
-    Saves images (64 of the test split unless --limit says otherwise), examples, labels, predictions and
-    distances, and a picture beside them. Image files have no labels; the target's own decision on each
-    stands in for it.
+    Attacks 64 images of the test split unless --limit says otherwise. Saves images, examples, labels,
+    predictions and distances, and a picture beside them. Image files have no labels; the target's prediction
+    on the clean image is used instead.
     """
     from carso_cli.evaluation.attack import attack as make_examples
 
-    chosen, folder = find_recipe_of_run(recipe, run, overrides)
+    chosen, folder = options.find_recipe_of_run(recipe, run, overrides)
     result = make_examples(
         chosen,
         run=folder,
@@ -90,15 +76,16 @@ def command(
         seed=seed,
         device=device,
     )
-    if json:
-        print_json(result)
-        return
+    print_result(result, _show, as_json=json)
+
+
+def _show(result: dict[str, Any]) -> None:
     rows = [
         ["images", str(result["n_images"])],
         ["clean accuracy", accuracy(result["clean"])],
-        ["accuracy on the examples", accuracy(result["accuracy"], tuple(result["ci95"]))],
+        ["accuracy on the examples", accuracy(result["accuracy"], result["ci95"])],
         ["largest change", f"{figure(result['largest_distance'])} under {result['norm']}"],
         ["examples", result["out"]],
         ["picture", result["picture"]],
     ]
-    output().print(table((f"{result['attack']} on the {result['target']}", ""), rows))
+    show_table((f"{result['attack']} on the {result['target']}", ""), rows)

@@ -8,28 +8,26 @@ from typing import Annotated, Any
 
 import typer
 
-from carso_cli.cli.display import messages, output, print_json, table
-from carso_cli.cli.options import JsonOption, RecipeArgument, SetOption, read_recipe
+from carso_cli.cli import options
+from carso_cli.cli.console import messages, output, print_plain, print_result, show_table, table
 from carso_cli.cli.progress import RichReporter
 from carso_cli.errors import UsageError
 
 _MISSING = 3
-_INDENT = "   "
 
 
 def command(
-    recipe: RecipeArgument = None,
+    recipe: options.RecipeArgument = None,
     fetch: Annotated[
         bool, typer.Option("--fetch", help="First download what RECIPE needs and is published.")
     ] = False,
-    overrides: SetOption = None,
-    json: JsonOption = False,
+    overrides: options.SetOption = None,
+    json: options.JsonOption = False,
 ) -> None:
-    """Say what works on this machine, what each recipe lacks, and how to get it.
+    """Check the installation, and the data and weights of each recipe or of one RECIPE; say how to get them.
 
-    With a RECIPE, of that one only. Exit code 3 if it, or digits where none is
-    given, cannot run. Only --fetch downloads anything; interrupted, it goes on
-    where it stopped when it is called again.
+    Exit code 3 if RECIPE, or digits without one, cannot run. Only --fetch downloads anything; an interrupted
+    download resumes when the command is run again.
     """
     from carso_cli.tools.doctor import doctor
 
@@ -37,11 +35,7 @@ def command(
         _fetch(recipe, overrides or ())
     messages().print("looking at libraries, devices, data and weights …", style="dim")
     found = doctor(recipe, overrides or ())
-    if json:
-        print_json(found)
-    else:
-        _show_machine(found)
-        _show_recipes(found, detailed=recipe is not None)
+    print_result(found, lambda found: _show(found, detailed=recipe is not None), as_json=json)
     if not found["ready"]:
         raise typer.Exit(_MISSING)
 
@@ -51,28 +45,48 @@ def _fetch(recipe: str | None, overrides: Sequence[str]) -> None:
         raise UsageError("--fetch needs a RECIPE: all of them together are many gigabytes")
     from carso_cli.tools.assets import fetch_missing
 
-    fetched = fetch_missing(read_recipe(recipe, overrides), RichReporter())
-    messages().print(f"downloaded: {', '.join(item.what for item in fetched) or 'nothing, it is all here'}")
+    fetched = fetch_missing(options.read_recipe(recipe, overrides), RichReporter())
+    names = ", ".join(item.what for item in fetched)
+    messages().print(f"downloaded: {names or 'nothing, everything is here already'}")
+
+
+def _show(found: dict[str, Any], *, detailed: bool) -> None:
+    _show_machine(found)
+    recipes = found["recipes"]
+    output().print()
+    if detailed:
+        print_plain(f"{recipes[0]['name']} needs:")
+        for number, item in enumerate(recipes[0]["items"], start=1):
+            _show_item(number, item)
+    else:
+        home = found["folders"][0]["path"]
+        rows = [
+            [recipe["name"], _lacks(recipe), _short(recipe["next"].replace(home, "CARSO_HOME"))]
+            for recipe in recipes
+        ]
+        show_table(("recipe", "lacks", "next"), rows)
+    for error in dict.fromkeys(recipe["error"] for recipe in recipes if recipe["error"]):
+        print_plain(f"{', '.join(recipe['name'] for recipe in recipes if recipe['error'] == error)}: {error}")
+    _show_next(found)
 
 
 def _show_machine(found: dict[str, Any]) -> None:
     broken = [entry for entry in found["libraries"] if entry["error"]]
-    whole = [f"{entry['name']} {entry['version']}" for entry in found["libraries"] if entry not in broken]
+    working = [f"{entry['name']} {entry['version']}" for entry in found["libraries"] if entry not in broken]
     active = [fault["name"] for fault in found["faults"] if fault["active"]]
     memory = found["memory"]
     rows = [
         ["carso", f"{found['carso']} on Python {found['python']}, {found['platform']}"],
-        ["libraries", ", ".join(whole)],
+        ["libraries", ", ".join(working)],
         *(["BROKEN", f"{entry['name']}: {entry['error']}"] for entry in broken),
-        ["faults mended", ", ".join(active) or ("none is present" if found["faults"] else "not known")],
+        ["faults patched", ", ".join(active) or ("none is present" if found["faults"] else "not known")],
         ["memory", f"{_size(memory['total'])}, {_size(memory['available'])} available"],
         *(["device", _device(device)] for device in found["devices"]),
         *([folder["role"], _folder(folder)] for folder in found["folders"]),
     ]
-    width = max(len(name) for name, _ in rows)
     shown = table(("", ""), rows)
     shown.show_header = False
-    shown.columns[0].min_width = width
+    shown.columns[0].min_width = max(len(name) for name, _ in rows)
     output().print(shown)
 
 
@@ -86,26 +100,12 @@ def _device(device: dict[str, Any]) -> str:
 
 
 def _folder(folder: dict[str, Any]) -> str:
-    return f"{_short(folder['path'])}, {_size(folder['free'])} free" + (
-        "" if folder["writable"] else ", not writable"
-    )
-
-
-def _show_recipes(found: dict[str, Any], *, detailed: bool) -> None:
-    recipes = found["recipes"]
-    output().print()
-    if detailed:
-        _show_items(recipes[0])
-    else:
-        rows = [[recipe["name"], _lacks(recipe), _at_home(recipe["next"], found)] for recipe in recipes]
-        output().print(table(("recipe", "lacks", "next"), rows))
-    for error in dict.fromkeys(recipe["error"] for recipe in recipes if recipe["error"]):
-        _line(f"{', '.join(recipe['name'] for recipe in recipes if recipe['error'] == error)}: {error}")
-    _show_next(found)
+    writable = "" if folder["writable"] else ", not writable"
+    return f"{_short(folder['path'])}, {_size(folder['free'])} free{writable}"
 
 
 def _lacks(recipe: dict[str, Any]) -> str:
-    """Name what a recipe cannot run without and is not here: data, weights."""
+    """Name what is missing that a recipe cannot run without: data, weights."""
     kinds = dict.fromkeys(
         "data" if item["role"] == "data" else "weights"
         for item in recipe["items"]
@@ -114,50 +114,32 @@ def _lacks(recipe: dict[str, Any]) -> str:
     return "?" if recipe["error"] else ", ".join(kinds) or "nothing"
 
 
-def _at_home(text: str, found: dict[str, Any]) -> str:
-    return _short(text.replace(found["folders"][0]["path"], "CARSO_HOME"))
-
-
-def _show_items(recipe: dict[str, Any]) -> None:
-    """Show everything that one recipe needs, whatever its state."""
-    _line(f"{recipe['name']} needs:")
-    for number, item in enumerate(recipe["items"], start=1):
-        _show_in_full(number, item)
-
-
-def _show_in_full(number: int, item: dict[str, Any]) -> None:
+def _show_item(number: int, item: dict[str, Any]) -> None:
+    """Show in full one thing that a recipe needs: state, place, source."""
     purpose = "" if item["required"] else "; only `carso ablate` needs it"
-    _line(f"{number:>2} {item['what']}: {item['state']}{purpose}")
-    if item["note"]:
-        _line(f"{_INDENT}{item['note']}")
+    place = _short(item["place"])
+    lines = [item["note"]] if item["note"] else []
     if item["state"] != "missing":
-        _line(f"{_INDENT}{_short(item['place'])}")
-        return
-    for place in item["looked"]:
-        _line(f"{_INDENT}looked for {_short(place)}")
-    if item["source"]:
-        _line(f"{_INDENT}from {item['source']}")
-    if item["download"] or not item["command"]:
-        _line(f"{_INDENT}to {_short(item['place'])}")
+        lines.append(place)
     else:
-        _line(f"{_INDENT}$ {item['command']}")
+        lines += [f"looked for {_short(looked)}" for looked in item["looked"]]
+        lines += [f"from {item['source']}"] if item["source"] else []
+        made_by_command = item["command"] and not item["download"]
+        lines.append(f"$ {item['command']}" if made_by_command else f"to {place}")
+    print_plain("\n   ".join([f"{number:>2} {item['what']}: {item['state']}{purpose}", *lines]))
 
 
 def _show_next(found: dict[str, Any]) -> None:
-    # What depends on a broken library fails after it, so the first is the one to mend.
+    # What depends on a broken library fails after it, so the first is the one to repair.
     broken = next((entry["name"] for entry in found["libraries"] if entry["error"]), None)
     if broken is not None:
-        _line(f"next:  pip install --force-reinstall {broken}")
+        print_plain(f"next:  pip install --force-reinstall {broken}")
         return
     if len(found["recipes"]) > 1:
-        _line("carso doctor RECIPE says where things are looked for, and what to fetch by hand")
+        print_plain("carso doctor RECIPE says where files are looked for and what to fetch by hand")
     step = next(recipe["next"] for recipe in found["recipes"] if recipe["name"] == found["chosen"])
     if step:
-        _line(f"next:  {_short(step)}")
-
-
-def _line(text: str) -> None:
-    output().print(text, soft_wrap=True)
+        print_plain(f"next:  {_short(step)}")
 
 
 def _short(text: str) -> str:

@@ -5,35 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from carso_cli.cli.display import output, print_json, table
-from carso_cli.cli.options import (
-    AggregationOption,
-    JsonOption,
-    NSamplesOption,
-    RunOption,
-    optional,
-    read_recipe,
-)
+from carso_cli.cli import options
+from carso_cli.cli.console import print_plain, print_result, show_table
 from carso_cli.cli.progress import RichReporter
 from carso_cli.runs.folder import RunFolder
 
 
 def command(
-    run: RunOption = None,
+    run: options.RunOption = None,
     out: Annotated[
         Path | None,
-        optional("--out", metavar="DIR", help="Folder to write to; RUN/export when left out."),
+        options.optional("--out", metavar="DIR", help="Folder to write to (default: RUN/export)."),
     ] = None,
-    n_samples: NSamplesOption = None,
-    aggregation: AggregationOption = None,
-    json: JsonOption = False,
+    n_samples: options.NSamplesOption = None,
+    aggregation: options.AggregationOption = None,
+    json: options.JsonOption = False,
 ) -> None:
-    """Write the defence as a torch.export program and, with the onnx extra, as ONNX.
+    """Export the defence as a torch.export program and, with the onnx extra, as an ONNX program.
 
     Both take images (batch, channels, H, W) and latents (batch, N, Z), so that they are deterministic, and
-    return log-probabilities. Each is held against the defence before it is kept.
+    return log-probabilities. Each program's output is compared with the defence's before it is kept.
     """
-    source = run or Path(read_recipe(None, None).run_folder)
+    source = options.run_or_default(run)
     from carso_cli.tools.export import export_run
 
     result = export_run(
@@ -43,10 +36,7 @@ def command(
         n_samples=n_samples,
         aggregation=aggregation,
     )
-    if json:
-        print_json(result)
-        return
-    _show(result)
+    print_result(result, _show, as_json=json)
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -54,9 +44,9 @@ def _show(result: dict[str, Any]) -> None:
     rows = [
         [str(folder / name), f"{facts['largest_difference']:.1e}"] for name, facts in result["files"].items()
     ]
-    output().print(table(("program", "largest difference"), rows, numeric=("largest difference",)))
+    show_table(("program", "largest difference"), rows, numeric=("largest difference",))
     for name, facts in (result["inputs"] | result["outputs"]).items():
-        output().print(f"{name}: {' x '.join(map(str, facts['shape']))}, {facts['values']}", soft_wrap=True)
-    output().print(f"inputs, classes and checksums: {folder / 'defence.json'}", soft_wrap=True)
+        print_plain(f"{name}: {' x '.join(map(str, facts['shape']))}, {facts['values']}")
+    print_plain(f"inputs, classes and checksums: {folder / 'defence.json'}")
     if "defence.onnx" not in result["files"]:
-        output().print("for ONNX as well: pip install 'carso[onnx]'")
+        print_plain("for ONNX as well: pip install 'carso[onnx]'")

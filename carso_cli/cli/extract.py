@@ -7,17 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from carso_cli.cli.display import figure, output, print_json, table
-from carso_cli.cli.options import (
-    DeviceOption,
-    JsonOption,
-    LimitOption,
-    RecipeArgument,
-    SeedOption,
-    SetOption,
-    optional,
-    read_recipe,
-)
+from carso_cli.cli import options
+from carso_cli.cli.console import figure, print_json, print_plain, print_result, show_table
 from carso_cli.cli.progress import RichReporter
 from carso_cli.errors import UsageError
 
@@ -26,47 +17,41 @@ if TYPE_CHECKING:
 
 ImagesArgument = Annotated[
     list[Path] | None,
-    typer.Argument(
-        metavar="IMAGE…", help="Image files to extract from instead of a split.", show_default=False
-    ),
+    typer.Argument(metavar="IMAGE…", help="Image files to use instead of a split.", show_default=False),
 ]
 ListOption = Annotated[
-    bool, typer.Option("--list", help="List the layers, and those to choose; write nothing.")
+    bool, typer.Option("--list", help="List the layers, and those proposed for a recipe; write nothing.")
 ]
 LayersOption = Annotated[
     str | None,
-    optional("--layers", metavar="GLOB", help="Layers by shell pattern; the recipe's when left out."),
+    options.optional("--layers", metavar="GLOB", help="Layers by shell pattern (default: the recipe's)."),
 ]
 KindOption = Annotated[
-    str | None,
-    optional("--kind", metavar="KIND", help="Classifier: at or clean; the recipe's when left out."),
+    options.Kind | None,
+    options.choice("--kind", "Training of the classifier", "at", "clean", default="the recipe's"),
 ]
-SplitOption = Annotated[str, typer.Option("--split", metavar="SPLIT", help="train or test.")]
-OutOption = Annotated[Path | None, optional("--out", metavar="FILE", help="Safetensors file to write.")]
+SplitOption = Annotated[str, options.choice("--split", "Split of the data", "train", "test", default="test")]
+OutOption = Annotated[
+    Path | None, options.optional("--out", metavar="FILE", help="Safetensors file to write.")
+]
 
 
 def command(
-    recipe: RecipeArgument = None,
+    recipe: options.RecipeArgument = None,
     images: ImagesArgument = None,
     list_only: ListOption = False,
     layers: LayersOption = None,
     kind: KindOption = None,
     split: SplitOption = "test",
-    limit: LimitOption = None,
+    limit: options.LimitOption = None,
     out: OutOption = None,
-    overrides: SetOption = None,
-    seed: SeedOption = None,
-    device: DeviceOption = "auto",
-    json: JsonOption = False,
+    overrides: options.SetOption = None,
+    seed: options.SeedOption = None,
+    device: options.DeviceOption = "auto",
+    json: options.JsonOption = False,
 ) -> None:
     """List a classifier's layers, or write the internal representation of images (Section 4.1, Table 7)."""
-    chosen = read_recipe(recipe, overrides, seed)
-    for option, value, allowed in (
-        ("--split", split, ("train", "test")),
-        ("--kind", kind, ("at", "clean", None)),
-    ):
-        if value not in allowed:
-            raise UsageError(f"{option} {value} is not allowed; use {allowed[0]} or {allowed[1]}")
+    chosen = options.read_recipe(recipe, overrides, seed)
     from carso_cli.tools.extract import extract, list_layers
 
     if list_only:
@@ -89,10 +74,7 @@ def command(
         limit=limit,
         device=device,
     )
-    if json:
-        print_json(result)
-        return
-    _show_summary(result)
+    print_result(result, _show_summary, as_json=json)
 
 
 def _show_summary(result: dict[str, Any]) -> None:
@@ -100,11 +82,10 @@ def _show_summary(result: dict[str, Any]) -> None:
         [row["layer"], "x".join(map(str, row["shape"])), figure(row["mean"]), figure(row["std"])]
         for row in result["layers"]
     ]
+    columns = ("layer", "shape", "mean", "std")
     title = f"internal representation of {result['images']} images"
-    output().print(
-        table(("layer", "shape", "mean", "std"), rows, title=title, numeric=("shape", "mean", "std"))
-    )
-    output().print(f"written to {result['out']}")
+    show_table(columns, rows, title=title, numeric=columns[1:])
+    print_plain(f"written to {result['out']}")
 
 
 def _show_layers(found: list[Any], recipe: Recipe, *, filtered: bool) -> None:
@@ -119,16 +100,16 @@ def _show_layers(found: list[Any], recipe: Recipe, *, filtered: bool) -> None:
         for layer in found
     ]
     columns = ("layer", "kind", "shape an image", "recipe", "rule")
-    caption = "recipe: it is named there; rule: the one behind Table 7 proposes it"
-    output().print(table(columns, rows, caption=caption, numeric=("shape an image",)))
-    proposed = [layer.name for layer in found if layer.proposed]
+    caption = "recipe: the recipe names it; rule: the rule behind Table 7 proposes it"
+    show_table(columns, rows, caption=caption, numeric=("shape an image",))
     if filtered:
         return
+    proposed = [layer.name for layer in found if layer.proposed]
     if not proposed:
-        output().print("no layer is proposed: no convolution here gives square maps")
+        print_plain("no layer is proposed: no convolution here gives square maps")
     elif proposed == [layer for layer in recipe.representation.layers if layer in proposed]:
-        output().print("the recipe names every layer that the rule proposes")
+        print_plain("the recipe names every layer that the rule proposes")
     else:
-        output().print("to take what the rule proposes, put into the recipe:\n")
+        print_plain("to use the layers that the rule proposes, put into the recipe:\n")
         lines = ["representation:", f"  kind: {recipe.representation.kind}", "  layers:"]
-        output().print("\n".join([*lines, *(f"    - {name}" for name in proposed)]))
+        print_plain("\n".join([*lines, *(f"    - {name}" for name in proposed)]))

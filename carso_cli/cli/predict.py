@@ -10,17 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from carso_cli.cli.display import messages, output, print_json, table
-from carso_cli.cli.options import (
-    AggregationOption,
-    DeviceOption,
-    JsonOption,
-    NSamplesOption,
-    RunOption,
-    SeedOption,
-    optional,
-    read_recipe,
-)
+from carso_cli.cli import options
+from carso_cli.cli.console import messages, print_result, show_table
 from carso_cli.cli.progress import RichReporter
 from carso_cli.errors import UsageError
 
@@ -30,31 +21,31 @@ def command(
         list[str],
         typer.Argument(metavar="IMAGE", help="Image files, folders of them, or - for a list on stdin."),
     ],
-    run: RunOption = None,
-    n_samples: NSamplesOption = None,
-    aggregation: AggregationOption = None,
-    seed: SeedOption = None,
+    run: options.RunOption = None,
+    n_samples: options.NSamplesOption = None,
+    aggregation: options.AggregationOption = None,
+    seed: options.SeedOption = None,
     resize: Annotated[
         bool, typer.Option("--resize", help="Crop and resize images that do not have the recipe's size.")
     ] = False,
     save: Annotated[
         Path | None,
-        optional("--save", metavar="DIR", help="Folder for the reconstructions, as PNG."),
+        options.optional("--save", metavar="DIR", help="Folder for the reconstructions, as PNG."),
     ] = None,
-    device: DeviceOption = "auto",
-    json: JsonOption = False,
+    device: options.DeviceOption = "auto",
+    json: options.JsonOption = False,
 ) -> None:
-    """Classify image files: class, probability, and how the reconstructions vote.
+    """Classify image files: class, probability, and the votes of the reconstructions.
 
-    Grey images become colour, or colour grey, as the run needs; images of another size are refused unless
-    --resize fits them. The same image and seed always give the same answer.
+    Grey images are converted to colour and colour to grey, as the run needs; images of another size are
+    refused without --resize. The same image and seed always give the same answer.
     """
-    named = _named(images)
+    named = _read_names(images)
     from carso_cli.tools.predict import predict
 
     result = predict(
         named,
-        run=run or Path(read_recipe(None, None).run_folder),
+        run=options.run_or_default(run),
         reporter=RichReporter(),
         n_samples=n_samples,
         aggregation=aggregation,
@@ -63,13 +54,10 @@ def command(
         resize=resize,
         save=save,
     )
-    if json:
-        print_json(result)
-        return
-    _show(result)
+    print_result(result, _show, as_json=json)
 
 
-def _named(images: Sequence[str]) -> list[str]:
+def _read_names(images: Sequence[str]) -> list[str]:
     """Replace `-` by the lines of stdin.
 
     Raises:
@@ -80,7 +68,7 @@ def _named(images: Sequence[str]) -> list[str]:
     # Bytes, since a path need not be valid text in any encoding.
     lines = [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines() if line.strip()]
     if not lines:
-        raise UsageError("no path came on stdin", hint="carso predict - takes one path a line")
+        raise UsageError("no path came on stdin", hint="carso predict - reads one path per line")
     place = images.index("-")
     return [*images[:place], *lines, *(name for name in images[place + 1 :] if name != "-")]
 
@@ -101,10 +89,10 @@ def _show(result: dict[str, Any]) -> None:
     columns = ("image", "class", "P", "mean p", "agree", "votes", "classifier")
     title = f"{result['recipe']}: {result['aggregation']}, N = {result['n_samples']}, seed {result['seed']}"
     caption = (
-        "P: of the aggregation, near 1 by its nature under doubly-exponential; mean p: the class's softmax "
-        "averaged over samples; agree: share of samples for the class; classifier: without purifier"
+        "P: probability after aggregation, always near 1 under doubly-exponential; mean p: the class's "
+        "softmax averaged over samples; agree: share of samples for the class; classifier: without purifier"
     )
-    output().print(table(columns, rows, title=title, caption=caption, numeric=("P", "mean p", "agree")))
+    show_table(columns, rows, title=title, caption=caption, numeric=("P", "mean p", "agree"))
     if result["grid"] is not None:
         count = sum(len(row["saved"]) for row in result["images"])
         messages().print(f"{count} reconstructions and {result['grid']} written", soft_wrap=True)

@@ -16,7 +16,7 @@ SHARED = ("train-classifier", "train-purifier", "attack", "evaluate", "ablate")
 
 
 def check_command(name: str | None) -> None:
-    """Refuse to run in several processes what one does alone.
+    """Refuse to start a single-process command in several processes.
 
     Raises:
         UsageError: If torchrun started several, and the command is none of `SHARED`.
@@ -24,8 +24,8 @@ def check_command(name: str | None) -> None:
     size = launch().size
     if size > 1 and name is not None and name not in SHARED:
         raise UsageError(
-            f"torchrun started {size} processes, and carso {name} runs in one",
-            hint=f"start it without torchrun; {', '.join(SHARED)} share their work",
+            f"torchrun started {size} processes, but carso {name} runs in one",
+            hint=f"start it without torchrun; these commands share their work: {', '.join(SHARED)}",
         )
 
 
@@ -35,16 +35,17 @@ def one_writer() -> Iterator[None]:
     if launch().rank == 0:
         yield
         return
+    # Every process computes the same result; one copy of it belongs on stdout.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
 
 
 def claim_error() -> str | None:
-    """Return how this process names itself in an error: empty when alone, None where another shows it."""
+    """Return this process's name for an error message: empty if it runs alone, None if another shows it."""
     if launch().size == 1:
         return ""
     if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
-        # This process ends by itself now; torchrun, which stops all when one ends, must not cut it short.
+        # torchrun terminates the others when one process ends; this one must first finish its message.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     from carso_cli.distributed import world as distributed
 
@@ -52,7 +53,7 @@ def claim_error() -> str | None:
 
 
 def lost_process(error: BaseException | None) -> CarsoError | None:
-    """Return what to say of an error that only means that another process has died; None of any other."""
+    """Return the error to show if this one only means that another process has died; otherwise None."""
     if launch().size == 1 or not isinstance(error, RuntimeError):
         return None
     from carso_cli.distributed.world import is_lost_process
@@ -60,8 +61,8 @@ def lost_process(error: BaseException | None) -> CarsoError | None:
     if not is_lost_process(error):
         return None
     return CarsoError(
-        "another process of this run has died, and the others cannot go on without it",
-        hint="torchrun --max-restarts 3 goes on by itself; without it, start again with --resume",
+        "another process of this run has died, and the others cannot continue without it",
+        hint="torchrun --max-restarts 3 restarts by itself; without it, start again with --resume",
     )
 
 
@@ -77,9 +78,8 @@ def torchrun_line(arguments: Sequence[str], devices: Sequence[str]) -> str:
         if not (skip or re.match(r"--device(=|$)", argument)):
             kept.append(argument)
         skip = argument == "--device"
-    count = len(devices)
-    first = [str(number) for number in range(count)]
+    first = [str(number) for number in range(len(devices))]
     chosen = "" if list(devices) == first else f"CUDA_VISIBLE_DEVICES={','.join(devices)} "
     # torchrun takes `--run` for an abbreviation of options of its own.
     kept = [re.sub(r"^--run(?==|$)", "--run-dir", argument) for argument in kept]
-    return f"{chosen}torchrun --nproc-per-node {count} -m carso_cli {' '.join(kept)}"
+    return f"{chosen}torchrun --nproc-per-node {len(devices)} -m carso_cli {' '.join(kept)}"

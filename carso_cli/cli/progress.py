@@ -10,23 +10,22 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from carso_cli.cli.display import duration, figure, messages
+from carso_cli.cli.console import duration, figure, messages
 from carso_cli.runtime import reporter
 
 SECONDS_BETWEEN_LINES = 5.0
+Clock = Callable[[], float]
 
 
 class RichReporter:
-    """Shows what core code reports, on stderr.
+    """Shows on stderr what core code reports.
 
     Args:
-        console: Where to; a console on stderr when left out.
+        console: Where to write; stderr by default.
         clock: Seconds from any fixed point.
     """
 
-    def __init__(
-        self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, console: Console | None = None, *, clock: Clock = time.monotonic) -> None:
         self._console = console or messages()
         self._clock = clock
         self._bars: Progress | None = None
@@ -43,18 +42,18 @@ class RichReporter:
     def progress(self, description: str, total: int, unit: str = "images") -> Iterator[reporter.Progress]:
         """Show a task; tasks opened inside another share its display."""
         if not self._console.is_terminal:
-            lines = _Lines(self._console, self._clock, description, total, unit)
+            lines = _Lines(self._console, self._clock, f"{description}: ", total, unit)
             try:
                 yield lines
             finally:
                 lines.close()
             return
+        # Rich allows one live display at a time, so that of the outermost task shows the inner ones too.
         outermost = self._bars is None
-        bars = self._bars or self._new_bars()
+        bars = self._bars = self._bars or self._new_bars()
         if outermost:
-            self._bars = bars
             bars.start()
-        task = bars.add_task(description, total=total, rate="", figures="", unit=unit)
+        task = bars.add_task(description, total=total, rate="", figures="")
         try:
             yield _Bar(bars, task, self._clock, unit)
         finally:
@@ -76,7 +75,7 @@ class RichReporter:
 
 
 class _Bar:
-    def __init__(self, bars: Progress, task: TaskID, clock: Callable[[], float], unit: str) -> None:
+    def __init__(self, bars: Progress, task: TaskID, clock: Clock, unit: str) -> None:
         self._bars, self._task, self._clock, self._unit = bars, task, clock, unit
         self._started, self._done = clock(), 0
 
@@ -91,11 +90,10 @@ class _Bar:
 class _Lines:
     """Progress for a log file: at most one line every few seconds, and one at the end."""
 
-    def __init__(
-        self, console: Console, clock: Callable[[], float], description: str, total: int, unit: str
-    ) -> None:
-        self._console, self._clock = console, clock
-        self._description, self._total, self._unit = description, total, unit
+    def __init__(self, console: Console, clock: Clock, prefix: str, total: int, unit: str) -> None:
+        self._console, self._clock, self._prefix, self._total, self._unit = (
+            console, clock, prefix, total, unit
+        )  # fmt: skip
         self._started = self._shown = clock()
         self._done = 0
         self._figures: dict[str, float] = {}
@@ -114,7 +112,7 @@ class _Lines:
     def _show(self, timing: str) -> None:
         self._shown = self._clock()
         rate = _rate(self._done, self._shown - self._started, self._unit)
-        count = f"{self._description}: {self._done}/{self._total} {self._unit}"
+        count = f"{self._prefix}{self._done}/{self._total} {self._unit}"
         parts = (count, rate, timing, _figures(self._figures))
         self._console.print(Text(", ".join(part for part in parts if part)), soft_wrap=True)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from carso_cli.cli.display import output, print_json, print_plain, show_error, table
-from carso_cli.cli.options import JsonOption, SetOption, read_recipe
+from carso_cli.cli import options
+from carso_cli.cli.console import print_json, print_plain, show_error, show_table
 from carso_cli.errors import CarsoError, RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -21,19 +21,22 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of a shi
 
 
 @command.command("ls")
-def list_shipped(json: JsonOption = False) -> None:
+def list_shipped(json: options.JsonOption = False) -> None:
     """List the shipped recipes."""
     from carso_cli.recipe.load import load_recipe
     from carso_cli.recipe.shipped import list_recipes
 
-    found = [(shipped, load_recipe(str(shipped.path))) for shipped in list_recipes()]
+    found = [
+        {"name": shipped.name, "path": str(shipped.path), **_summary(load_recipe(str(shipped.path)))}
+        for shipped in list_recipes()
+    ]
     if json:
-        print_json([{"name": shipped.name, "path": str(shipped.path), **_summary(r)} for shipped, r in found])
+        print_json(found)
         return
-    columns = ("data", "classifier", "reproduces")
-    rows = [[shipped.name, *(str(_summary(r)[column]) or "–" for column in columns)] for shipped, r in found]
-    caption = "carso recipes show NAME prints one; carso recipes cp NAME makes it yours"
-    output().print(table(("recipe", "data", "network", "reproduces"), rows, caption=caption))
+    columns = ("name", "data", "classifier", "reproduces")
+    rows = [[str(recipe[column]) or "–" for column in columns] for recipe in found]
+    caption = "carso recipes show NAME prints one; carso recipes cp NAME copies one for you to change"
+    show_table(("recipe", "data", "network", "reproduces"), rows, caption=caption)
 
 
 def _summary(recipe: Recipe) -> dict[str, str | int]:
@@ -53,15 +56,14 @@ def _summary(recipe: Recipe) -> dict[str, str | int]:
 def show(
     name: NameArgument,
     resolved: Annotated[
-        bool,
-        typer.Option("--resolved", help="With every default and override written out, as a run stores it."),
+        bool, typer.Option("--resolved", help="Write out every default and override, as a run stores it.")
     ] = False,
-    overrides: SetOption = None,
+    overrides: options.SetOption = None,
 ) -> None:
     """Print a recipe."""
     from carso_cli.recipe.load import dump_recipe, read_recipe_file
 
-    recipe = read_recipe(name, overrides)
+    recipe = options.read_recipe(name, overrides)
     print_plain(dump_recipe(recipe) if resolved or overrides else read_recipe_file(name), end="")
 
 
@@ -69,12 +71,12 @@ def show(
 def copy(
     name: NameArgument,
     destination: Annotated[
-        Path | None, typer.Argument(metavar="DEST", help="File or folder; NAME.yaml here when left out.")
+        Path | None, typer.Argument(metavar="DEST", help="File or folder (default: ./NAME.yaml).")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Copy a recipe, comments included, to change it."""
-    from carso_cli.io.atomic import atomic_write
+    """Copy a recipe, comments included, so that you can change it."""
+    from carso_cli.io.files import atomic_write
     from carso_cli.recipe.load import locate_recipe
 
     source = locate_recipe(name)
@@ -98,7 +100,7 @@ def validate(
     paths: Annotated[
         list[str], typer.Argument(metavar="PATH...", help="Recipe files, folders of them, or shipped names.")
     ],
-    json: JsonOption = False,
+    json: options.JsonOption = False,
 ) -> None:
     """Check recipes and show every problem of each; exit code 2 if there is any."""
     from carso_cli.recipe.load import load_recipe
@@ -128,10 +130,10 @@ def validate(
 
 def _expand(reference: str) -> list[str]:
     """Return the recipe files in a folder, or the reference itself; a bare name stays a name."""
-    folder = Path(reference)
-    if not os.path.isdir(folder):
+    # os.path answers False for names that no file can have, where Path may raise.
+    if not os.path.isdir(reference):
         return [reference]
-    found = sorted(path for path in folder.rglob("*") if path.suffix in (".yaml", ".yml"))
+    found = sorted(path for path in Path(reference).rglob("*") if path.suffix in (".yaml", ".yml"))
     if not found:
         raise UsageError(f"the folder {reference} holds no recipe: no file ending in .yaml")
     return [str(path) for path in found]

@@ -1,4 +1,4 @@
-"""`carso report`: the paper's tables from stored results, a page, pictures."""
+"""`carso report`: the paper's tables from stored results, an HTML page, pictures."""
 
 from __future__ import annotations
 
@@ -13,100 +13,89 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from carso_cli import __version__
-from carso_cli.cli.display import messages, output, print_plain
-from carso_cli.cli.options import DeviceOption, one_of, optional
+from carso_cli.cli import options
+from carso_cli.cli.console import messages, output, print_plain
 from carso_cli.cli.progress import RichReporter
-from carso_cli.reports.html import page_html, table_html
-from carso_cli.reports.markup import shown, to_csv, to_json, to_latex, to_markdown
-from carso_cli.reports.table import Figure, ReportTable, Row
-from carso_cli.reports.tables import TABLES
+from carso_cli.reports.render import to_csv, to_html, to_json, to_latex, to_markdown
+from carso_cli.reports.report import TABLES
+from carso_cli.reports.table import Figure, ReportTable, Row, shown
 
-_TEXTS = {"markdown": to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json}
-FORMATS = ("rich", *_TEXTS, "html")
+_TEXTS = {"markdown": to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json, "html": to_html}
+FORMATS = ("rich", *_TEXTS)
 _GAP = 2
 
 
-def command(
-    runs: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="RUN", help="Run folders; all under runs/ when left out.", show_default=False),
-    ] = None,
-    tables: Annotated[
-        list[str] | None,
-        optional(
-            "--table",
-            metavar="N",
-            help=f"A table of the paper, or one beyond it ({', '.join(TABLES)}); may be repeated; all when "
-            "left out.",
-        ),
-    ] = None,
-    form: Annotated[
-        str | None,
-        optional(
-            "--format",
-            metavar="NAME",
-            help=f"{', '.join(FORMATS)}; rich when left out.",
-            callback=one_of("format", FORMATS),
-        ),
-    ] = None,
-    html: Annotated[
-        Path | None,
-        optional("--html", metavar="FILE", help="Write one page that opens offline."),
-    ] = None,
-    pictures: Annotated[
-        Path | None,
-        optional("--pictures", metavar="DIR", help="Write the pictures as PNG and SVG."),
-    ] = None,
-    device: DeviceOption = "auto",
-) -> None:
-    """Draw the paper's tables from stored records, the paper's figures beside ours.
+RunsArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="RUN", help="Run folders (default: all in runs/).", show_default=False),
+]
+TablesOption = Annotated[
+    list[str] | None,
+    options.optional(
+        "--table",
+        metavar="N",
+        help=f"Only this table, of the paper or beyond it ({', '.join(TABLES)}); repeatable.",
+    ),
+]
+FormatOption = Annotated[str | None, options.choice("--format", "Format", *FORMATS, default="rich")]
+HtmlOption = Annotated[
+    Path | None, options.optional("--html", metavar="FILE", help="Write one page that opens offline.")
+]
+PicturesOption = Annotated[
+    Path | None, options.optional("--pictures", metavar="DIR", help="Write the pictures as PNG and SVG.")
+]
 
-    Nothing is measured anew: every row of ours names the records it was drawn from. With --html, a page of
-    tables, curves, picture grids, trust checks and settings.
+
+def command(
+    runs: RunsArgument = None,
+    tables: TablesOption = None,
+    form: FormatOption = None,
+    html: HtmlOption = None,
+    pictures: PicturesOption = None,
+    device: options.DeviceOption = "auto",
+) -> None:
+    """Show the paper's tables, filled from stored results, with the paper's figures beside ours.
+
+    Measures nothing: every row of ours names the records it was drawn from. With --html, writes a page of
+    tables, curves, picture grids, sanity checks and settings.
     """
     from carso_cli.reports.report import report
 
     result = report(
         runs or (), reporter=RichReporter(), tables=tables or (), html=html, pictures=pictures, device=device
     )
-    # Who asks for files only does not want every table on the terminal too.
+    # A user who asks for files only does not want every table on the terminal too.
     if form is not None or tables or not result.written:
         _print(result.tables, form or "rich")
     for path in result.written:
-        messages().print(Text(f"written: {path}"), soft_wrap=True)
+        messages().print(f"written: {path}", soft_wrap=True)
 
 
 def _print(tables: list[ReportTable], form: str) -> None:
     if form == "rich":
         show_tables(tables)
-    elif form == "html":
-        content = "".join(table_html(one) for one in tables)
-        page = page_html("carso report", [("tables", "The paper's tables", content)], version=__version__)
-        print_plain(page, end="")
     else:
         print_plain(_TEXTS[form](tables), end="")
 
 
-class _AfterHyphens(TextWrapper):
-    """Breaks lines after hyphens too, whatever stands before them: names of runs are long words."""
+class _Wrapper(TextWrapper):
+    """Breaks lines after every hyphen too, since names of runs are long hyphenated words."""
 
     wordsep_re = re.compile(r"(\s+)|(?<=\w-)")
 
 
 def show_tables(tables: list[ReportTable]) -> None:
-    """Print tables on stdout; a table too wide for the terminal is printed as one paragraph a row."""
+    """Print tables on stdout; one too wide for the terminal becomes one paragraph per row."""
     console = output()
     for place, one in enumerate(tables):
         if place:
             console.print()
         cells = [_cells(one, row) for row in one.rows]
-        fitting = (_layout(one, cells, console.width, wrapper) for wrapper in (TextWrapper, _AfterHyphens))
-        drawn = next((table for table in fitting if table is not None), None)
-        if drawn is None:
+        widths = _fit(one, cells, console.width)
+        if widths is None:
             _print_paragraphs(console, one)
         else:
-            console.print(drawn)
+            console.print(_drawn(one, cells, widths))
         for note in one.notes:
             console.print(Text(note, style="dim"))
         for mark, trace in enumerate(one.traces, start=1):
@@ -114,7 +103,7 @@ def show_tables(tables: list[ReportTable]) -> None:
 
 
 def _cells(one: ReportTable, row: Row) -> list[str]:
-    """Write a row's cells, a figure's interval below it, which saves a third of the width."""
+    """Write a row's cells; a figure's interval goes below it, which saves a third of the width."""
     texts = [
         f"{cell.main}\n{cell.interval}".rstrip() if isinstance(cell, Figure) else shown(cell)
         for cell in row.cells
@@ -128,25 +117,23 @@ def _mark(one: ReportTable, row: Row) -> str:
     return "" if mark is None else f" ({mark})"
 
 
-def _layout(
-    one: ReportTable, cells: list[list[str]], available: int, wrapper: type[TextWrapper]
-) -> Table | None:
-    """Draw a table, its text columns narrowed as far as the wrapper can; None if that is too wide."""
+def _fit(one: ReportTable, cells: list[list[str]], available: int) -> list[int] | None:
+    """Return the columns' widths, text columns narrowed as far as needed; None if they cannot fit."""
     columns = [[heading, *(line[place] for line in cells)] for place, heading in enumerate(one.columns)]
     widths = [max(len(part) for text in column for part in text.split("\n")) for column in columns]
     excess = sum(widths) + _GAP * (len(widths) - 1) - available
     for place, flush in enumerate(one.numeric):
         # A figure's interval holds a space and is not broken.
         if not flush and excess > 0:
-            narrow = wrapper(width=1, break_long_words=False)
+            narrow = _Wrapper(width=1, break_long_words=False)
             longest = max(len(part) for text in columns[place] for part in narrow.wrap(text))
             given = min(excess, widths[place] - longest)
             widths[place] -= given
             excess -= given
-    return None if excess > 0 else _drawn(one, cells, widths, wrapper)
+    return None if excess > 0 else widths
 
 
-def _drawn(one: ReportTable, cells: list[list[str]], widths: list[int], wrapper: type[TextWrapper]) -> Table:
+def _drawn(one: ReportTable, cells: list[list[str]], widths: list[int]) -> Table:
     drawn = Table(
         title=one.heading, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
     )
@@ -156,7 +143,7 @@ def _drawn(one: ReportTable, cells: list[list[str]], widths: list[int], wrapper:
     for line in cells:
         texts = zip(line, one.numeric, widths, strict=True)
         drawn.add_row(
-            *(Text(text if flush else wrapper(width=width).fill(text)) for text, flush, width in texts)
+            *(Text(text if flush else _Wrapper(width=width).fill(text)) for text, flush, width in texts)
         )
     return drawn
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from carso_cli.cli.display import accuracy, duration, figure, output, print_json, table
-from carso_cli.cli.options import (
-    DeviceOption,
-    DryRunOption,
-    JsonOption,
-    LimitOption,
-    RecipeArgument,
-    ResumeOption,
-    RunOption,
-    SeedOption,
-    SetOption,
-    read_recipe,
+from carso_cli.cli import options
+from carso_cli.cli.console import (
+    accuracy,
+    duration,
+    figure,
+    print_json,
+    print_plain,
+    print_result,
+    show_table,
 )
 from carso_cli.cli.progress import RichReporter
 
@@ -30,75 +27,82 @@ _BEYOND = {
 
 
 def command(
-    recipe: RecipeArgument = None,
-    run: RunOption = None,
-    resume: ResumeOption = False,
-    overrides: SetOption = None,
-    seed: SeedOption = None,
-    device: DeviceOption = "auto",
-    limit: LimitOption = None,
-    json: JsonOption = False,
-    dry_run: DryRunOption = False,
+    recipe: options.RecipeArgument = None,
+    run: options.RunOption = None,
+    resume: options.ResumeOption = False,
+    overrides: options.SetOption = None,
+    seed: options.SeedOption = None,
+    device: options.DeviceOption = "auto",
+    limit: options.LimitOption = None,
+    json: options.JsonOption = False,
+    dry_run: options.DryRunOption = False,
 ) -> None:
     """Train the recipe's purifier on adversarially-balanced batches (Section 4, Appendix C).
 
-    Beyond the paper, `training.objective` may be adversarial (cross-entropy through the whole defence, on
+    Beyond the paper, `training.objective` may be adversarial (cross-entropy of the whole defence, on
     examples made against it) or both; `training.initial` names a purifier to start from.
 
-    The run folder (runs/RECIPE when left out) receives purifier.safetensors, one line of metrics an epoch,
-    and the state from which --resume goes on after an interruption.
+    Writes purifier.safetensors into the run folder (default: runs/RECIPE), one line of metrics per epoch,
+    and the training state; after an interruption, resume with --resume.
     """
-    chosen = read_recipe(recipe, overrides, seed)
+    chosen = options.read_recipe(recipe, overrides, seed)
     folder = run or Path(chosen.run_folder)
     if dry_run:
         from carso_cli.training.preflight import estimate_cost
 
-        show_cost(chosen, folder, estimate_cost(chosen, device=device, limit=limit), as_json=json)
+        cost = estimate_cost(chosen, device=device, limit=limit)
+        rows = [[f"parameters, {part}", f"{count:,}"] for part, count in cost["parameters"].items()]
+        rows.append(["objective", _BEYOND.get(chosen.training.objective, "elbo, as in the paper")])
+        show_cost(chosen, folder, cost, rows, epochs=chosen.training.epochs, as_json=json)
         return
     from carso_cli.training.purifier import train_purifier
 
     result = train_purifier(
         chosen, run=folder, reporter=RichReporter(), resume=resume, device=device, limit=limit
     )
-    if json:
-        print_json(result)
-        return
-    objective = chosen.training.objective
-    rows = [
-        *([["objective", _BEYOND[objective]]] if objective in _BEYOND else []),
-        ["clean accuracy of the defence, held out", accuracy(result["defence_clean_accuracy"])],
-    ]
-    if objective in _BEYOND:
+    print_result(result, lambda found: _show(found, chosen.training.objective), as_json=json)
+
+
+def _show(result: dict[str, Any], objective: str) -> None:
+    beyond = objective in _BEYOND
+    rows = [["objective", _BEYOND[objective]]] if beyond else []
+    rows.append(["clean accuracy of the defence, held out", accuracy(result["defence_clean_accuracy"])])
+    if beyond:
         rows.append(["the same, under PGD", accuracy(result["defence_attacked_accuracy"])])
-    terms = "" if objective in _BEYOND else " (BCE + beta KL)"
-    rows.append([f"loss an image{terms}", figure(result["loss"])])
+    rows.append([f"loss per image{'' if beyond else ' (BCE + beta KL)'}", figure(result["loss"])])
     if "bce" in result:
         rows.append(["BCE, KL", f"{figure(result['bce'])}, {figure(result['kl'])}"])
-    rows += [
-        ["training time", duration(result["seconds_total"])],
-        ["run", result["run"]],
-    ]
-    output().print(table(("trained purifier", ""), rows))
-    output().print(f"next: carso evaluate --run {result['run']}")
+    rows += [["training time", duration(result["seconds_total"])], ["run", result["run"]]]
+    show_table(("trained purifier", ""), rows)
+    print_plain(f"next: carso evaluate --run {result['run']}")
 
 
-def show_cost(recipe: Recipe, folder: Path, cost: dict[str, Any], *, as_json: bool) -> None:
-    """Show a resolved recipe, its parameter counts and the predicted time."""
+def show_cost(
+    recipe: Recipe, folder: Path, cost: dict[str, Any], rows: list[list[str]], *, epochs: int, as_json: bool
+) -> None:
+    """Show the resolved recipe and the predicted time of training.
+
+    Args:
+        recipe: The recipe.
+        folder: Run folder.
+        cost: `seconds_per_image`, and `images` and `seconds` where the data set's size is known.
+        rows: What to show above, such as counts of parameters.
+        epochs: Epochs of this training.
+        as_json: Print JSON instead.
+    """
     from carso_cli.recipe.load import dump_recipe
 
     if as_json:
         print_json({"recipe": recipe.model_dump(mode="json"), "run": str(folder), "cost": cost})
         return
-    output().print(dump_recipe(recipe), soft_wrap=True)
-    rows = [[f"parameters, {part}", f"{count:,}"] for part, count in cost["parameters"].items()]
-    images = cost["images"]
-    objective = recipe.training.objective
-    rows += [
-        ["objective", _BEYOND.get(objective, "elbo, as in the paper")],
+    print_plain(dump_recipe(recipe))
+    images = cost.get("images")
+    rows = [
+        *rows,
         ["run folder", str(folder)],
         ["training images", "known once they are read" if images is None else f"{images:,}"],
-        ["epochs", str(recipe.training.epochs)],
-        ["time an image and epoch", f"{figure(1000 * cost['seconds_per_image'])} ms"],
-        ["time in all, about", "–" if cost["seconds"] is None else duration(cost["seconds"])],
+        ["epochs", str(epochs)],
+        ["time per image and epoch", f"{figure(1000 * cost['seconds_per_image'])} ms"],
+        ["time in all, about", duration(cost.get("seconds"))],
     ]
-    output().print(table(("predicted cost on this device", ""), rows))
+    show_table(("predicted cost on this device", ""), rows)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from carso_cli.data.decode import decode_image
 from carso_cli.data.file_tree import FileTree
-from carso_cli.io.atomic import atomic_write
+from carso_cli.io.files import atomic_write
 from carso_cli.io.paths import home
 from carso_cli.runtime.reporter import Reporter
 

@@ -19,8 +19,9 @@ import torch
 
 from carso_cli.data.image_set import ImageSet
 from carso_cli.errors import DataError
-from carso_cli.io.atomic import atomic_write
-from carso_cli.io.download import fetch, file_digest
+from carso_cli.io.checksum import file_digest
+from carso_cli.io.download import fetch
+from carso_cli.io.files import atomic_write
 from carso_cli.runtime.reporter import Reporter
 
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}

@@ -17,7 +17,7 @@ from carso_cli.data.image_folder import load_folder_split
 from carso_cli.data.image_set import ImageSet
 from carso_cli.data.tinyimagenet import find_tinyimagenet, load_tinyimagenet_split
 from carso_cli.errors import DataError, UsageError, nearest
-from carso_cli.io.given_file import similar_file
+from carso_cli.io.files import similar_file
 from carso_cli.io.paths import data_home
 from carso_cli.runtime.reporter import Reporter
 

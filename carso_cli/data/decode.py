@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from carso_cli.errors import DataError, UsageError
-from carso_cli.io.given_file import read_given
+from carso_cli.io.files import read_given
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 """File endings, in lower case, that count as images."""

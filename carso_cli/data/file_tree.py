@@ -18,7 +18,7 @@ from pathlib import Path
 
 from carso_cli.data.decode import SUFFIXES
 from carso_cli.errors import DataError
-from carso_cli.io.given_file import MAX_BYTES, read_given, similar_file
+from carso_cli.io.files import MAX_BYTES, read_given, similar_file
 
 MAX_TOTAL_BYTES = 2**36
 """Largest uncompressed size of a whole zip file (64 GiB)."""

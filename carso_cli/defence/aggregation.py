@@ -1,12 +1,12 @@
-"""From the logits of N reconstructions to one robust prediction (Section 4.5, Appendix B).
+"""Robust aggregation: the logits of N reconstructions to one prediction (Section 4.5, Appendix B).
 
 Axes: B images, N samples, C classes. `aggregate(sample_logits, rule, view)` maps (B, N, C) to
 (B, C). The rules are those of Tables 4 and 5; the views of one rule share its argmax:
 
 - `log-probability`: log P, finite for any float32 logits;
-- `exact`: well-conditioned logits of the same decision, the ones to attack;
-- `released`: the quantity that the authors' release returns, in its float32 arithmetic, overflow
-  and all. Its only use is to reproduce the published protocol.
+- `exact`: well-conditioned logits of the same decision, to be attacked;
+- `released`: what the authors' release returns, in its float32 arithmetic with its overflows, only to
+  reproduce the published protocol.
 
 Majority vote has no useful gradient in any view; its `exact` view is the vote count.
 """
@@ -93,14 +93,13 @@ def _probability_mean_released(sample_logits: Tensor) -> Tensor:
 
 def _vote_count(sample_logits: Tensor) -> Tensor:
     votes = F.one_hot(sample_logits.argmax(dim=2), sample_logits.shape[2]).sum(dim=1)
-    # The zero term keeps the result attached to the graph, so an attack meets a zero gradient, not an error.
+    # The zero term keeps the result in the graph, so that an attack gets a zero gradient and no error.
     return votes.to(sample_logits.dtype) + 0.0 * sample_logits.sum(dim=1)
 
 
 def _vote_log_probability(sample_logits: Tensor) -> Tensor:
     counts = _vote_count(sample_logits)
-    smallest = torch.finfo(counts.dtype).tiny
-    return (counts / sample_logits.shape[1]).clamp(min=smallest).log()
+    return (counts / sample_logits.shape[1]).clamp(min=torch.finfo(counts.dtype).tiny).log()
 
 
 def _vote_released(sample_logits: Tensor) -> Tensor:

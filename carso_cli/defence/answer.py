@@ -1,7 +1,6 @@
 """The defence's answer on a batch of images: decision, probabilities, samples, reconstructions.
 
-The latents of an image are a function of the seed and of its pixels, so the same image gets the same
-answer alone or among others, in any order.
+The latents of an image are a function of the seed and its pixels, so its answer does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -47,10 +46,9 @@ class Answer:
 
         Returns:
             `class` and `label`, the decision by name and by number; `probability`, P of the decision under
-            the aggregation; `mean_probability`, its softmax averaged over the samples; `votes`, the number of
-            samples for each class that has any; `agreement`, the share of samples for the decision;
-            `samples`, class and softmax of each; `classifier`, what the bare classifier says. Probabilities
-            and shares are in [0, 1].
+            the aggregation; `mean_probability`, its softmax averaged over the samples; `votes`, samples per
+            class; `agreement`, the share of samples for the decision; `samples`, class and softmax of each;
+            `classifier`, those of the bare classifier. Probabilities and shares are in [0, 1].
         """
         label = int(self.decision[place])
         confidence, choices = self.sample_probability[place].max(dim=1)
@@ -73,13 +71,13 @@ class Answer:
 
 @torch.no_grad()
 def classify(defence: Defence, images: Tensor, seed: int) -> Answer:
-    """Ask a defence about images (B, channels, H, W) in [0, 1]; tensors of the answer are on the CPU."""
+    """Classify images (B, channels, H, W) in [0, 1] by a defence; tensors of the answer are on the CPU."""
     inputs = images.to(defence.purifier.mean.device)
     latents = torch.cat([draw_latents(defence, image, seed) for image in images])
     reconstructions = defence.decode(defence.condition(inputs), latents)
     sample_logits = defence.classify_samples(reconstructions)
     return Answer(
-        # The exact view decides as log P does and has no ties where that saturates.
+        # The argmax of the exact view is that of log P, without ties where log P saturates.
         defence.aggregate(sample_logits, "exact").argmax(dim=1).cpu(),
         defence.aggregate(sample_logits, "log-probability").exp().cpu(),
         sample_logits.softmax(dim=2).cpu(),

@@ -1,7 +1,7 @@
-"""From the classifier's internal representation to the condition c (Section 4.3, Tables 8-10).
+"""Conditioning: the internal representation compressed into the condition c (Section 4.3, Tables 8-10).
 
-Each layer's output goes through a convolutional network of its own; the flattened results are
-concatenated and compressed by one fully-connected layer.
+Each layer's output goes through its own convolutional network; the flattened results are concatenated and
+compressed by one fully-connected layer.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def convolutions_for(image_size: int) -> int:
 def layer_encoder(channels: int, size: int, convolutions: int) -> tuple[nn.Sequential, int]:
     """Build the encoder of one layer's output (Tables 8 and 9).
 
-    Every convolution halves the channels, rounding up from the layer's own count. The paper's have no
-    padding and shrink the map by 2 pixels each; a map too small for that is padded instead of refused.
+    Convolution k has 1/2^k of the layer's channels, rounded up. The paper's have no padding and shrink the
+    map by 2 pixels each; here a map that is too small for that is padded.
 
     Args:
         channels: Channels of the layer's output ([ci] in the tables).
@@ -41,13 +41,8 @@ def layer_encoder(channels: int, size: int, convolutions: int) -> tuple[nn.Seque
     for depth in range(1, convolutions + 1):
         halved = math.ceil(channels / 2**depth)
         padding = 0 if size >= 3 else 1
-        blocks.append(
-            nn.Sequential(
-                nn.Conv2d(width, halved, 3, padding=padding, bias=False),
-                nn.BatchNorm2d(halved),
-                nn.LeakyReLU(LEAKY_SLOPE),
-            )
-        )
+        convolution = nn.Conv2d(width, halved, 3, padding=padding, bias=False)
+        blocks.append(nn.Sequential(convolution, nn.BatchNorm2d(halved), nn.LeakyReLU(LEAKY_SLOPE)))
         width, size = halved, size - 2 + 2 * padding
     return nn.Sequential(*blocks), width * size * size
 

@@ -1,4 +1,4 @@
-"""The decoder: from a latent and the condition to a reconstruction in [0, 1] (Tables 12 and 13)."""
+"""The decoder: latent and condition to a reconstruction in [0, 1] (Section 4.3, Tables 12 and 13)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from carso_cli.defence.conditioning import LEAKY_SLOPE
-from carso_cli.runtime.precision import full
+from carso_cli.runtime.precision import to_float32
 
 _WIDTHS = (256, 256, 128, 64, 32)
 
@@ -51,13 +51,11 @@ class Decoder(nn.Module):
         self.blocks = nn.Sequential(
             *(
                 nn.Sequential(
-                    nn.ConvTranspose2d(
-                        narrow, wide, 3, stride=2, padding=1, output_padding=padding, bias=False
-                    ),
-                    nn.BatchNorm2d(wide),
+                    nn.ConvTranspose2d(before, after, 3, 2, padding=1, output_padding=extra, bias=False),
+                    nn.BatchNorm2d(after),
                     nn.LeakyReLU(LEAKY_SLOPE),
                 )
-                for narrow, wide, padding in zip(_WIDTHS[:-1], _WIDTHS[1:], paddings, strict=True)
+                for before, after, extra in zip(_WIDTHS[:-1], _WIDTHS[1:], paddings, strict=True)
             )
         )
         self.last = nn.ConvTranspose2d(_WIDTHS[-1], channels, last_kernel, stride=1, padding=1)
@@ -65,6 +63,5 @@ class Decoder(nn.Module):
     def forward(self, latents: Tensor, condition: Tensor) -> Tensor:
         """Map (M, Z) and (M, F) to reconstructions (M, channels, H, W) in [0, 1]."""
         features = self.blocks(self.stem(torch.cat((latents, condition), dim=1)))
-        # In bfloat16 a sigmoid comes out as 0 or 1 where the loss takes its logarithm.
-        reconstruction = full(self.last(features)).sigmoid()
-        return reconstruction
+        # In float32: a bfloat16 sigmoid rounds to 0 or 1, of which the loss takes the logarithm.
+        return to_float32(self.last(features)).sigmoid()

@@ -1,4 +1,4 @@
-"""The defence: classifier, purifier and aggregation as one module (Section 4.1, inference).
+"""The defence: classifier, purifier and aggregation as one module (Section 4.1 and Figure 1, inference).
 
 Axes: B images, N samples per image, C classes, F condition features, Z latent features.
 """
@@ -15,11 +15,11 @@ from carso_cli.defence.aggregation import aggregate
 from carso_cli.defence.representation import check_layers, extract_representation
 from carso_cli.defence.vae import Purifier
 from carso_cli.errors import UsageError
-from carso_cli.runtime.precision import full, reduced
+from carso_cli.runtime.precision import autocast, to_float32
 
 
 class Defence(nn.Module):
-    """A classifier behind its purifier: images in [0, 1] to one robust prediction.
+    """A classifier with its purifier: images in [0, 1] to one robust prediction.
 
     The module is frozen and in evaluation mode. Its decision is the argmax over classes, the same in
     every view.
@@ -70,7 +70,7 @@ class Defence(nn.Module):
     def with_second_classifier(self, second_classifier: nn.Module) -> Defence:
         """Return the same defence with another classifier of the reconstructions."""
         changed = copy.copy(self)
-        # Copies share one table of submodules.
+        # A shallow copy shares the table of submodules with the original.
         changed._modules = {**self._modules, "second_classifier": second_classifier}
         return changed
 
@@ -79,7 +79,7 @@ class Defence(nn.Module):
 
         Where the input has a share in what is classified, its pixels follow the F features.
         """
-        with reduced(self.precision, images.device):
+        with autocast(self.precision, images.device):
             condition = self.purifier.condition(extract_representation(self.classifier, images, self.layers))
         return torch.cat((condition, images.flatten(1)), dim=1) if self.purifier.input_share else condition
 
@@ -99,7 +99,7 @@ class Defence(nn.Module):
         """Decode (B, F) conditions with (B, N, Z) latents into images (B, N, channels, H, W) in [0, 1]."""
         features, pixels = condition.tensor_split((self.purifier.condition_features,), dim=1)
         repeated = features.unsqueeze(1).expand(-1, latents.shape[1], -1)
-        with reduced(self.precision, condition.device):
+        with autocast(self.precision, condition.device):
             images = self.purifier.decode(latents.flatten(0, 1), repeated.flatten(0, 1))
         images = images.reshape(*latents.shape[:2], *images.shape[1:])
         if share := self.purifier.input_share:
@@ -112,8 +112,8 @@ class Defence(nn.Module):
 
     def classify_samples(self, samples: Tensor) -> Tensor:
         """Classify reconstructions: (B, N, channels, H, W) to (B, N, C) logits."""
-        with reduced(self.precision, samples.device):
-            logits = full(self.second_classifier(samples.flatten(0, 1)))
+        with autocast(self.precision, samples.device):
+            logits = to_float32(self.second_classifier(samples.flatten(0, 1)))
         return logits.reshape(*samples.shape[:2], logits.shape[1])
 
     def aggregate(self, sample_logits: Tensor, view: str = "log-probability") -> Tensor:
@@ -150,6 +150,7 @@ class Defence(nn.Module):
         """
         if latents is None:
             latents = self.draw_latents(len(images), n_samples)
+        # Not `len(images)` or a slice of the shape: torch.export would fix the batch size to the example's.
         elif (
             latents.ndim != 3
             or latents.shape[0] != images.shape[0]

@@ -1,4 +1,7 @@
-"""The purifier's loss: the negative evidence lower bound (Sections 3 and 5.1)."""
+"""The purifier's loss: the negative evidence lower bound (ELBO), on batches of Section 4.4.
+
+It is L_VAE of Section 3 and Figure 1; Section 5.1 gives the weight beta.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The key map between the authors' published files and our purifier.
 
-They publish three safetensors files a purifier, and keep three more for training. Their parts are
-nested sequences, so keys are positions; ours carry names.
+They publish three safetensors files per purifier, without the three that training needs. Their parts are
+nested sequences with positions as keys; ours have names.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ def from_release(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensors: The file's tensors under their own keys.
 
     Raises:
-        KeyError: If a key has none of the part's known prefixes; it is left to the strict loading of the
-            caller to find what is missing.
+        KeyError: If a key has none of the part's known prefixes. What is missing, strict loading will find.
     """
     renamed = {}
     for key, tensor in tensors.items():

@@ -1,18 +1,20 @@
-"""The internal representation: outputs of a classifier's named layers (Section 4.1, Table 7).
+"""The internal representation: outputs of a classifier's named layers (Sections 4.1 and 4.2, Table 7).
 
-`extract_representation` runs the classifier up to the last layer asked for and returns the outputs
-in the order asked; `layer_names` lists what can be asked for, `module_shapes` what each gives.
+It is all that the purifier sees of an image. `extract_representation` computes it; `layer_names` lists the
+layers there are, `module_shapes` the shapes of their inputs and outputs.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
 from carso_cli.errors import UsageError, nearest
+from carso_cli.runtime.hooks import forward_hooks
 
 
 class _Complete(Exception):  # noqa: N818  (control flow: every layer asked for has been recorded)
@@ -49,7 +51,7 @@ def extract_representation(
     """Return the outputs of the named layers for a batch.
 
     The forward pass stops as soon as the last of them has been computed. Gradients flow to `images`
-    unless the caller disables them; hooks are removed on any exit.
+    unless the caller disables them.
 
     Args:
         classifier: Any module taking (B, channels, H, W) images in [0, 1].
@@ -66,27 +68,17 @@ def extract_representation(
     modules = dict(classifier.named_modules())
     recorded: dict[str, Tensor] = {}
 
-    def recorder(layer: str) -> Callable[[nn.Module, object, object], None]:
-        """Return a forward hook that keeps a layer's output and ends the pass at the last one."""
+    def record(layer: str, _inputs: object, output: object) -> None:
+        if not isinstance(output, Tensor):
+            raise UsageError(f"layer '{layer}' returns {type(output).__name__}, not a tensor")
+        recorded[layer] = output
+        # torch.export cannot trace an exception out of a module; it drops what the result does not need.
+        if len(recorded) == len(layers) and not torch.compiler.is_compiling():
+            raise _Complete
 
-        def record(_module: nn.Module, _inputs: object, output: object) -> None:
-            if not isinstance(output, Tensor):
-                raise UsageError(f"layer '{layer}' returns {type(output).__name__}, not a tensor")
-            recorded[layer] = output
-            # torch.export follows no exception out of a module; it drops what the result does not need.
-            if len(recorded) == len(layers) and not torch.compiler.is_compiling():
-                raise _Complete
-
-        return record
-
-    handles = [modules[layer].register_forward_hook(recorder(layer)) for layer in layers]
-    try:
+    named = ((layer, modules[layer]) for layer in layers)
+    with suppress(_Complete), forward_hooks(named, record):
         classifier(images)
-    except _Complete:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
     silent = [layer for layer in layers if layer not in recorded]
     if silent:
         raise UsageError(f"layer '{silent[0]}' did not run in the classifier's forward pass")
@@ -94,7 +86,7 @@ def extract_representation(
 
 
 def module_shapes(classifier: nn.Module, image: Tensor) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Return what went into and came out of the submodules that take and give one tensor.
+    """Return the input and output shapes of the submodules that map a tensor to a tensor.
 
     Args:
         classifier: Any module taking (B, channels, H, W) images in [0, 1].
@@ -105,18 +97,10 @@ def module_shapes(classifier: nn.Module, image: Tensor) -> dict[str, tuple[tuple
     """
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
-    def recorder(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
-        def record(_module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-            if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-                shapes[name] = tuple(inputs[0].shape[1:]), tuple(output.shape[1:])
+    def record(name: str, inputs: tuple[object, ...], output: object) -> None:
+        if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+            shapes[name] = tuple(inputs[0].shape[1:]), tuple(output.shape[1:])
 
-        return record
-
-    handles = [module.register_forward_hook(recorder(name)) for name, module in classifier.named_modules()]
-    try:
-        with torch.no_grad():
-            classifier(image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), forward_hooks(classifier.named_modules(), record):
+        classifier(image)
     return shapes

@@ -1,11 +1,10 @@
 """The purifier: a VAE conditional on the classifier's internal representation (Section 4.3, Appendix C.1).
 
-Training uses all of it; inference only `condition` and `decode`.
+Training uses all of it; inference only `condition` and `decode`, with latents from the prior.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -15,25 +14,10 @@ from torch import Tensor, nn
 from carso_cli.defence.conditioning import LEAKY_SLOPE, RepresentationEncoder, convolutions_for
 from carso_cli.defence.decoder import Decoder
 from carso_cli.errors import UsageError
-from carso_cli.runtime.precision import full
+from carso_cli.runtime.precision import to_float32
 
 ENCODER_PARTS = ("input_encoder", "joint_encoder", "to_mean", "to_log_variance")
 """Submodules that only training uses (Tables 6 and 11)."""
-
-
-def _input_encoder(channels: int) -> nn.Sequential:
-    """Build the disjoint input encoder (Table 6)."""
-    widths = (channels, 6, 12)
-    return nn.Sequential(
-        *(
-            nn.Sequential(
-                nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.LeakyReLU(LEAKY_SLOPE),
-            )
-            for before, after in itertools.pairwise(widths)
-        )
-    )
 
 
 class Purifier(nn.Module):
@@ -82,8 +66,14 @@ class Purifier(nn.Module):
         self.decoder = Decoder(latent_features, condition_features, channels, image_size)
 
     def _add_encoder(self, channels: int, image_size: int, condition_features: int) -> None:
+        """Add what only training uses: the disjoint input encoder (Table 6) and the joint one (Table 11)."""
         latent = self.latent_features
-        self.input_encoder = _input_encoder(channels)
+        self.input_encoder = nn.Sequential()
+        for before, after in ((channels, 6), (6, 12)):
+            convolution = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
+            self.input_encoder.append(
+                nn.Sequential(convolution, nn.BatchNorm2d(after), nn.LeakyReLU(LEAKY_SLOPE))
+            )
         halved_twice = math.ceil(image_size / 4)
         self.joint_encoder = nn.Sequential(
             nn.Linear(12 * halved_twice**2 + condition_features, latent, bias=False),
@@ -94,7 +84,7 @@ class Purifier(nn.Module):
         self.to_log_variance = nn.Linear(latent, latent)
 
     def drop_encoder(self) -> None:
-        """Remove what only training uses, as in the purifiers that the paper's authors publish."""
+        """Remove what only training uses: the purifiers that the paper's authors publish come without."""
         for part in ENCODER_PARTS if self.has_encoder else ():
             delattr(self, part)
 
@@ -105,7 +95,7 @@ class Purifier(nn.Module):
 
     def condition(self, representation: Mapping[str, Tensor]) -> Tensor:
         """Compress the internal representation: layer name to (B, c, h, w) gives (B, F)."""
-        return full(self.representation_encoder(representation))
+        return to_float32(self.representation_encoder(representation))
 
     def encode(self, images: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images in [0, 1], (B, channels, H, W), jointly with their condition (Tables 6 and 11).
@@ -122,7 +112,7 @@ class Purifier(nn.Module):
             raise UsageError("this purifier has no encoder: it can purify, and not be trained")
         compressed = self.input_encoder((images - self.mean) / self.std).flatten(1)
         joint = self.joint_encoder(torch.cat((compressed, condition), dim=1))
-        return full(self.to_mean(joint)), full(self.to_log_variance(joint))
+        return to_float32(self.to_mean(joint)), to_float32(self.to_log_variance(joint))
 
     def decode(self, latents: Tensor, condition: Tensor) -> Tensor:
         """Decode (M, Z) latents with (M, F) conditions into images (M, channels, H, W) in [0, 1]."""

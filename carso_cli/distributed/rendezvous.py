@@ -1,11 +1,11 @@
-"""How the processes that torchrun started find each other, and not what dead ones have left behind.
+"""Rendezvous: how the processes that torchrun started form a process group.
 
-torchrun keeps its store when it starts processes anew, so the keys of the dead ones are there still: their
-addresses, for one, to which a new process would go on trying to connect. Its count of restarts does not tell
-attempts apart, for each machine counts its own (https://github.com/pytorch/pytorch/issues/135712).
+When torchrun restarts processes it keeps its store, with the keys of the dead ones, among others their
+addresses, to which a new process would try to connect. Its count of restarts does not tell attempts apart:
+each machine counts its own, see https://github.com/pytorch/pytorch/issues/135712.
 
-- `connect` forms the process group of one attempt; `agree_on_name` is what it rests on;
-- `open_store` gives torchrun's store, where processes leave each other notes.
+- `connect` forms the process group of one attempt, under the name of `agree_on_name`;
+- `open_store` gives torchrun's store.
 """
 
 from __future__ import annotations
@@ -15,111 +15,97 @@ import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
+from torch.distributed.distributed_c10d import PrefixStore, Store, _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 from carso_cli.distributed.launch import Launch
 from carso_cli.errors import CarsoError
 
-_PATIENCE_TO_MEET = timedelta(minutes=5)
-_PATIENCE_TO_CONNECT = timedelta(minutes=1)
-"""Those who have met connect at once. gloo waits five times as long."""
-_PATIENCE_TO_WORK = timedelta(days=30)
-"""One process's block of attacks may take hours longer than another's. A process that dies closes its
-connections, and torchrun watches for the rest, so nobody has to give up waiting."""
-_PAUSE = 0.02
-"""Seconds between two looks at the store."""
+_RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
+# Processes that have met connect at once; gloo waits five times as long as it is told.
+_CONNECT_TIMEOUT = timedelta(minutes=1)
+# One process's block of attacks may take hours longer than another's. A process that dies closes its
+# connections, and torchrun watches for the rest, so no process needs to time out.
+_WORK_TIMEOUT = timedelta(days=30)
+_POLL_SECONDS = 0.02
 _ASKED, _ANSWERED = "carso/asked", "carso/answered"
 _TRY_AGAIN = "torchrun --max-restarts 3 tries again by itself"
 
 
-class Store(Protocol):
-    """The part of `torch.distributed.Store` that a meeting needs."""
-
-    def set(self, key: str, value: str, /) -> None:
-        """Write a value."""
-
-    def get(self, key: str, /) -> bytes:
-        """Read a value that is there."""
-
-    def check(self, keys: list[str], /) -> bool:
-        """Say whether all keys are there."""
-
-
-def open_store(patience: timedelta) -> Any:  # noqa: ANN401  (torch leaves it untyped)
+def open_store(timeout: timedelta) -> Store:
     """Return torchrun's store.
 
     Raises:
-        RuntimeError: If it does not answer within `patience`.
+        RuntimeError: If it does not answer in time.
     """
-    return next(rendezvous("env://", timeout=patience))[0]
+    store: Store = next(rendezvous("env://", timeout=timeout))[0]
+    return store
 
 
-def connect(device: torch.device, own: Launch) -> None:
+def connect(device: torch.device, process: Launch) -> None:
     """Form the process group of the processes that are alive.
 
     Raises:
-        CarsoError: If they do not all come, or one dies meanwhile.
+        CarsoError: If one of them does not come, or dies meanwhile.
     """
     try:
-        store = open_store(_PATIENCE_TO_MEET)
-        name = agree_on_name(store, own.rank, own.size, _PATIENCE_TO_MEET.total_seconds())
+        store = open_store(_RENDEZVOUS_TIMEOUT)
+        name = agree_on_name(store, process.rank, process.size, _RENDEZVOUS_TIMEOUT.total_seconds())
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             store=PrefixStore(name, store),
-            rank=own.rank,
-            world_size=own.size,
-            timeout=_PATIENCE_TO_CONNECT,
+            rank=process.rank,
+            world_size=process.size,
+            timeout=_CONNECT_TIMEOUT,
         )
-        _set_pg_timeout(_PATIENCE_TO_WORK)
+        _set_pg_timeout(_WORK_TIMEOUT)
     except RuntimeError as error:
         text = str(error).splitlines()[0]
         raise CarsoError(f"the processes could not connect: {text}", hint=_TRY_AGAIN) from error
 
 
-def agree_on_name(store: Store, rank: int, size: int, patience: float) -> str:
+def agree_on_name(store: Store, rank: int, size: int, timeout: float) -> str:
     """Return a name that the processes of this attempt share, and that no other attempt has had.
 
-    Each of them asks with a word never used before, and process 0 answers to that word. So what is answered
-    to a question that a dead process has left is read by nobody, and whoever reads an answer knows that it is
-    of a process 0 that is alive.
+    Each process asks with a random word, and process 0 answers under that word with its own. So nobody reads
+    an answer to a dead process's question, and whoever reads an answer knows that its process 0 is alive.
 
     Args:
-        store: Where the processes leave each other notes.
+        store: Torchrun's store.
         rank: Number of this process, from 0.
         size: Number of processes.
-        patience: Seconds that it waits for another.
+        timeout: Seconds to wait for each of the others.
 
     Raises:
         CarsoError: If one does not come.
     """
     word = uuid.uuid4().hex
+
+    def has_met(other: int) -> bool:
+        """Answer the latest question of a process; say whether it has read the answer."""
+        if store.check([f"{_ASKED}/{other}"]):
+            store.set(f"{_ANSWERED}/{store.get(f'{_ASKED}/{other}').decode()}", word)
+        met: bool = store.check([f"{word}/{other}"])
+        return met
+
     if rank == 0:
         for other in range(1, size):
-            _wait_for(other, size, patience, partial(_has_heard, store, other, word))
+            _wait_for(other, size, timeout, partial(has_met, other))
         return word
     store.set(f"{_ASKED}/{rank}", word)
-    _wait_for(0, size, patience, lambda: store.check([f"{_ANSWERED}/{word}"]))
-    name = store.get(f"{_ANSWERED}/{word}").decode()
-    store.set(f"{name}/{rank}", "heard")
+    _wait_for(0, size, timeout, lambda: store.check([f"{_ANSWERED}/{word}"]))
+    name: str = store.get(f"{_ANSWERED}/{word}").decode()
+    store.set(f"{name}/{rank}", "met")
     return name
 
 
-def _has_heard(store: Store, rank: int, name: str) -> bool:
-    """Answer what a process asks by now; say whether it has read the answer."""
-    if store.check([f"{_ASKED}/{rank}"]):
-        store.set(f"{_ANSWERED}/{store.get(f'{_ASKED}/{rank}').decode()}", name)
-    return store.check([f"{name}/{rank}"])
-
-
-def _wait_for(rank: int, size: int, patience: float, come: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + patience
-    while not come():
+def _wait_for(rank: int, size: int, timeout: float, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
         if time.monotonic() > deadline:
             late = f"process {rank + 1} of {size}"
-            raise CarsoError(f"{late} has not come within {patience:g} seconds", hint=_TRY_AGAIN)
-        time.sleep(_PAUSE)
+            raise CarsoError(f"{late} has not come within {timeout:g} seconds", hint=_TRY_AGAIN)
+        time.sleep(_POLL_SECONDS)

@@ -1,8 +1,7 @@
-"""Batch normalisation over a batch that several processes share, on devices where torch has none.
+"""Synchronised batch normalisation on CPUs, where `torch.nn.SyncBatchNorm` does not run.
 
-`torch.nn.SyncBatchNorm` runs on GPUs only. `SharedBatchNorm` is its counterpart for CPUs: plain tensor
-operations around one differentiable sum over processes, so that autograd carries the gradient through the
-statistics of all processes' images. Axes: B images of this process, c channels, spatial axes after.
+It is made of tensor operations around a differentiable sum over processes, so autograd carries the gradient
+through the statistics of all processes' images. Axes: B images of this process, c channels, spatial axes.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class SharedBatchNorm(_BatchNorm):
-    """Stands in for a BatchNorm layer and keeps its parameters and statistics.
+class CpuSyncBatchNorm(_BatchNorm):
+    """Replaces a BatchNorm layer and keeps its parameters and statistics.
 
     Args:
         layer: The layer, whose parameters and buffers become this one's.
@@ -40,34 +39,35 @@ class SharedBatchNorm(_BatchNorm):
         axes = (0, *range(2, values.ndim))
         shape = (1, -1, *[1] * (values.ndim - 2))
         count = values.numel() // values.shape[1]
+        # One all-reduce for sums and count. Processes may have different numbers of images.
         totals = self.total(torch.cat((values.sum(axes), values.new_tensor([count]))))
         number = totals[-1].detach()
         mean = totals[:-1] / number
         centred = values - mean.reshape(shape)
         variance = self.total(centred.square().sum(axes)) / number
-        self._follow(mean.detach(), variance.detach() * number / (number - 1.0))
+        self._update_running(mean.detach(), variance.detach() * number / (number - 1.0))
         normalised = centred * torch.rsqrt(variance + self.eps).reshape(shape)
         if self.affine:
             normalised = normalised * self.weight.reshape(shape) + self.bias.reshape(shape)
         return normalised.to(inputs.dtype)
 
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics; the variance is the unbiased one, as in torch."""
+    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
+        """Update the running statistics; as in torch, with the unbiased variance."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
-        share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+        weight = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), weight)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Take any shape: this layer stands in for those of every dimension."""
+        """Accept any shape: this layer replaces those of every dimension."""
 
 
-def share_batch_norm(module: nn.Module, total: Callable[[Tensor], Tensor]) -> None:
+def convert_sync_batch_norm(module: nn.Module, total: Callable[[Tensor], Tensor]) -> None:
     """Replace every BatchNorm layer inside a module, under its own name."""
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
-            setattr(module, name, SharedBatchNorm(child, total))
+            setattr(module, name, CpuSyncBatchNorm(child, total))
         else:
-            share_batch_norm(child, total)
+            convert_sync_batch_norm(child, total)

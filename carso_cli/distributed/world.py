@@ -1,15 +1,14 @@
 """The processes that torchrun started, and what they do together.
 
-    world = join(device)                                  # one process alone is a world of size 1
-    for block, found in world.map_sharded(blocks, attack):  # every process sees every result, in order
+    world = join(device)                                  # a single process is a world of size 1
+    for block, found in world.map_sharded(blocks, attack):  # every process gets every result, in order
         world.on_main(lambda: folder.append(found))        # one writes
 
-- `World`: rank, size and device of this process; sharing out work, sums, one process's answer for all;
-  gradients and batch statistics over all processes' images.
-- `join` and `leave` a world; `device_of_process` before that.
-- `claim_error`: which of several failing processes tells the user.
+- `World`: rank, size and device of this process; shards of work, sums, broadcasts, data-parallel training;
+- `join` and `leave` a world; `device_of_process` before that;
+- `claim_error`: which of several failing processes shows its error.
 
-nccl connects GPUs and gloo everything on CPUs, also beside nccl: small values and Python objects go by gloo.
+nccl connects GPUs. Small values and Python objects go by gloo, which is there beside it.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from carso_cli.distributed.launch import launch
 from carso_cli.distributed.rendezvous import connect, open_store
-from carso_cli.distributed.sync_batch_norm import share_batch_norm
+from carso_cli.distributed.sync_batch_norm import convert_sync_batch_norm
 from carso_cli.errors import CarsoError, UsageError
 from carso_cli.runtime.reporter import Reporter, SilentReporter
 
@@ -64,8 +63,8 @@ class World:
         """Return the reporter on the main process, a silent one elsewhere."""
         return reporter if self.is_main else SilentReporter()
 
-    def own(self, count: int) -> slice:
-        """Return this process's share of `range(count)`: every `size`-th, so that no kind falls to one."""
+    def shard(self, count: int) -> slice:
+        """Return this process's shard of `range(count)`: every `size`-th, so classes in order are spread."""
         return slice(self.rank, count, self.size)
 
     def sum(self, values: Tensor) -> Tensor:
@@ -77,11 +76,7 @@ class World:
         return (self.size > 1 and bool(self.sum(torch.tensor(float(condition))) > 0)) or condition
 
     def on_main(self, work: Callable[[], Result]) -> Result:
-        """Do something on the main process alone, and return its result, or raise its error, on all.
-
-        Raises:
-            CarsoError: What `work` raises.
-        """
+        """Do something on the main process alone; return its result, or raise its CarsoError, on all."""
         if self.size == 1:
             return work()
         answer: list[Any] = [None, None]
@@ -98,11 +93,7 @@ class World:
 
     @contextmanager
     def main_holds(self, held: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
-        """Hold something, such as a lock, on the main process while all of them work.
-
-        Raises:
-            CarsoError: What `held` raises on being entered.
-        """
+        """Hold a context, such as a lock, on the main process while all of them work; raises as `on_main`."""
         with ExitStack() as stack:
 
             def enter() -> None:
@@ -114,63 +105,58 @@ class World:
     def map_sharded(
         self, items: Sequence[Item], work: Callable[[Item], Result]
     ) -> Iterator[tuple[Item, Result]]:
-        """Share out pieces of work, nothing padded and nothing done twice.
+        """Apply a function to items, each on one process, without padding.
 
         Args:
-            items: What is to be done, the same on every process.
-            work: Does one piece on one process; its result holds no tensors of a GPU.
+            items: The same on every process.
+            work: Its result holds no tensors of a GPU.
 
         Yields:
             Every item with its result, in order, on every process.
         """
         for start in range(0, len(items), self.size):
             part = items[start : start + self.size]
-            own = work(part[self.rank]) if self.rank < len(part) else None
-            results: list[Any] = [own]
+            result = work(part[self.rank]) if self.rank < len(part) else None
+            results: list[Any] = [result]
             if self.size > 1:
                 results = [None] * self.size
-                dist.all_gather_object(results, own)
+                dist.all_gather_object(results, result)
             yield from zip(part, results, strict=False)
 
     @contextmanager
     def local_main_first(self) -> Iterator[None]:
         """Let one process of each machine go first: the others find what it downloads or caches."""
         if self.local_rank:
-            self._wait()
+            self._barrier()
         yield
         if not self.local_rank:
-            self._wait()
+            self._barrier()
 
-    def _wait(self) -> None:
-        """Wait until every process has called this."""
+    def _barrier(self) -> None:
+        # By gloo: nccl's own barrier would have to guess which GPU is this process's.
         self.sum(torch.zeros(1))
 
-    def synchronise(self, module: nn.Module) -> None:
-        """Take the batch statistics inside a module over all processes' images; its parameters stay."""
+    def sync_batch_norm(self, module: nn.Module) -> None:
+        """Compute the batch statistics inside a module over all processes' images; its parameters stay."""
         if self.size > 1 and self.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         elif self.size > 1:
-            share_batch_norm(module, total)
+            convert_sync_batch_norm(module, all_reduce)
 
-    def replicated(self, module: nn.Module) -> nn.Module:
-        """Return what to call in training: its gradients are summed over all processes."""
+    def data_parallel(self, module: nn.Module) -> nn.Module:
+        """Return the module to call in training: its gradients are summed over all processes."""
         if self.size == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
         replica = DistributedDataParallel(module, device_ids=devices)
-        # The loss is a sum over images, so gradients add up; without a hook they would be averaged.
-        # DDP inspects the types of a named hook, and knows its own only.
+        # The loss is a sum over images, so gradients add up; without a hook they would be averaged. A lambda,
+        # because DDP checks the type annotations of a named function, and rejects these.
         replica.register_comm_hook(None, lambda _state, bucket: _summed_gradients(bucket))
         return replica
 
 
-def total(values: Tensor) -> Tensor:
-    """Return the sum of a tensor over all processes, differentiable: the losses of all depend on each."""
-    summed: Tensor = _Total.apply(values)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return summed
-
-
-class _Total(torch.autograd.Function):
+class _AllReduce(torch.autograd.Function):
+    # The one in torch.distributed.nn does the same and is deprecated.
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ANN401  (torch's own type)
         return _all_reduced(values)
@@ -180,6 +166,12 @@ class _Total(torch.autograd.Function):
         return _all_reduced(gradients[0])
 
 
+def all_reduce(values: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes, differentiable: all processes' losses depend on each."""
+    summed: Tensor = _AllReduce.apply(values)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return summed
+
+
 def _all_reduced(values: Tensor) -> Tensor:
     summed = values.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(summed)
@@ -187,18 +179,17 @@ def _all_reduced(values: Tensor) -> Tensor:
 
 
 def _summed_gradients(bucket: Any) -> torch.futures.Future[Tensor]:  # noqa: ANN401  (torch's own type)
-    own = bucket.buffer()
-    if own.is_cuda:
-        summed: torch.futures.Future[Tensor] = (
-            dist.all_reduce(own, async_op=True).get_future().then(lambda future: future.value()[0])
-        )
+    values = bucket.buffer()
+    summed: torch.futures.Future[Tensor]
+    if values.is_cuda:
+        summed = dist.all_reduce(values, async_op=True).get_future().then(lambda future: future.value()[0])
         return summed
     # The bits of an all-reduce depend on where in its bucket a gradient lies, which changes when a run is
     # resumed; added in the order of the ranks they do not.
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    gathered = dist.all_gather(parts, own, async_op=True).get_future()
-    added: torch.futures.Future[Tensor] = gathered.then(lambda _: functools.reduce(torch.add, parts))
-    return added
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    gathered = dist.all_gather(parts, values, async_op=True).get_future()
+    summed = gathered.then(lambda _: functools.reduce(torch.add, parts))
+    return summed
 
 
 _joined: World | None = None
@@ -213,45 +204,45 @@ def device_of_process(name: str) -> str:
     Raises:
         UsageError: If the processes of a machine would share one GPU.
     """
-    own = launch()
-    if own.size == 1 or name == "cpu":
+    process = launch()
+    if process.size == 1 or name == "cpu":
         return name
-    here, present = own.local_size, torch.cuda.device_count()
-    if name != "cuda" and here > 1:
+    started, present = process.local_size, torch.cuda.device_count()
+    if name != "cuda" and started > 1:
         raise UsageError(
-            f"--device {name} is one device and torchrun started {here} processes here",
-            hint="leave out --device: each process takes a GPU of its own, or the CPU where there is none",
+            f"--device {name} is one device and torchrun started {started} processes here",
+            hint="leave out --device: each process takes its own GPU, or the CPU where there is none",
         )
-    if name == "cuda" and own.local_rank >= present > 0:
+    if name == "cuda" and process.local_rank >= present > 0:
         raise UsageError(
-            f"torchrun started {here} processes here, for {present} GPU{'s' * (present != 1)}",
+            f"torchrun started {started} processes here, for {present} GPU{'s' * (present != 1)}",
             hint=f"torchrun --nproc-per-node {present} -m carso_cli …",
         )
-    return f"cuda:{own.local_rank}" if name == "cuda" else name
+    return f"cuda:{process.local_rank}" if name == "cuda" else name
 
 
 def join(device: torch.device) -> World:
-    """Join the processes that torchrun started, once; alone, return a world of one process.
+    """Join the processes that torchrun started, once; a single process is a world of its own.
 
     Raises:
         CarsoError: If they do not find each other.
     """
     global _joined
-    own = launch()
-    if own.size == 1:
-        return World(device, restarted=own.restarts > 0)
+    process = launch()
+    if process.size == 1:
+        return World(device, restarted=process.restarts > 0)
     if _joined is None:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        connect(device, own)
-        _joined = World(device, own.rank, own.size, own.local_rank)
-        # Each machine counts the restarts that it has seen the need for.
-        _joined = replace(_joined, restarted=_joined.any(own.restarts > 0))
+        connect(device, process)
+        _joined = World(device, process.rank, process.size, process.local_rank)
+        # Each machine counts only the restarts that it caused.
+        _joined = replace(_joined, restarted=_joined.any(process.restarts > 0))
     return _joined
 
 
 def leave() -> None:
-    """Leave the world at the end of a run that went well."""
+    """Leave the world at the end of a run without errors."""
     global _joined
     if _joined is not None:
         _joined = None
@@ -259,25 +250,25 @@ def leave() -> None:
 
 
 def claim_error() -> str | None:
-    """Claim the right to show an error: the first process that fails has it, the others fail of it.
+    """Claim the right to show an error: only the first process that fails has it.
 
     Returns:
-        How this process is called in the message, such as `process 2 of 3`; None where another shows it.
+        What messages call this process, such as `process 2 of 3`; None where another shows its error.
     """
-    own = launch()
+    process = launch()
     if _joined is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        # Nobody keeps notes yet; what goes wrong so early goes wrong in all of them.
-        return own.name if own.rank == 0 else None
+        # There is no store yet; an error so early is the same in all processes.
+        return process.name if process.rank == 0 else None
     try:
-        # The notes of an earlier attempt are there still.
-        first = open_store(timedelta(seconds=10)).add(f"carso/errors/{own.restarts}", 1) == 1
+        # Under the number of restarts, since the store still holds the errors of earlier attempts.
+        first = open_store(timedelta(seconds=10)).add(f"carso/errors/{process.restarts}", 1) == 1
     except (RuntimeError, ValueError):
-        # The notes are gone, and whoever kept them with them.
+        # The store is gone, with the process that kept it.
         return None
-    return own.name if first else None
+    return process.name if first else None
 
 
 def is_lost_process(error: RuntimeError) -> bool:
     """Say whether an error only means that another process has ended."""
-    # Neither library gives such errors a type of their own.
+    # Neither library has a type for such errors.
     return _joined is not None and any(name in str(error) for name in ("gloo", "NCCL"))

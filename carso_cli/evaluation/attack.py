@@ -2,13 +2,13 @@
 
     attack(recipe, run=Path("runs/digits"), reporter=reporter, name="pgd-eot", target="defence", limit=64)
 
-writes `runs/digits/attacks/pgd-eot-defence.safetensors` and `.png`. Image files have no labels: what the
-target says about the unperturbed image stands in for them.
+writes `runs/digits/attacks/pgd-eot-defence.safetensors` and `.png`. Image files have no labels: the target's
+decision on the unperturbed image takes their place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -22,7 +22,7 @@ from carso_cli.data.decode import read_images
 from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed.world import World, join
 from carso_cli.errors import UsageError
-from carso_cli.evaluation.attack_batch import AttackResult, Setting, perturb, select_worst
+from carso_cli.evaluation.attack_batch import AttackResult, Setting, perturb, run_blocks, select_worst
 from carso_cli.evaluation.protocols import Job
 from carso_cli.evaluation.scoring import REPORT, SELECTION, Score
 from carso_cli.evaluation.setup import Evaluation, EvaluationOptions, prepare_evaluation
@@ -77,31 +77,50 @@ def attack(
         )
     options["attack"], options["target"] = name, options.get("target") or "defence"
     if files:
-        options["images"] = _from_files(recipe, files, resize)
+        options["images"] = _unlabelled(recipe, files, resize)
     evaluation = prepare_evaluation(recipe, run=run, reporter=reporter, **options)
-    world = join(evaluation.setting.models.device)
     job = next(job for job in evaluation.plan.jobs if job.attack == name)
+    world = join(evaluation.setting.models.device)
     path = out or RunFolder(run).inside("attacks") / f"{name}-{job.target}.safetensors"
     world.on_main(lambda: ensure_folder(path.parent))
     if files:
         evaluation = _with_predicted_labels(evaluation, job)
-    clean, found = _attack_blocks(evaluation, job, world, world.reporter(reporter))
-    tensors = _tensors(evaluation.setting, found)
+    clean, tensors = _make_examples(evaluation, job, world, world.reporter(reporter))
     label_source, source = ("prediction", [str(file) for file in files]) if files else ("data", "test")
     about = {"target": job.target, "label_source": label_source, "source": source, "version": __version__}
-    picture = path.with_suffix(".png")
     world.on_main(lambda: save_tensors(path, tensors, {**evaluation.identity, **about}))
-    world.on_main(lambda: _draw(picture, evaluation.setting, job, tensors))
-    return {
-        "out": str(path),
-        "picture": str(picture),
-        "attack": name,
-        "target": job.target,
-        **_figures(evaluation.setting, clean, tensors),
+    world.on_main(lambda: _draw(path.with_suffix(".png"), evaluation.setting, job, tensors))
+    where = {"out": str(path), "picture": str(path.with_suffix(".png"))}
+    return {**where, "attack": name, "target": job.target, **_figures(evaluation.setting, clean, tensors)}
+
+
+def _make_examples(
+    evaluation: Evaluation, job: Job, world: World, reporter: Reporter
+) -> tuple[list[Score], dict[str, Tensor]]:
+    """Return the scores of the unperturbed images, per block, and what is saved of M images."""
+    setting, blocks = evaluation.setting, evaluation.blocks()
+
+    def attack_block(number: int) -> tuple[Score, AttackResult]:
+        batch = setting.batch(blocks[number])
+        result = select_worst(setting, job, perturb(setting, job, batch, number), batch)
+        clean = setting.scorer(job)(*batch, REPORT)
+        return clean, replace(result, examples=result.examples.cpu())
+
+    sizes = {number: len(block) for number, block in enumerate(blocks)}
+    done = run_blocks(sizes, attack_block, world, reporter, f"{job.target}: {job.attack}").values()
+    images, results = setting.images, [result for _, result in done]
+    return [clean for clean, _ in done], {
+        "images": images.pixels(slice(0, len(images))),
+        "labels": images.labels,
+        "indices": images.indices,
+        "adversarial": torch.cat([result.examples for result in results]),
+        "predictions": torch.cat([result.report.predicted for result in results]),
+        "correct": torch.cat([result.report.correct for result in results]),
+        "distances": torch.cat([result.distances for result in results]),
     }
 
 
-def _figures(setting: Setting, clean: Sequence[Score], tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _figures(setting: Setting, clean: Sequence[Score], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     count, draws = len(tensors["labels"]), clean[0].draws
     survived = float(tensors["correct"].sum()) / draws
     return {
@@ -115,7 +134,7 @@ def _figures(setting: Setting, clean: Sequence[Score], tensors: dict[str, Tensor
     }
 
 
-def _from_files(recipe: Recipe, files: Sequence[Path], resize: bool) -> ImageSet:
+def _unlabelled(recipe: Recipe, files: Sequence[Path], resize: bool) -> ImageSet:
     """Read image files as an image set whose labels are still to be found."""
     data = recipe.data
     pixels = read_images(list(files), channels=data.channels, image_size=data.image_size, resize=resize)
@@ -128,46 +147,12 @@ def _from_files(recipe: Recipe, files: Sequence[Path], resize: bool) -> ImageSet
 def _with_predicted_labels(evaluation: Evaluation, job: Job) -> Evaluation:
     """Return the evaluation with the target's own decision on each image as its label."""
     setting = evaluation.setting
-    scorer = setting.models.scorer(job, setting.seed, setting.draws)
-    labels = torch.cat([scorer(*setting.pixels(block), SELECTION).predicted for block in evaluation.blocks()])
+    scorer = setting.scorer(job)
+    labels = torch.cat([scorer(*setting.batch(block), SELECTION).predicted for block in evaluation.blocks()])
     return replace(evaluation, setting=replace(setting, images=replace(setting.images, labels=labels)))
 
 
-def _attack_blocks(
-    evaluation: Evaluation, job: Job, world: World, reporter: Reporter
-) -> tuple[list[Score], list[AttackResult]]:
-    """Return, per block, the scores of the images themselves and what the attack found."""
-    setting, blocks = evaluation.setting, evaluation.blocks()
-    scorer = setting.models.scorer(job, setting.seed, setting.draws)
-
-    def attack_block(number: int) -> tuple[Score, AttackResult]:
-        images, labels, indices = setting.pixels(blocks[number])
-        examples = perturb(setting, job, images, labels, number)
-        found = select_worst(setting, scorer, examples, images, labels, indices)
-        return scorer(images, labels, indices, REPORT), replace(found, examples=found.examples.cpu())
-
-    answers = []
-    with reporter.progress(f"{job.target}: {job.attack}", len(setting.images)) as progress:
-        for number, answer in world.map_sharded(range(len(blocks)), attack_block):
-            answers.append(answer)
-            progress.advance(len(blocks[number]))
-    return [clean for clean, _ in answers], [found for _, found in answers]
-
-
-def _tensors(setting: Setting, found: Sequence[AttackResult]) -> dict[str, Tensor]:
-    """Return what is saved: M images with labels, examples, and what the target says about those."""
-    return {
-        "images": setting.images.pixels(slice(0, len(setting.images))),
-        "labels": setting.images.labels,
-        "indices": setting.images.indices,
-        "adversarial": torch.cat([block.examples for block in found]),
-        "predictions": torch.cat([block.report.predicted for block in found]),
-        "correct": torch.cat([block.report.correct for block in found]),
-        "distances": torch.cat([block.distances for block in found]),
-    }
-
-
-def _draw(path: Path, setting: Setting, job: Job, tensors: dict[str, Tensor]) -> None:
+def _draw(path: Path, setting: Setting, job: Job, tensors: Mapping[str, Tensor]) -> None:
     """Draw the first images: clean, perturbation amplified, adversarial, and one reconstruction."""
     shown = {name: tensor[:SHOWN] for name, tensor in tensors.items()}
     change = shown["adversarial"] - shown["images"]
@@ -178,17 +163,14 @@ def _draw(path: Path, setting: Setting, job: Job, tensors: dict[str, Tensor]) ->
         ("adversarial", shown["adversarial"]),
     ]
     if job.target == "defence":
-        rows.append(("one recon-\nstruction", _reconstruct(setting, shown["adversarial"])))
+        defence, source = setting.models.require_defence(), generator(setting.seed, "picture")
+        with torch.no_grad():
+            condition = defence.condition(shown["adversarial"].to(setting.models.device))
+            drawn = defence.decode(condition, defence.draw_latents(len(condition), 1, source))
+        rows.append(("one recon-\nstruction", drawn[:, 0].cpu()))
     names = setting.images.classes
     captions = [
         decision_caption(names[label], names[said])
         for label, said in zip(shown["labels"].tolist(), shown["predictions"].tolist(), strict=True)
     ]
     save_grid(path, rows, captions)
-
-
-@torch.no_grad()
-def _reconstruct(setting: Setting, images: Tensor) -> Tensor:
-    defence = setting.models.require_defence()
-    latents = defence.draw_latents(len(images), 1, generator(setting.seed, "picture"))
-    return defence.decode(defence.condition(images.to(setting.models.device)), latents)[:, 0].cpu()

@@ -1,15 +1,21 @@
-"""Runs one attack on one block of images: perturb, check again, score, record.
+"""Runs attacks on blocks of images: perturb, check the examples again, score, record.
 
-`perturb` and `pick` serve `carso attack` too. Everything random is a function of the seed, the job and the
-block, so a block can be run again, or alone, with the same result.
+- `perturb` and `select_worst`: the examples of one block, and the worst of each image with its scores;
+- `attack_block`: the same as records, without the images that an earlier attack has broken;
+- `run_blocks`: every block that is not stored yet, shared out over all processes.
+
+Everything random is a function of the seed, the job and the block, so a block can be run again, or alone,
+with the same result.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,12 +24,28 @@ from carso_cli.attacks.gradient_health import GradientRecorder
 from carso_cli.attacks.registry import Budget, build_attack
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.data.image_set import ImageSet
-from carso_cli.errors import NumericsError
+from carso_cli.distributed.world import World
+from carso_cli.errors import InterruptedRun, NumericsError
 from carso_cli.evaluation.models import Models
 from carso_cli.evaluation.protocols import UNPERTURBED, Job
 from carso_cli.evaluation.scoring import CONFIRMATION, REPORT, SELECTION, Score, Scorer
 from carso_cli.runs.records import Record
+from carso_cli.runtime.reporter import Reporter
 from carso_cli.runtime.seed import derive_seed
+
+Block = TypeVar("Block")
+Result = TypeVar("Result")
+
+
+class Batch(NamedTuple):
+    """The images of one block, on the models' device."""
+
+    images: Tensor
+    """(B, channels, H, W) in [0, 1]."""
+    labels: Tensor
+    """(B,) int64."""
+    indices: list[int]
+    """Position of each image in the full split."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +53,13 @@ class Setting:
     """What all blocks of an evaluation share.
 
     Args:
-        subject: The models under attack.
+        models: The models under attack.
         images: The images, in the order of their blocks.
         threat: Norm, radius and pixel range.
         budget: Budget of the attacks.
         seed: Seed of attacks and scoring.
         draws: R, draws per scoring set of a defence.
-        selects: Whether something is chosen among several attacks, which takes draws of its own.
+        selects: Whether the worst of several attacks is selected, which takes draws of its own.
     """
 
     models: Models
@@ -48,12 +70,19 @@ class Setting:
     draws: int
     selects: bool
 
-    def pixels(self, positions: Sequence[int]) -> tuple[Tensor, Tensor, list[int]]:
-        """Return images (B, channels, H, W), labels (B,) and positions in the full split."""
-        chosen = torch.tensor(positions, dtype=torch.long)
-        device = self.models.device
-        labels = self.images.labels[chosen].to(device)
-        return self.images.pixels(chosen).to(device), labels, self.images.indices[chosen].tolist()
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """Return the images at some positions of the image set."""
+        chosen, device = torch.tensor(positions, dtype=torch.long), self.models.device
+        images, labels = self.images.pixels(chosen).to(device), self.images.labels[chosen].to(device)
+        return Batch(images, labels, self.images.indices[chosen].tolist())
+
+    def scorer(self, job: Job) -> Scorer:
+        """Return what scores a job's examples."""
+        return self.models.scorer(job, self.seed, self.draws)
+
+    def eps(self, job: Job) -> float:
+        """Return the radius of a job: 0 where nothing is perturbed."""
+        return 0.0 if job.attack == UNPERTURBED else float(self.threat.eps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +93,9 @@ class AttackResult:
         examples: (B, channels, H, W).
         parts: Name of the attack's part that each comes from.
         distances: (B,) size of the change, in the threat's norm.
-        selection: Scores that decided; those of the report where there was nothing to decide.
+        selection: Scores on the selection draws; those of the report where there was nothing to select.
         report: Scores on draws that decided nothing.
-        selected: Whether there was something to decide.
+        selected: Whether there was something to select.
     """
 
     examples: Tensor
@@ -78,12 +107,7 @@ class AttackResult:
 
 
 def perturb(
-    setting: Setting,
-    job: Job,
-    images: Tensor,
-    labels: Tensor,
-    block: int | str,
-    recorder: GradientRecorder | None = None,
+    setting: Setting, job: Job, batch: Batch, block: int | str, recorder: GradientRecorder | None = None
 ) -> dict[str, Tensor]:
     """Run a job's attack on one block and check its examples again.
 
@@ -102,11 +126,11 @@ def perturb(
         seed=derive_seed(setting.seed, "attack", job.key, block),
         recorder=recorder,
     )
-    found = attack.candidates(target, images, labels)
+    found = attack.candidates(target, batch.images, batch.labels)
     for part, examples in found.items():
-        inside = setting.threat.contains(examples, images)
+        inside = setting.threat.contains(examples, batch.images)
         if not bool(inside.all()):
-            worst = float(setting.threat.distance(examples, images).max())
+            worst = float(setting.threat.distance(examples, batch.images).max())
             raise NumericsError(
                 f"attack '{job.attack}' ({part}) left the ball or the pixel range on "
                 f"{int((~inside).sum())} of {len(inside)} images: largest change {worst:.6g}, "
@@ -115,177 +139,208 @@ def perturb(
     return found
 
 
-def select_worst(
-    setting: Setting,
-    scorer: Scorer,
-    found: dict[str, Tensor],
-    images: Tensor,
-    labels: Tensor,
-    indices: list[int],
-) -> AttackResult:
-    """Choose each image's worst example on the selection draws; score it on the report draws."""
-    names = list(found)
-    if len(names) == 1 and not setting.selects:
-        (examples,) = found.values()
-        report = scorer(examples, labels, indices, REPORT)
-        distances = setting.threat.distance(examples, images).cpu()
-        return AttackResult(examples, names * len(labels), distances, report, report, selected=False)
-    scores = [scorer(found[name], labels, indices, SELECTION) for name in names]
-    order = [
-        min(range(len(names)), key=lambda k: (int(scores[k].correct[row]), float(scores[k].margin[row])))
-        for row in range(len(labels))
-    ]
-    examples = torch.stack([found[names[choice]][row] for row, choice in enumerate(order)])
+def select_worst(setting: Setting, job: Job, found: Mapping[str, Tensor], batch: Batch) -> AttackResult:
+    """Select each image's worst example on the selection draws; score it on the report draws."""
+    parts, offered = zip(*found.items(), strict=True)
+    order, selected = [0] * len(batch.labels), setting.selects or len(parts) > 1
+
+    def score(examples: Tensor, draw_set: str) -> Score:
+        return setting.scorer(job)(examples, batch.labels, batch.indices, draw_set)
+
+    if selected:
+        # Fewest correct draws first; among equals, the lowest margin.
+        scores = [score(examples, SELECTION) for examples in offered]
+        order = [
+            min(range(len(parts)), key=lambda k: (int(scores[k].correct[row]), float(scores[k].margin[row])))
+            for row in range(len(order))
+        ]
+        examples = torch.stack([offered[choice][row] for row, choice in enumerate(order)])
+    else:
+        examples = offered[0]
+    report = score(examples, REPORT)
     return AttackResult(
         examples,
-        [names[choice] for choice in order],
-        setting.threat.distance(examples, images).cpu(),
-        _gather(scores, order),
-        scorer(examples, labels, indices, REPORT),
-        selected=True,
+        [parts[choice] for choice in order],
+        setting.threat.distance(examples, batch.images).cpu(),
+        Score.of_rows(scores, order) if selected else report,
+        report,
+        selected,
     )
 
 
-def _gather(scores: list[Score], order: list[int]) -> Score:
-    def rows(field: str) -> Tensor:
-        return torch.stack([getattr(scores[choice], field)[row] for row, choice in enumerate(order)])
-
-    return Score(
-        draws=scores[0].draws,
-        correct=rows("correct"),
-        majority=rows("majority"),
-        predicted=rows("predicted"),
-        margin=rows("margin"),
-        loss=rows("loss"),
-        disagreements=rows("disagreements"),
-    )
-
-
-def run_block(
+def attack_block(
     setting: Setting,
     job: Job,
+    blocks: Sequence[Sequence[int]],
+    earlier: Mapping[str, Mapping[int, Record]],
     block: int,
-    positions: Sequence[int],
-    earlier: Callable[[int], tuple[Record | None, Record | None]],
 ) -> tuple[list[Record], dict[str, Any]]:
     """Run a job on one block.
 
     Args:
         setting: What all blocks share.
         job: The job.
+        blocks: Positions of each block's images in the image set.
+        earlier: The records of earlier jobs, by job key and image.
         block: Number of the block.
-        positions: Its images' positions in the image set.
-        earlier: From an image's index to its clean record (None while that is made) and to the record of an
-            earlier job that settles it, if any.
 
     Returns:
         One record per image, in order, and the block's line on seconds and gradients.
     """
     started = time.perf_counter()
-    every = setting.images.indices[list(positions)].tolist()
-    skipped = {index: record for index in every if (record := earlier(index)[1]) is not None}
-    open_positions = [place for place, index in zip(positions, every, strict=True) if index not in skipped]
+    every = setting.images.indices[list(blocks[block])].tolist()
+    skipped: dict[int, Record] = {}
+    for record in (earlier[key][index] for key in job.waits_for for index in every):
+        if record.broken:
+            skipped.setdefault(record.index, record)
     recorder = GradientRecorder()
-    fresh: dict[int, Record] = {}
-    if open_positions:
-        images, labels, indices = setting.pixels(open_positions)
-        scorer = setting.models.scorer(job, setting.seed, setting.draws)
-        examples = perturb(setting, job, images, labels, block, recorder)
-        found = select_worst(setting, scorer, examples, images, labels, indices)
-        broken = _broken(scorer, found, labels, indices)
-        for row, index in enumerate(indices):
-            fresh[index] = make_record(
-                setting, job, block, index, int(labels[row]), found, row, broken[row], earlier(index)[0]
-            )
-    own = {"view": job.view, "target": job.target, "attack": job.attack, "eps": _eps(setting, job)}
-    records = [
-        skipped[index].carried_to(job.key, block, **own) if index in skipped else fresh[index]
-        for index in every
-    ]
+    records: dict[int, Record] = {}
+    remaining = [place for place, index in zip(blocks[block], every, strict=True) if index not in skipped]
+    if remaining:
+        batch = setting.batch(remaining)
+        result = select_worst(setting, job, perturb(setting, job, batch, block, recorder), batch)
+        clean = earlier.get(f"{job.target}/{UNPERTURBED}", {})
+        made = make_records(setting, job, block, batch, result, _broken(setting, job, result, batch), clean)
+        records = dict(zip(batch.indices, made, strict=True))
+    # A broken image counts with the result that broke it, under the name of this job.
+    own = {"view": job.view, "target": job.target, "attack": job.attack, "eps": setting.eps(job)}
+    records |= {index: record.carried_to(job.key, block, **own) for index, record in skipped.items()}
     health = {
         "job": job.key,
         "block": block,
         "seconds": round(time.perf_counter() - started, 4),
-        "steps": [_finite(step.as_dict()) for step in recorder.steps()],
+        # JSON has no NaN or infinity.
+        "steps": [
+            {key: value if abs(value) < float("inf") else None for key, value in step.as_dict().items()}
+            for step in recorder.steps()
+        ],
         "messages": recorder.messages,
     }
-    return records, health
+    return [records[index] for index in every], health
 
 
-def _broken(scorer: Scorer, found: AttackResult, labels: Tensor, indices: list[int]) -> list[bool]:
+def _broken(setting: Setting, job: Job, result: AttackResult, batch: Batch) -> list[bool]:
     """Say of each image whether its example is wrong in all selection draws and in all of a third set.
 
     The third set is drawn only where the first is unanimous, and keeps the report draws out of the decision.
     """
-    broken = (found.selection.correct == 0).tolist() if found.selected else [False] * len(labels)
+    scorer = setting.scorer(job)
+    broken = (result.selection.correct == 0).tolist() if result.selected else [False] * len(batch.labels)
     unanimous = [row for row, wrong in enumerate(broken) if wrong]
     if unanimous and scorer.draws > 1:
-        again = scorer(
-            found.examples[unanimous], labels[unanimous], [indices[row] for row in unanimous], CONFIRMATION
-        )
+        indices = [batch.indices[row] for row in unanimous]
+        again = scorer(result.examples[unanimous], batch.labels[unanimous], indices, CONFIRMATION)
         for row, correct in zip(unanimous, again.correct.tolist(), strict=True):
             broken[row] = correct == 0
     return broken
 
 
-def make_record(
+def make_records(
     setting: Setting,
     job: Job,
     block: int,
-    index: int,
-    label: int,
-    found: AttackResult,
-    row: int,
-    broken: bool,
-    clean: Record | None,
-) -> Record:
-    """Return what was found about one image of a block.
+    batch: Batch,
+    result: AttackResult,
+    broken: Sequence[bool],
+    clean: Mapping[int, Record],
+) -> list[Record]:
+    """Return what a job found about the images of a block, one record each.
+
+    `broken` says of each example whether it is wrong in all selection and confirmation draws; `clean` holds
+    the records of the unperturbed images by their position in the full split, or nothing.
+    """
+    defence = setting.models.defence if job.target == "defence" else None
+    selection, report = result.selection, result.report
+    records = []
+    for row, (index, label) in enumerate(zip(batch.indices, batch.labels.tolist(), strict=True)):
+        margin = float(selection.margin[row])
+        before = margin if job.attack == UNPERTURBED else clean[index].margin if clean else None
+        records.append(
+            Record(
+                job=job.key,
+                block=block,
+                index=index,
+                label=label,
+                target=job.target,
+                attack=job.attack,
+                part=result.parts[row],
+                view=job.view,
+                aggregation=getattr(defence, "aggregation", None),
+                n_samples=None if defence is None else defence.n_samples,
+                eps=setting.eps(job),
+                norm=setting.threat.norm,
+                seed=setting.seed,
+                draws=report.draws,
+                correct=int(report.correct[row]),
+                correct_selection=int(selection.correct[row]) if result.selected else None,
+                majority_correct=bool(report.majority[row]),
+                margin=margin,
+                clean_margin=before,
+                loss=float(selection.loss[row]),
+                distance=float(result.distances[row]),
+                disagreements=int(report.disagreements[row]),
+                broken=broken[row],
+                skipped=False,
+                skipped_by=None,
+            )
+        )
+    return records
+
+
+def run_blocks(
+    sizes: Mapping[Block, int],
+    work: Callable[[Block], Result],
+    world: World,
+    reporter: Reporter,
+    title: str,
+    *,
+    stored: Mapping[Block, Result] | None = None,
+    store: Callable[[Block, Result], None] = lambda block, result: None,
+    accuracy: Callable[[Sequence[Result]], float] | None = None,
+    unit: str = "images",
+) -> dict[Block, Result]:
+    """Run every block that is not stored yet, shared out over all processes.
 
     Args:
-        setting: What all blocks share.
-        job: The job.
-        block: Number of the block.
-        index: Position of the image in the full split.
-        label: Its label.
-        found: What was found about the block.
-        row: Place of the image in it.
-        broken: Whether the example fools the target with certainty.
-        clean: The image's clean record; None where this is it.
+        sizes: The blocks, in order, and how far each moves the progress bar.
+        work: Runs one block on one process; its result holds no tensors of a GPU.
+        world: The processes.
+        reporter: Where progress goes.
+        title: What is written beside the bar.
+        stored: Results of earlier runs.
+        store: Stores one new result; called on the main process alone, in the order of the blocks.
+        accuracy: From all results so far to what is shown beside the bar.
+        unit: What the bar counts.
+
+    Returns:
+        The result of every block, in order, on every process.
     """
-    defence = setting.models.require_defence() if job.target == "defence" else None
-    margin = float(found.selection.margin[row])
-    return Record(
-        job=job.key,
-        block=block,
-        index=index,
-        label=label,
-        target=job.target,
-        attack=job.attack,
-        part=found.parts[row],
-        view=job.view,
-        aggregation=getattr(defence, "aggregation", None),
-        n_samples=None if defence is None else defence.n_samples,
-        eps=_eps(setting, job),
-        norm=setting.threat.norm,
-        seed=setting.seed,
-        draws=found.report.draws,
-        correct=int(found.report.correct[row]),
-        correct_selection=int(found.selection.correct[row]) if found.selected else None,
-        majority_correct=bool(found.report.majority[row]),
-        margin=margin,
-        clean_margin=margin if clean is None else clean.margin,
-        loss=float(found.selection.loss[row]),
-        distance=float(found.distances[row]),
-        disagreements=int(found.report.disagreements[row]),
-        broken=broken,
-        skipped=False,
-        skipped_by=None,
-    )
+    results = {block: stored[block] for block in sizes if block in stored} if stored else {}
+    missing = [block for block in sizes if block not in results]
+    with reporter.progress(title, sum(sizes.values()), unit) as progress:
+        if results:
+            progress.advance(sum(sizes[block] for block in results))
+        for block, result in world.map_sharded(missing, work):
+            # In the order of the blocks: the files are the same however many processes share the work.
+            if world.is_main:
+                store(block, result)
+            results[block] = result
+            shown = {"accuracy": accuracy([*results.values()])} if accuracy else {}
+            progress.advance(sizes[block], **shown)
+    return {block: results[block] for block in sizes}
 
 
-def _eps(setting: Setting, job: Job) -> float:
-    return 0.0 if job.attack == UNPERTURBED else float(setting.threat.eps)
+@contextmanager
+def interruptible(folder: Path) -> Iterator[None]:
+    """Report a Ctrl-C as an interruption that can be resumed from a folder's stored blocks.
 
-
-def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    return {key: value if abs(value) < float("inf") else None for key, value in values.items()}
+    Raises:
+        InterruptedRun: On Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedRun(
+            f"stopped; complete blocks are saved in {folder}",
+            hint="resume with the same command and --resume",
+        ) from None

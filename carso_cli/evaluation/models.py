@@ -1,14 +1,14 @@
-"""What is evaluated: the bare classifier and, where one is trained, the defence around it.
+"""The models under attack: the bare classifier and, where one is trained, the defence around it.
 
 recipe = run_recipe(recipe, folder)
-subject = load_subject(recipe, folder, device, needs_defence=True, n_samples=None, aggregation=None)
+defence, classifier = load_models(recipe, folder, needs_defence=True)
+models = given_models(recipe, device, defence=defence, classifier=classifier)
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from carso_cli.errors import StateError, UsageError
 from carso_cli.evaluation.protocols import Job
 from carso_cli.evaluation.scoring import ClassifierScorer, DefenceScorer, Scorer
 from carso_cli.io.checksum import fingerprint
-from carso_cli.recipe.identity import CHOSEN_AFRESH
+from carso_cli.recipe.identity import INFERENCE_SECTIONS
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.folder import RunFolder
@@ -79,10 +79,10 @@ class Models:
 
 
 def run_recipe(recipe: Recipe, folder: RunFolder) -> Recipe:
-    """Return the recipe of a trained run with what another says of its use.
+    """Return a trained run's own recipe, with the sections of `recipe` that may differ from training.
 
     A purifier belongs to the recipe it was trained with; how it is attacked and computed, and where the data
-    lie, may be chosen afresh.
+    lie, may be chosen again.
 
     Raises:
         StateError: If the run was trained with a recipe of another name, or has lost its own.
@@ -97,48 +97,34 @@ def run_recipe(recipe: Recipe, folder: RunFolder) -> Recipe:
             hint=f"leave out RECIPE to use the run's own: carso evaluate --run {folder.path}",
         )
     data = trained.data.model_copy(update={"root": recipe.data.root or trained.data.root})
-    chosen = {name: getattr(recipe, name) for name in CHOSEN_AFRESH}
+    chosen = {name: getattr(recipe, name) for name in INFERENCE_SECTIONS}
     return trained.model_copy(update={"data": data, **chosen})
 
 
 def load_models(
-    recipe: Recipe,
-    folder: RunFolder,
-    device: torch.device,
-    *,
-    needs_defence: bool,
-    n_samples: int | None = None,
-    aggregation: str | None = None,
-    reporter: Reporter = SILENT,
-) -> Models:
-    """Load the recipe's classifier and the run's defence.
+    recipe: Recipe, folder: RunFolder, *, needs_defence: bool
+) -> tuple[Defence | None, nn.Module | None]:
+    """Load the run's defence, or the recipe's classifier alone where no defence is needed.
 
     Raises:
         StateError: If the defence is needed and the run is absent, unfinished or damaged.
         WeightsError: If weights are missing, or not those of training.
     """
-    section = recipe.evaluation
-    path = (
-        folder.require_purifier(f"carso train-purifier {recipe.reference}{_option(recipe, folder)}")
-        if needs_defence
-        else None
-    )
+    if not needs_defence:
+        return None, build_classifier(recipe, recipe.representation.kind)
+    option = "" if str(folder.path) == recipe.run_folder else f" --run {folder.path}"
+    # Before the classifier is loaded, which may download it: a missing run is reported at once.
+    path = folder.require_purifier(f"carso train-purifier {recipe.reference}{option}")
     classifier = build_classifier(recipe, recipe.representation.kind)
-    if path is None:
-        return given_models(recipe, device, classifier=classifier, reporter=reporter)
     defence = Defence(
         classifier,
         load_purifier(path, recipe, classifier),
         recipe.representation.layers,
-        n_samples=n_samples or section.n_samples,
-        aggregation=aggregation or section.aggregation,
+        n_samples=recipe.evaluation.n_samples,
+        aggregation=recipe.evaluation.aggregation,
         second_classifier=build_second_classifier(recipe),
     )
-    return given_models(recipe, device, defence=defence, reporter=reporter)
-
-
-def _option(recipe: Recipe, folder: RunFolder) -> str:
-    return "" if str(folder.path) == recipe.run_folder else f" --run {folder.path}"
+    return defence, None
 
 
 def given_models(
@@ -151,21 +137,24 @@ def given_models(
     aggregation: str | None = None,
     reporter: Reporter = SILENT,
 ) -> Models:
-    """Wrap models that exist already; the classifier is the defence's own when None.
+    """Put models on their device for attacks; the classifier is the defence's own when None.
 
     What is attacked computes the same in fewer steps (`carso_cli.classifiers.inference`).
 
     Raises:
         UsageError: If neither is given.
     """
-    if defence is None and classifier is None:
-        raise UsageError("nothing to evaluate: give a defence or a classifier")
+    bare = classifier
     if defence is not None:
-        defence = adjusted(defence, n_samples=n_samples, aggregation=aggregation, precision=recipe.precision)
+        changes = {"n_samples": n_samples, "aggregation": aggregation, "precision": recipe.precision}
+        defence = adjusted(defence, **{name: value for name, value in changes.items() if value})
+        bare = defence.classifier if classifier is None else classifier
+    if bare is None:
+        raise UsageError("nothing to evaluate: give a defence or a classifier")
     for model in (defence, classifier):
         if isinstance(model, nn.Module):
             model.to(device).eval()
-    bare = classifier if classifier is not None else cast(AttackedDefence, defence).classifier
+    # Taken before BatchNorms are folded: these name the weights as they are stored.
     checksums = {"classifier": _checksum(bare), "purifier": None, "second_classifier": None}
     if defence is not None:
         checksums["purifier"] = _checksum(getattr(defence, "purifier", defence))
@@ -173,27 +162,17 @@ def given_models(
         if isinstance(defence, Defence):
             second = inference_copy(defence.second_classifier, compile=recipe.compile, reporter=reporter)
             defence = defence.with_second_classifier(second)
-    per_pass = samples_per_pass(
-        recipe.evaluation.samples_per_pass, device, 1 if defence is None else defence.n_samples
-    )
+    n_samples = 1 if defence is None else defence.n_samples
+    per_pass = samples_per_pass(recipe.evaluation.samples_per_pass, device, n_samples)
     quick = in_precision(inference_copy(bare, compile=recipe.compile, reporter=reporter), recipe.precision)
     return Models(quick, defence, checksums, device, per_pass)
 
 
-def adjusted(
-    defence: AttackedDefence,
-    *,
-    n_samples: int | None = None,
-    aggregation: str | None = None,
-    precision: str | None = None,
-) -> AttackedDefence:
-    """Return the same models with another N, aggregation rule or precision; what is None stays as it is."""
+def adjusted(defence: AttackedDefence, **changes: object) -> AttackedDefence:
+    """Return the same models with another `n_samples`, `aggregation` or `precision`."""
     changed = copy.copy(defence)
-    changed.n_samples = n_samples or defence.n_samples
-    if aggregation is not None:
-        cast(Any, changed).aggregation = aggregation
-    if precision is not None:
-        cast(Any, changed).precision = precision
+    for name, value in changes.items():
+        setattr(changed, name, value)
     return changed
 
 

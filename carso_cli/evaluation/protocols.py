@@ -1,8 +1,8 @@
-"""What an evaluation is going to run: a protocol or attack, expanded into jobs, and their budget.
+"""What an evaluation runs: a protocol or attack, expanded into jobs, and their budget.
 
 A `Job` is one attack on one target. A protocol's baselines (noise, one-draw FGSM and PGD) run on every image
-that the clean result leaves open, so that they can be compared with each other; in a worst-case protocol
-every further attack runs only on images that no earlier one fools with certainty.
+that is not broken unperturbed, so that they can be compared with each other; in a worst-case protocol every
+further attack runs only on images that no earlier one has broken.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Job:
     Args:
         target: `classifier` or `defence`.
         attack: One of `carso_cli.attacks.registry.ATTACKS`.
-        view: Output view that is attacked; `surrogate` where the attack looks at a stand-in of its own, None
+        view: Output view that is attacked; `surrogate` where the attack builds a surrogate of its own, None
             where there is no view.
-        waits_for: Keys of the jobs whose certain images are not attacked again.
+        waits_for: Keys of the jobs whose broken images are not attacked again.
     """
 
     target: str
@@ -60,7 +60,7 @@ class Job:
 
     @property
     def is_white_box(self) -> bool:
-        """Whether it follows gradients of the target itself, not of a stand-in."""
+        """Whether it follows gradients of the target itself, not of a surrogate."""
         return self.attack not in (*_UNSEEN, *TRANSFERS)
 
 
@@ -86,35 +86,30 @@ class Plan:
         return self.attack in PROTOCOLS
 
     @property
-    def headline_jobs(self) -> list[Job]:
-        """The jobs whose worst case is the number to quote."""
-        return self.decisive_jobs(self.headline_target)
-
-    def decisive_jobs(self, target: str) -> list[Job]:
-        """Return the jobs whose worst case is a target's result; a single attack stands for itself."""
-        jobs = self.jobs_on(target)
-        return jobs if self.is_protocol else jobs[-1:]
-
-    @property
     def targets(self) -> tuple[str, ...]:
         """Which of classifier and defence are attacked."""
-        return tuple(target for target in TARGETS if any(job.target == target for job in self.jobs))
+        return tuple(target for target in TARGETS if self.jobs_on(target))
 
     @property
     def headline_target(self) -> str:
         """The target of the number to quote: the defence, where it is attacked."""
         return self.targets[-1]
 
+    @property
+    def strongest(self) -> Job | None:
+        """The first white-box attack on the headline target that is no baseline, if any."""
+        white_box = [job for job in self.jobs_on(self.headline_target) if job.is_white_box]
+        main = [job for job in white_box if job.attack not in BASELINES]
+        return next(iter(main or white_box), None)
+
     def jobs_on(self, target: str) -> list[Job]:
         """Return the jobs on one target, in order."""
         return [job for job in self.jobs if job.target == target]
 
-    @property
-    def strongest(self) -> Job | None:
-        """The first white-box attack on the headline target that is no baseline, if any."""
-        own = [job for job in self.jobs_on(self.headline_target) if job.is_white_box]
-        main = [job for job in own if job.attack not in BASELINES]
-        return next(iter(main or own), None)
+    def decisive_jobs(self, target: str) -> list[Job]:
+        """Return the jobs whose worst case is a target's result; a single attack is its own."""
+        jobs = self.jobs_on(target)
+        return jobs if self.is_protocol else jobs[-1:]
 
 
 def plan_evaluation(attack: str, *, target: str | None = None, view: str | None = None) -> Plan:
@@ -137,24 +132,19 @@ def plan_evaluation(attack: str, *, target: str | None = None, view: str | None 
         "classifier": protocol.classifier if protocol else (attack,) * (attack not in DEFENCE_ONLY),
         "defence": protocol.defence if protocol else (attack,) * (attack not in DETERMINISTIC_ONLY),
     }
-    chosen = [one for one in TARGETS if target in (None, one)]
-    if not any(names[one] for one in chosen):
+    chosen = [one for one in TARGETS if target in (None, one) and names[one]]
+    if not chosen:
         other = "rand-aa on the defence" if target == "defence" else "--target defence"
         raise UsageError(f"attack '{attack}' does not fit the target '{target}'", hint=f"use {other}")
-    worst_case = protocol is not None and protocol.name != "published"
-    jobs = [
-        job
-        for one in chosen
-        if names[one]
-        for job in _jobs_on(one, names[one], seen, is_protocol=protocol is not None, queue=worst_case)
-    ]
+    jobs = [job for one in chosen for job in _jobs_on(one, names[one], seen, attack)]
     label = LABELS.get(attack, f"one attack: {attack}; an upper bound on the accuracy under attack")
     return Plan(attack, label, seen, tuple(jobs))
 
 
-def _jobs_on(target: str, names: tuple[str, ...], view: str, *, is_protocol: bool, queue: bool) -> list[Job]:
+def _jobs_on(target: str, names: tuple[str, ...], view: str, attack: str) -> list[Job]:
     jobs = [Job(target, UNPERTURBED)]
-    # A single attack chooses nothing, so it needs no second set of draws to say what may be left out.
+    is_protocol = attack in PROTOCOLS
+    # A single attack selects nothing, so it needs no second set of draws to say what may be left out.
     clean = (jobs[0].key,) if is_protocol else ()
     baselines = BASELINES if is_protocol and target == "defence" else ()
     before: tuple[str, ...] = clean
@@ -162,10 +152,10 @@ def _jobs_on(target: str, names: tuple[str, ...], view: str, *, is_protocol: boo
         if name == UNPERTURBED:
             continue
         is_main = name in names
-        job = Job(target, name, _view_of(name, target, view), before if is_main else clean)
-        jobs.append(job)
-        if queue and is_main:
-            before = (*before, job.key)
+        jobs.append(Job(target, name, _view_of(name, target, view), before if is_main else clean))
+        # The paper runs every attack on every image.
+        if is_main and is_protocol and attack != "published":
+            before = (*before, jobs[-1].key)
     return jobs
 
 

@@ -13,30 +13,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 from carso_cli import __version__
 from carso_cli.distributed.world import World, join
-from carso_cli.errors import InterruptedRun, StateError, UsageError
-from carso_cli.evaluation.attack_batch import Setting, run_block
-from carso_cli.evaluation.protocols import UNPERTURBED, Job
+from carso_cli.errors import StateError, UsageError
+from carso_cli.evaluation.attack_batch import attack_block, interruptible, run_blocks
+from carso_cli.evaluation.protocols import Plan
 from carso_cli.evaluation.rerun_checks import rerun_checks
-from carso_cli.evaluation.result import exact_counterpart, summarise
-from carso_cli.evaluation.sanity_checks import Check, Evidence, stored_checks
+from carso_cli.evaluation.sanity_checks import Check, Evidence, failed, stored_checks
 from carso_cli.evaluation.setup import Evaluation, EvaluationOptions, prepare_evaluation
 from carso_cli.io.json_files import ensure_folder, read_json, read_json_lines, write_json
 from carso_cli.recipe.identity import recipe_hash
 from carso_cli.recipe.schema import Recipe
-from carso_cli.runs.environment import describe_environment
+from carso_cli.runs.description import describe_environment
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.lock import locked
 from carso_cli.runs.paper import beyond_the_paper
-from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record, find_to_resume
-from carso_cli.runs.summary import job_health
+from carso_cli.runs.records import (
+    SCHEMA,
+    EvaluationFolder,
+    Record,
+    attacks_exact_view_of,
+    find_to_resume,
+)
+from carso_cli.runs.summary import attack_row, headline, job_health
 from carso_cli.runtime.reporter import SILENT, Reporter
+
+_Block = tuple[list[Record], dict[str, Any]]
 
 
 def evaluate(
@@ -54,12 +60,15 @@ def evaluate(
         recipe: The resolved recipe; a trained run keeps its own, but for threat and evaluation.
         run: Run folder; records go to its `evaluation/`.
         reporter: Where progress goes.
-        resume: Go on from the last complete block, or return the stored result of a complete evaluation.
+        resume: Resume from the last complete block, or return the stored result of a complete evaluation.
         force: Start over where one with the same settings is stored.
         options: Attack, target, images, budget, own models: see `EvaluationOptions`.
 
     Returns:
-        The summary, as stored; see `carso_cli.evaluation.result.summarise`.
+        The summary, as stored: `schema`, `recipe`, `run`, `attack`, `label`, `n_images`, `classifier`
+        (`clean` and `attacked`, with intervals, or None), `results` (a row per job), `headline`, `exact` (the
+        result on the exact view, beside one on another), `checks`, `failed`, `settings`, `seconds`.
+        Accuracies are in [0, 1]; what is unknown is None.
 
     Raises:
         UsageError: If the attack does not fit the target, or a result with these settings is stored and
@@ -81,148 +90,173 @@ def run_evaluation(
     if world.restarted:
         # Whatever is unfinished is what these processes began before one of them died.
         resume, force = world.on_main(lambda: (folder.exists, force and folder.summary.is_file()))
-    folder, stored = world.on_main(lambda: _choose_folder(evaluation, resume=resume, force=force))
+    folder, stored = world.on_main(lambda: _find_folder(evaluation, resume=resume, force=force))
     if stored is not None:
         reporter.info(f"{folder.path} is complete; showing its stored result")
         return stored
-    with world.main_holds(lambda: _claimed(evaluation, folder, force, reporter)):
-        return _measure(evaluation, folder, world, reporter)
+    with (
+        world.main_holds(lambda: _claimed(evaluation, folder, force, reporter)),
+        interruptible(folder.path),
+    ):
+        records = _run_jobs(evaluation, folder, world, reporter)
+        health = world.on_main(folder.read_health)
+        evidence = Evidence(evaluation.plan, records, {key: job_health(health, key) for key in records})
+        checks = [
+            *stored_checks(evidence),
+            *rerun_checks(evaluation.setting, evidence, folder, world, reporter),
+        ]
+        return world.on_main(lambda: _store_summary(evaluation, folder, evidence, checks))
+
+
+def _find_folder(
+    evaluation: Evaluation, *, resume: bool, force: bool
+) -> tuple[EvaluationFolder, dict[str, Any] | None]:
+    """Return where the evaluation is started or resumed, and its result where it is complete already."""
+    folder = evaluation.folder
+    if resume and not force:
+        folder = find_to_resume(folder.path.parent, evaluation.identity)
+        if not folder.summary.is_file():
+            return folder, None
+        summary = read_json(folder.summary)
+        if summary.get("schema") != SCHEMA:
+            raise StateError(
+                f"{folder.summary} has schema {summary.get('schema')}; this version reads {SCHEMA}",
+                hint="--force evaluates again",
+            )
+        return folder, summary
+    if folder.exists and not force:
+        state = "holds the result of" if folder.summary.is_file() else "holds an unfinished run of"
+        raise UsageError(
+            f"{folder.path} {state} this very evaluation",
+            hint="--resume completes it and shows its result; --force starts over",
+        )
+    return folder, None
 
 
 @contextmanager
 def _claimed(
     evaluation: Evaluation, folder: EvaluationFolder, force: bool, reporter: Reporter
 ) -> Iterator[None]:
-    """Hold the folder, other processes kept out, and start the evaluation where there is none."""
+    """Keep other processes out of the folder, and start the evaluation where there is none."""
     path = RunFolder(evaluation.run).inside("evaluation", folder.path.name)
     with locked(ensure_folder(path), reporter):
         if force or not folder.exists:
+            recipe = evaluation.recipe
             folder.discard()
-            folder.start(_settings(evaluation))
+            folder.start(
+                {
+                    "schema": SCHEMA,
+                    "identity": evaluation.identity,
+                    "label": evaluation.plan.label,
+                    "recipe": recipe.name,
+                    "recipe_hash": recipe_hash(recipe),
+                    "reproduces": recipe.reproduces,
+                    "beyond_the_paper": beyond_the_paper(recipe.model_dump(mode="json")),
+                    "precision": recipe.precision,
+                    "jobs": [job.key for job in evaluation.plan.jobs],
+                    "carso": __version__,
+                    "environment": describe_environment(evaluation.setting.models.device),
+                }
+            )
         yield
-
-
-def _measure(
-    evaluation: Evaluation, folder: EvaluationFolder, world: World, reporter: Reporter
-) -> dict[str, Any]:
-    try:
-        records = _run_jobs(evaluation, folder, world, reporter)
-        health = world.on_main(folder.read_health)
-        evidence = Evidence(evaluation.plan, records, {key: job_health(health, key) for key in records})
-        extra = rerun_checks(evaluation.setting, evaluation.plan, evidence, folder, world, reporter)
-    except KeyboardInterrupt:
-        raise InterruptedRun(
-            f"stopped; complete blocks are saved in {folder.path}",
-            hint="go on with the same command and --resume",
-        ) from None
-    checks = [*stored_checks(evidence), *extra]
-    return world.on_main(lambda: _store_result(evaluation, folder, evidence, checks))
-
-
-def _store_result(
-    evaluation: Evaluation, folder: EvaluationFolder, evidence: Evidence, checks: Sequence[Check]
-) -> dict[str, Any]:
-    summary = summarise(
-        evaluation.plan,
-        evidence,
-        checks,
-        recipe=evaluation.recipe.name,
-        run=str(evaluation.run),
-        settings=read_json(folder.settings),
-        check_seconds=sum(line["seconds"] for line in read_json_lines(folder.checks)),
-        exact=exact_counterpart(folder.path.parent, evaluation.plan, evaluation.identity),
-    )
-    write_json(folder.summary, summary)
-    return summary
-
-
-def _stored_result(folder: EvaluationFolder) -> dict[str, Any]:
-    summary = read_json(folder.summary)
-    if summary.get("schema") != SCHEMA:
-        raise StateError(
-            f"{folder.summary} has schema {summary.get('schema')}; this version reads {SCHEMA}",
-            hint="--force evaluates again",
-        )
-    return summary
-
-
-def _choose_folder(
-    evaluation: Evaluation, *, resume: bool, force: bool
-) -> tuple[EvaluationFolder, dict[str, Any] | None]:
-    """Return where the evaluation starts, or goes on, and its result where it is complete already."""
-    folder = evaluation.folder
-    if resume and not force:
-        folder = find_to_resume(folder.path.parent, evaluation.identity)
-        return folder, _stored_result(folder) if folder.summary.is_file() else None
-    if folder.exists and not force:
-        state = "holds the result of" if folder.summary.is_file() else "holds an unfinished run of"
-        raise UsageError(
-            f"{folder.path} {state} this very evaluation",
-            hint="--resume goes on with it and shows its result; --force starts over",
-        )
-    return folder, None
-
-
-def _settings(evaluation: Evaluation) -> dict[str, Any]:
-    recipe = evaluation.recipe
-    return {
-        "schema": SCHEMA,
-        "identity": evaluation.identity,
-        "label": evaluation.plan.label,
-        "recipe": recipe.name,
-        "recipe_hash": recipe_hash(recipe),
-        "reproduces": recipe.reproduces,
-        "beyond_the_paper": beyond_the_paper(recipe.model_dump(mode="json")),
-        "precision": recipe.precision,
-        "jobs": [job.key for job in evaluation.plan.jobs],
-        "carso": __version__,
-        "environment": describe_environment(evaluation.setting.models.device),
-    }
 
 
 def _run_jobs(
     evaluation: Evaluation, folder: EvaluationFolder, world: World, reporter: Reporter
 ) -> dict[str, list[Record]]:
-    """Run every block that is not stored yet; return all records by job, in the images' order."""
-    blocks, jobs = evaluation.blocks(), evaluation.plan.jobs
-    sizes = {(job.key, n): len(block) for job in jobs for n, block in enumerate(blocks)}
-    done = world.on_main(lambda: folder.read_blocks(sizes, reporter))
+    """Run every block that is not stored yet; return all records by job, in the order of the images."""
+    jobs, blocks = evaluation.plan.jobs, evaluation.blocks()
+    sizes = {n: len(block) for n, block in enumerate(blocks)}
+    planned = {(job.key, n): size for job in jobs for n, size in sizes.items()}
+    stored = world.on_main(lambda: folder.read_blocks(planned, reporter))
     records: dict[str, dict[int, Record]] = {}
+
+    def accuracy(done: Sequence[_Block]) -> float:
+        shares = [record.accuracy for block, _ in done for record in block]
+        return sum(shares) / len(shares)
+
     for job in jobs:
-        stored = {n: done[job.key, n] for n in range(len(blocks)) if (job.key, n) in done}
-        found = {record.index: record for block in stored.values() for record in block}
-        work = partial(_run_block, evaluation.setting, job, blocks, _Earlier(job, records))
-        missing = [n for n in range(len(blocks)) if n not in stored]
-        with reporter.progress(f"{job.target}: {job.attack}", len(evaluation.setting.images)) as progress:
-            if found:
-                progress.advance(len(found))
-            for number, (fresh, health) in world.map_sharded(missing, work):
-                if world.is_main:
-                    folder.append_block(fresh, health)
-                found |= {record.index: record for record in fresh}
-                share = sum(record.accuracy for record in found.values()) / len(found)
-                progress.advance(len(blocks[number]), accuracy=share)
-        # In the order of the images, whichever blocks were stored already.
-        records[job.key] = {index: found[index] for index in evaluation.setting.images.indices.tolist()}
+        earlier: dict[int, _Block] = {n: (stored[job.key, n], {}) for n in sizes if (job.key, n) in stored}
+        done = run_blocks(
+            sizes,
+            partial(attack_block, evaluation.setting, job, blocks, records),
+            world,
+            reporter,
+            f"{job.target}: {job.attack}",
+            stored=earlier,
+            store=lambda _, block: folder.append_block(*block),
+            accuracy=accuracy,
+        )
+        # Later jobs look up what was found about each image.
+        records[job.key] = {record.index: record for block, _ in done.values() for record in block}
     return {key: list(found.values()) for key, found in records.items()}
 
 
-def _run_block(
-    setting: Setting, job: Job, blocks: Sequence[range], earlier: _Earlier, number: int
-) -> tuple[list[Record], dict[str, Any]]:
-    return run_block(setting, job, number, blocks[number], earlier)
+def _store_summary(
+    evaluation: Evaluation, folder: EvaluationFolder, evidence: Evidence, checks: Sequence[Check]
+) -> dict[str, Any]:
+    """Draw the summary from the records, and store it."""
+    plan = evaluation.plan
+    rows = []
+    for job in plan.jobs:
+        health = {key: value for key, value in evidence.health[job.key].items() if key != "steps"}
+        seconds, messages = round(health.pop("seconds"), 3), health.pop("messages")
+        row = attack_row(evidence.records[job.key])
+        rows.append({**row, "gradients": health, "seconds": seconds, "messages": messages})
+    described = [check.as_dict() for check in checks]
+    check_seconds = sum(line["seconds"] for line in read_json_lines(folder.checks))
+    summary = {
+        "schema": SCHEMA,
+        "recipe": evaluation.recipe.name,
+        "run": str(evaluation.run),
+        "attack": plan.attack,
+        "label": plan.label,
+        "n_images": rows[0]["n_images"],
+        "classifier": _classifier_result(plan, evidence),
+        "results": rows,
+        "headline": headline(evidence.of(plan.decisive_jobs(plan.headline_target)), plan.attack),
+        "exact": _exact_view_result(folder.path.parent, plan, evaluation.identity),
+        "checks": described,
+        "failed": failed(described),
+        "settings": read_json(folder.settings),
+        "seconds": round(sum(row["seconds"] for row in rows) + check_seconds, 3),
+    }
+    write_json(folder.summary, summary)
+    return summary
 
 
-@dataclass(frozen=True)
-class _Earlier:
-    """What earlier jobs found about an image that a job is about to attack."""
+def _classifier_result(plan: Plan, evidence: Evidence) -> dict[str, Any] | None:
+    """Return the bare classifier's accuracy, clean and attacked; None where it is not evaluated."""
+    jobs = plan.jobs_on("classifier")
+    if not jobs:
+        return None
+    clean = attack_row(evidence.records[jobs[0].key])
+    attacked = headline(evidence.of(plan.decisive_jobs("classifier")), plan.attack)
+    return {
+        "clean": clean["accuracy"],
+        "clean_ci95": clean["ci95"],
+        "attacked": attacked["accuracy"],
+        "attacked_ci95": attacked["ci95"],
+    }
 
-    job: Job
-    records: Mapping[str, Mapping[int, Record]]
 
-    def __call__(self, index: int) -> tuple[Record | None, Record | None]:
-        """Return the image's clean record, and the record of the job that settles it, if any."""
-        clean = self.records.get(f"{self.job.target}/{UNPERTURBED}")
-        found = (self.records[key][index] for key in self.job.waits_for)
-        settling = next((record for record in found if record.broken), None)
-        return (None if clean is None else clean[index]), settling
+def _exact_view_result(parent: Path, plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what must be shown beside a result that did not attack the exact view; None beside others.
+
+    That is `accuracy` and `ci95` of the adaptive protocol on the same models, images and eps, both None where
+    it was not run, and a `note`.
+    """
+    if plan.view == "exact" or plan.headline_target == "classifier":
+        return None
+    for path in sorted(parent.glob("*/summary.json")):
+        try:
+            stored = read_json(path)
+            if attacks_exact_view_of(stored["settings"]["identity"], identity):
+                found = stored["headline"]
+                note = f"the adaptive protocol on the exact view, from {path.parent.name}"
+                return {"accuracy": found["accuracy"], "ci95": found["ci95"], "note": note}
+        except (StateError, KeyError, TypeError):
+            # Damaged, or written by another version: this result does not depend on it.
+            continue
+    missing = "the exact view was not attacked on these images; run carso evaluate with --attack adaptive"
+    return {"accuracy": None, "ci95": None, "note": f"not run: {missing}"}

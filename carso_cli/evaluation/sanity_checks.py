@@ -1,8 +1,8 @@
-"""Whether an evaluation's number can be trusted: checks on what its attacks met and did.
+"""Sanity checks of an evaluation's number, from what its attacks met and did.
 
 A check has a name, a value, a threshold, a verdict and one sentence of meaning; a check that was not run
-says so and has no verdict. These are drawn from stored records and gradient health and cost nothing;
-`extra_checks` holds those that attack a few images again.
+says so and has no verdict. The checks here are drawn from stored records and gradient health and cost
+nothing; those of `rerun_checks` attack a few images again.
 
 Raised when (Explanation): gradients are NaN, infinite or zero, or outputs saturated (the attack stood
 still); a stronger attack, a surrogate or a black box does better than a white box (its gradients mislead);
@@ -78,9 +78,14 @@ class Evidence:
     health: Mapping[str, Mapping[str, Any]]
 
     @property
+    def jobs(self) -> list[Job]:
+        """Jobs on the headline target; the first is the unperturbed one."""
+        return self.plan.jobs_on(self.plan.headline_target)
+
+    @property
     def white_box(self) -> list[Job]:
         """Jobs on the headline target that follow its own gradients."""
-        return [job for job in self.plan.jobs_on(self.plan.headline_target) if job.is_white_box]
+        return [job for job in self.jobs if job.is_white_box]
 
     @property
     def aimed(self) -> list[Job]:
@@ -95,6 +100,9 @@ class Evidence:
 
 def stored_checks(evidence: Evidence) -> list[Check]:
     """Return every check that the stored records allow."""
+    gain = "accuracy that {} beyond the white-box ones; a gain means that {}"
+    black_box = gain.format("a black-box attack takes away", "their gradients are masked")
+    surrogates = gain.format("attacks on surrogates take away", "the attacked view misleads")
     return [
         _in_ball(evidence),
         _rule_agreement(evidence),
@@ -103,56 +111,35 @@ def stored_checks(evidence: Evidence) -> list[Check]:
         _loss_rises(evidence),
         _examples_moved(evidence),
         _attack_order(evidence),
-        _surrogates(
-            evidence,
-            "black-box",
-            BLACK_BOX,
-            "accuracy that a black-box attack takes away beyond the white-box ones; a gain means that their "
-            "gradients are masked",
-        ),
-        _surrogates(
-            evidence,
-            "surrogates",
-            TRANSFERS,
-            "accuracy that attacks on stand-ins take away beyond the white-box ones; a gain means that the "
-            "attacked view misleads",
-        ),
+        _gain(evidence, "black-box", BLACK_BOX, black_box),
+        _gain(evidence, "surrogates", TRANSFERS, surrogates),
     ]
 
 
 def _in_ball(evidence: Evidence) -> Check:
+    records = (record for records in evidence.records.values() for record in records)
+    shares = [record.distance / record.eps for record in records if record.eps > 0 and not record.skipped]
+    if not shares:
+        return not_run("in-ball", "nothing was perturbed")
     meaning = (
         "largest change of an example as a share of eps; every example is measured again after its attack"
     )
-    shares = [
-        record.distance / record.eps
-        for records in evidence.records.values()
-        for record in records
-        if record.eps > 0 and not record.skipped
-    ]
-    return (
-        at_most("in-ball", max(shares), 1.001, meaning)
-        if shares
-        else not_run("in-ball", "nothing was perturbed")
-    )
+    return at_most("in-ball", max(shares), 1.001, meaning)
 
 
 def _rule_agreement(evidence: Evidence) -> Check:
-    jobs = evidence.plan.jobs_on("defence")
-    if not jobs:
+    records = [r for r in evidence.of(evidence.plan.jobs_on("defence")) if not r.skipped]
+    if not records:
         return not_run("rule-agreement", "a bare classifier has one view")
-    records = [record for record in evidence.of(jobs) if not record.skipped]
     share = sum(record.disagreements for record in records) / sum(record.draws for record in records)
-    return at_most(
-        "rule-agreement",
-        share,
-        0.0,
-        "share of scored draws in which the exact view's largest class is not the defence's own decision",
+    meaning = (
+        "share of scored draws in which the exact view's largest class is not the defence's own decision"
     )
+    return at_most("rule-agreement", share, 0.0, meaning)
 
 
 def _logit_lead(evidence: Evidence) -> Check:
-    clean = evidence.records[evidence.plan.jobs_on(evidence.plan.headline_target)[0].key]
+    clean = evidence.records[evidence.jobs[0].key]
     leads = [record.margin for record in clean if record.margin is not None and isfinite(record.margin)]
     if not leads:
         return not_run("logit-lead", "no image has finite logits")
@@ -168,131 +155,104 @@ def _logit_lead(evidence: Evidence) -> Check:
 
 
 def _gradients(evidence: Evidence) -> list[Check]:
-    def seen(job: Job, name: str) -> Mapping[str, Any]:
-        """Return the health that a check looks at: of all steps, or of the first."""
+    def share(job: Job, name: str, kinds: Sequence[str]) -> float:
         health = evidence.health[job.key]
-        # The DLR loss is constant, and rightly so, where the label has fallen to the third place.
-        return health["steps"][0] if name == "zero-gradients" and job.attack in _WITH_DLR else health
+        # The DLR loss is constant once the label has fallen to the third place: only the first step counts.
+        if name == "zero-gradients" and job.attack in _WITH_DLR:
+            health = health["steps"][0]
+        return sum(health[kind] or 0.0 for kind in kinds)
 
-    def worst(name: str, shares: tuple[str, ...], threshold: float, meaning: str) -> Check:
-        """Return the check of the white-box job with the largest sum of some shares."""
-        found = [
-            (sum(seen(job, name)[share] or 0.0 for share in shares), job.key)
-            for job in evidence.white_box
-            if evidence.health[job.key]["gradients"]
-        ]
-        if not found:
+    def worst(name: str, kinds: Sequence[str], threshold: float, meaning: str) -> Check:
+        asking = [job for job in evidence.white_box if evidence.health[job.key]["gradients"]]
+        if not asking:
             return not_run(name, "no attack here asks the target for gradients")
-        value, job = max(found)
-        return at_most(name, value, threshold, f"{meaning}; the worst attack, {job}, is shown")
+        value, key = max((share(job, name, kinds), job.key) for job in asking)
+        return at_most(name, value, threshold, f"{meaning}; the worst attack, {key}, is shown")
 
+    saturated = "share of draws whose output gives the label probability 1 in float32, or is not finite"
     return [
         worst(
             "nan-gradients", ("nan", "inf"), 0.0, "share of attack steps whose gradient is NaN or infinite"
         ),
         worst("zero-gradients", ("zero",), 0.02, "share of attack steps whose gradient is exactly zero"),
-        worst(
-            "saturated-outputs",
-            ("saturated",),
-            0.1,
-            "share of draws whose output gives the label probability 1 in float32, or is not finite",
-        ),
+        worst("saturated-outputs", ("saturated",), 0.1, saturated),
     ]
 
 
 def _loss_rises(evidence: Evidence) -> Check:
+    name = "loss-rises"
     meaning = (
         "smallest rise of an attack's mean loss, as a share of its first; flat means nothing was attacked"
     )
     rises: list[float] = []
-    silent = False
     for job in evidence.aimed:
         steps = evidence.health[job.key]["steps"]
-        # Libraries that keep the labels to themselves show neither loss nor saturation.
+        # Library attacks do not pass their labels on, so neither loss nor saturation is known.
         if len(steps) < 2 or all(step["saturated"] is None for step in steps):
             continue
-        losses = [step["loss"] for step in steps]
-        later = [loss for loss in losses[1:] if loss is not None]
-        if losses[0] is None or not later:
-            silent = True
-        else:
-            rises.append((max(later) - losses[0]) / max(abs(losses[0]), 1e-6))
-    if silent:
-        return at_least("loss-rises", None, _FLAT, f"{meaning}; here the loss is not even finite")
+        first, *later = (step["loss"] for step in steps)
+        known = [loss for loss in later if loss is not None]
+        if first is None or not known:
+            return at_least(name, None, _FLAT, f"{meaning}; here the loss is not even finite")
+        rises.append((max(known) - first) / max(abs(first), 1e-6))
     if not rises:
-        return not_run("loss-rises", "no attack here shows its loss at several steps")
-    return at_least("loss-rises", min(rises), _FLAT, meaning)
+        return not_run(name, "no attack here shows its loss at several steps")
+    return at_least(name, min(rises), _FLAT, meaning)
 
 
 def _examples_moved(evidence: Evidence) -> Check:
-    name = "examples-moved"
+    def is_still(record: Record) -> bool:
+        margins = (record.margin, record.clean_margin)
+        return margins[0] is None or margins[1] is None or margins[0] >= margins[1]
+
     shares = []
     for job in evidence.aimed:
-        attacked = [record for record in evidence.records[job.key] if not record.skipped]
-        still = [
-            record
-            for record in attacked
-            if record.margin is None or record.clean_margin is None or record.margin >= record.clean_margin
-        ]
-        if attacked:
-            shares.append((len(still) / len(attacked), job.key))
+        still = [is_still(record) for record in evidence.records[job.key] if not record.skipped]
+        if still:
+            shares.append((sum(still) / len(still), job.key))
     if not shares:
-        return not_run(name, "no attack followed the target's gradients")
-    value, job_key = max(shares)
-    meaning = f"share of attacked images whose margin did not fall; the worst attack, {job_key}, is shown"
-    return at_most(name, value, 0.05, meaning)
+        return not_run("examples-moved", "no attack followed the target's gradients")
+    value, key = max(shares)
+    meaning = f"share of attacked images whose margin did not fall; the worst attack, {key}, is shown"
+    return at_most("examples-moved", value, 0.05, meaning)
 
 
 def _attack_order(evidence: Evidence) -> Check:
-    name = "attack-order"
-    own = {job.attack: job for job in evidence.plan.jobs_on(evidence.plan.headline_target)}
-    chain = [attack for attack in CHAIN if attack in own]
-    steps = [
-        found
-        for weaker, stronger in pairwise(chain)
-        if (found := _rise(evidence.records[own[weaker].key], evidence.records[own[stronger].key]))
-    ]
-    if not steps:
-        return not_run(name, "fewer than two attacks of growing strength ran on the same images")
-    value, threshold = max(steps, key=lambda step: step[0] - step[1])
+    records = {job.attack: evidence.records[job.key] for job in evidence.jobs}
+    chain = [attack for attack in CHAIN if attack in records]
+    rises = []
+    for weaker, stronger in pairwise(chain):
+        # Only where both ran: a skipped image counts with the result of another attack.
+        before = {record.index: record.accuracy for record in records[weaker] if not record.skipped}
+        attacked = [r for r in records[stronger] if not r.skipped and r.index in before]
+        if changes := [record.accuracy - before[record.index] for record in attacked]:
+            rises.append((sum(changes) / len(changes), tolerance(changes, _CHANCE_DIFFERENCE)))
+    if not rises:
+        return not_run("attack-order", "fewer than two attacks of growing strength ran on the same images")
     meaning = f"largest rise of accuracy from one attack to a stronger one along {' >= '.join(chain)}"
-    return at_most(name, value, threshold, meaning)
+    return at_most("attack-order", *least_within(rises), meaning)
 
 
-def _rise(weaker: Sequence[Record], stronger: Sequence[Record]) -> tuple[float, float] | None:
-    """Return how much higher the stronger attack's accuracy is where both ran, and what chance allows."""
-    before = {record.index: record.accuracy for record in weaker if not record.skipped}
-    changes = [r.accuracy - before[r.index] for r in stronger if not r.skipped and r.index in before]
-    return (sum(changes) / len(changes), tolerance(changes, _CHANCE_DIFFERENCE)) if changes else None
+def least_within(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the pair of value and tolerance whose value exceeds its tolerance most."""
+    return max(pairs, key=lambda pair: pair[0] - pair[1])
 
 
-def _surrogates(evidence: Evidence, name: str, attacks: Sequence[str], meaning: str) -> Check:
-    own = evidence.plan.jobs_on(evidence.plan.headline_target)
-    added = [job for job in own if job.attack in attacks]
+def _gain(evidence: Evidence, name: str, attacks: Sequence[str], meaning: str) -> Check:
+    added = [job for job in evidence.jobs if job.attack in attacks]
     if not added or not evidence.white_box:
         return not_run(name, "this evaluation has no such attack beside a white-box one")
-    base = [own[0], *evidence.white_box]
-    gains = _paired(worst_case(evidence.of(base)), worst_case(evidence.of([*base, *added])))
+    base = [evidence.jobs[0], *evidence.white_box]
+    after = {record.index: record.accuracy for record in worst_case(evidence.of([*base, *added]))}
+    gains = [record.accuracy - after[record.index] for record in worst_case(evidence.of(base))]
     return at_most(name, sum(gains) / len(gains), tolerance(gains, _SURROGATE_GAIN), meaning)
 
 
-def _paired(before: Sequence[Record], after: Sequence[Record]) -> list[float]:
-    lower = {record.index: record.accuracy for record in after}
-    return [record.accuracy - lower[record.index] for record in before]
-
-
-def chance_check(name: str, records: Sequence[float], classes: int, meaning: str) -> Check:
-    """Return a check that a mean accuracy is at chance, within two standard errors of guessing.
-
-    Args:
-        name: Name of the check.
-        records: Accuracy of each image, in [0, 1].
-        classes: Number of classes.
-        meaning: What it means.
-    """
+def chance_check(name: str, accuracies: Sequence[float], classes: int, meaning: str) -> Check:
+    """Return a check that the mean of accuracies in [0, 1] is within two standard errors of guessing."""
     chance = 1.0 / classes
-    slack = 2.0 * (chance * (1.0 - chance) / len(records)) ** 0.5
-    return at_most(name, sum(records) / len(records), chance + slack, meaning)
+    slack = 2.0 * (chance * (1.0 - chance) / len(accuracies)) ** 0.5
+    return at_most(name, sum(accuracies) / len(accuracies), chance + slack, meaning)
 
 
 def failed(checks: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,17 +1,16 @@
-"""Scores examples on the defence's true decision, with fresh draws.
+"""Scores examples on the target's true decision, with fresh draws of a defence.
 
 Axes: B images, R draws, N samples per image, C classes, F condition features, Z latent features.
 
 There are three disjoint sets of draws: `selection` decides which example of an image is the worst,
-`confirmation` whether it fools the defence with certainty, and `report` is what accuracy is counted on.
+`confirmation` whether it breaks the defence in every draw, and `report` is what accuracy is counted on.
 The latents are a function of seed, set and image alone: neither batch size nor order changes a score.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -48,27 +47,17 @@ class Score:
     loss: Tensor
     disagreements: Tensor
 
-
-class Scorer(Protocol):
-    """Scores examples on one target."""
-
-    @property
-    def draws(self) -> int:
-        """R."""
-
-    def __call__(self, examples: Tensor, labels: Tensor, indices: Sequence[int], draw_set: str) -> Score:
-        """Score examples.
-
-        Args:
-            examples: (B, channels, H, W) in [0, 1].
-            labels: (B,) int64.
-            indices: Position of each image in the full split.
-            draw_set: `selection`, `confirmation` or `report`.
-        """
+    @classmethod
+    def of_rows(cls, scores: Sequence[Score], order: Sequence[int]) -> Score:
+        """Return the score whose row b is row b of `scores[order[b]]`."""
+        _, *names = (entry.name for entry in fields(cls))
+        stacked = (torch.stack([getattr(score, name) for score in scores]) for name in names)
+        rows = torch.arange(len(order))
+        return cls(scores[0].draws, *(values[torch.tensor(order), rows] for values in stacked))
 
 
 class ClassifierScorer:
-    """A deterministic model: one draw says everything, and every set is the same."""
+    """Scores examples on a deterministic model: one draw says everything, and every set is the same."""
 
     draws = 1
 
@@ -77,7 +66,7 @@ class ClassifierScorer:
 
     @torch.no_grad()
     def __call__(self, examples: Tensor, labels: Tensor, indices: Sequence[int], draw_set: str) -> Score:
-        """Score examples; see `Scorer`."""
+        """Score examples; see `DefenceScorer`."""
         logits = require_finite_logits(
             self.classifier(examples), "the classifier", self.classifier, lambda: self.classifier(examples)
         )[:, None]
@@ -86,7 +75,7 @@ class ClassifierScorer:
 
 @dataclass(frozen=True, eq=False)
 class DefenceScorer:
-    """A defence, with R fresh draws of N latents for every image and set.
+    """Scores examples on a defence, with R fresh draws of N latents for every image and set.
 
     Args:
         defence: The defence.
@@ -102,7 +91,14 @@ class DefenceScorer:
 
     @torch.no_grad()
     def __call__(self, examples: Tensor, labels: Tensor, indices: Sequence[int], draw_set: str) -> Score:
-        """Score examples; see `Scorer`."""
+        """Score examples.
+
+        Args:
+            examples: (B, channels, H, W) in [0, 1].
+            labels: (B,) int64.
+            indices: Position of each image in the full split.
+            draw_set: `selection`, `confirmation` or `report`.
+        """
         condition = self.defence.condition(examples)
         latents = torch.cat([self._latents(index, draw_set) for index in indices])
         owner = torch.arange(len(latents), device=condition.device) // self.draws
@@ -113,7 +109,10 @@ class DefenceScorer:
                 self.defence.sample_logits(condition[owner[part]], latents[part]),
                 "the defence's reconstructions",
                 self.defence,
-                lambda: self._again(examples, owner[part], latents[part]),
+                # From the images again: the layer that is not finite may lie before the condition.
+                lambda: self.defence.sample_logits(
+                    self.defence.condition(examples)[owner[part]], latents[part]
+                ),
             )
             decisions = self.defence.aggregate(sample_logits, "log-probability").argmax(dim=1)
             return decisions, self.defence.aggregate(sample_logits, "exact")
@@ -124,13 +123,13 @@ class DefenceScorer:
         logits = torch.cat(exact)
         return _tally(torch.cat(decisions).reshape(shape), logits.reshape(*shape, -1), labels)
 
-    def _again(self, examples: Tensor, owner: Tensor, latents: Tensor) -> Tensor:
-        return self.defence.sample_logits(self.defence.condition(examples)[owner], latents)
-
     def _latents(self, index: int, draw_set: str) -> Tensor:
         """Draw (R, N, Z) latents for one image."""
         source = generator(self.seed, "scoring", draw_set, index)
         return self.defence.draw_latents(self.draws, self.defence.n_samples, source)
+
+
+Scorer = ClassifierScorer | DefenceScorer
 
 
 def _tally(decisions: Tensor, exact: Tensor, labels: Tensor) -> Score:

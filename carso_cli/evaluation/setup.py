@@ -1,17 +1,10 @@
-"""Resolves an evaluation without attacking: models, images, jobs, budget, identity.
-
-- `EvaluationOptions`: what a caller may choose;
-- `prepare_evaluation`: from a recipe and options to an `Evaluation`, which `evaluate` runs and `--dry-run`
-  shows.
-"""
+"""Resolves an evaluation without attacking: models, images, jobs, budget, identity."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
-
-import torch
 
 from carso_cli.attacks.defence_target import AttackedDefence
 from carso_cli.attacks.target import Model
@@ -21,18 +14,18 @@ from carso_cli.data.image_set import ImageSet, ordered_batches
 from carso_cli.distributed.world import join
 from carso_cli.errors import UsageError
 from carso_cli.evaluation.attack_batch import Setting
-from carso_cli.evaluation.models import Models, given_models, load_models, run_recipe
+from carso_cli.evaluation.models import given_models, load_models, run_recipe
 from carso_cli.evaluation.protocols import Plan, plan_budget, plan_evaluation
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
-from carso_cli.recipe.number import too_large
 from carso_cli.recipe.schema import Recipe
+from carso_cli.recipe.section import too_large
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.records import EvaluationFolder, evaluation_id
 from carso_cli.runtime.reporter import Reporter
 
 
 class EvaluationOptions(TypedDict, total=False):
-    """What may be chosen beside the recipe; everything left out is the recipe's, or the protocol's."""
+    """What may be chosen beside the recipe; an option left out is the recipe's, or the protocol's."""
 
     attack: str
     """A protocol (`adaptive`, the default, `published`, `quick`) or a single attack."""
@@ -66,10 +59,10 @@ class EvaluationOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A resolved evaluation.
+    """A resolved evaluation, which `evaluate` runs and `--dry-run` shows.
 
     Args:
-        recipe: The recipe that holds.
+        recipe: The recipe, after the run's own and the options.
         run: Run folder.
         plan: What to run.
         setting: Models, images, threat, budget, seed.
@@ -99,32 +92,34 @@ def prepare_evaluation(
     """Load models and images and resolve every setting, without attacking; see `evaluate`."""
     device = device_for(recipe, options.get("device", "auto"))
     world = join(device)
-    own_models = options.get("defence") is not None or options.get("classifier") is not None
+    reporter = world.reporter(reporter)
+    defence, classifier = options.get("defence"), options.get("classifier")
     target = options.get("target")
-    if target is None and own_models and options.get("defence") is None:
+    if target is None and defence is None and classifier is not None:
         target = "classifier"
     plan = plan_evaluation(options.get("attack", "adaptive"), target=target, view=options.get("view"))
     eps = options.get("eps") or recipe.threat.eps
     norm = options.get("norm") or recipe.threat.norm
     if problem := too_large(eps, norm):
         raise UsageError(f"--eps: {problem}")
-    images, seed = options.get("images"), options.get("seed")
+    # Which images a limit takes depends on the recipe's seed, never on the evaluation's.
     limit = options.get("limit") or recipe.evaluation.images
     with world.local_main_first():
-        if own_models:
-            models = _given(recipe, device, options, world.reporter(reporter))
-        else:
+        if defence is None and classifier is None:
             recipe = run_recipe(recipe, RunFolder(run))
-            models = load_models(
-                recipe,
-                RunFolder(run),
-                device,
-                needs_defence="defence" in plan.targets,
-                n_samples=options.get("n_samples"),
-                aggregation=options.get("aggregation"),
-                reporter=world.reporter(reporter),
-            )
-        images = images or load_images(recipe, "test", limit=limit, reporter=world.reporter(reporter))
+            needs_defence = "defence" in plan.targets
+            defence, classifier = load_models(recipe, RunFolder(run), needs_defence=needs_defence)
+        models = given_models(
+            recipe,
+            device,
+            defence=defence,
+            classifier=classifier,
+            n_samples=options.get("n_samples"),
+            aggregation=options.get("aggregation"),
+            reporter=reporter,
+        )
+        images = options.get("images") or load_images(recipe, "test", limit=limit, reporter=reporter)
+    seed = options.get("seed")
     setting = Setting(
         models=models,
         images=images,
@@ -135,18 +130,6 @@ def prepare_evaluation(
         selects=plan.is_protocol or options.get("selects", False),
     )
     return Evaluation(recipe, run, plan, setting, _identity(recipe, plan, setting))
-
-
-def _given(recipe: Recipe, device: torch.device, options: EvaluationOptions, reporter: Reporter) -> Models:
-    return given_models(
-        recipe,
-        device,
-        defence=options.get("defence"),
-        classifier=options.get("classifier"),
-        n_samples=options.get("n_samples"),
-        aggregation=options.get("aggregation"),
-        reporter=reporter,
-    )
 
 
 def _identity(recipe: Recipe, plan: Plan, setting: Setting) -> dict[str, Any]:
@@ -168,7 +151,7 @@ def _identity(recipe: Recipe, plan: Plan, setting: Setting) -> dict[str, Any]:
         "recipe": recipe_hash(recipe, sections),
         **{name: setting.models.checksums[name] for name in ("classifier", "purifier", "second_classifier")},
         "draws": setting.draws,
-        # Left out where it goes without saying, so that what is stored already keeps its name.
+        # Left out where it is implied: evaluations stored before this field existed keep their name.
         **({"selects": True} if setting.selects and not plan.is_protocol else {}),
         "batch_size": recipe.evaluation.batch_size,
         **asdict(setting.budget),

@@ -1,8 +1,9 @@
-"""Checksums: what has changed on disk is reported, and never read as a number or a weight.
+"""Checksums: a value that has changed on disk is an error, and never read as a number or a weight.
 
-- `seal`, `unseal`: a JSON object with its checksum in it;
-- `tensor_seal`: the checksum of a file of tensors with metadata;
-- `fingerprint`: of tensors alone, which is what models and images are told apart by.
+- `add_checksum`, `remove_checksum`: a JSON object with its checksum in it;
+- `tensors_checksum`: of a file of tensors with metadata;
+- `fingerprint`: of tensors alone, which identifies models and images;
+- `file_digest`: of a whole file.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carso_cli.errors import StateError
@@ -17,8 +19,11 @@ from carso_cli.errors import StateError
 if TYPE_CHECKING:
     from torch import Tensor
 
-SEAL = "seal"
+CHECKSUM_KEY = "seal"
 """Name under which a checksum is stored in the object or header that it covers."""
+
+RESTORE = "restore the file from a copy, or compute it again"
+"""Hint for a damaged file."""
 
 
 def add_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,42 +32,39 @@ def add_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If a number is NaN or infinite.
     """
-    return {**values, SEAL: _digest(values)}
+    return {**values, CHECKSUM_KEY: _digest(values)}
 
 
 def remove_checksum(values: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Return a sealed object without its checksum.
+    """Return a JSON object without its checksum, once that is verified.
 
     Args:
         values: What was read.
         place: File, and line if it is one of many, for the message.
 
     Raises:
-        StateError: If a value has changed since it was sealed, or it never was.
+        StateError: If a value has changed since `add_checksum`, or there is no checksum.
     """
-    plain = {key: value for key, value in values.items() if key != SEAL}
+    plain = {key: value for key, value in values.items() if key != CHECKSUM_KEY}
     try:
-        intact = values.get(SEAL) == _digest(plain)
+        intact = values.get(CHECKSUM_KEY) == _digest(plain)
     except ValueError:
-        # A number that no file of ours can hold.
+        # NaN or an infinity, which `add_checksum` refuses.
         intact = False
     if not intact:
-        told = "do not match their checksum" if SEAL in values else "carry no checksum"
-        raise StateError(
-            f"{place} is damaged: its values {told}",
-            hint="restore the file from a copy, or compute it anew",
-        )
+        problem = "do not match their checksum" if CHECKSUM_KEY in values else "carry no checksum"
+        raise StateError(f"{place} is damaged: its values {problem}", hint=RESTORE)
     return plain
 
 
 def tensors_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
-    """Return the checksum of tensors and the metadata that is stored with them, without the seal itself."""
+    """Return the checksum of tensors and of the metadata that is stored with them."""
     return _digest({"tensors": fingerprint(tensors), "metadata": dict(metadata)})
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of names, types, shapes and contents, independent of order and device."""
-    # Not above: a report reads sealed JSON without waiting for torch.
+    # Not at the top: a report reads JSON files without loading torch.
     import torch
 
     digest = hashlib.sha256()
@@ -73,8 +75,14 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """Return a file's checksum in hexadecimal digits; `algorithm` is a name of hashlib."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+
+
 def _digest(values: Mapping[str, Any]) -> str:
-    # By way of JSON, so that what is hashed on writing is what will be read: keys are texts, tuples lists.
+    # Through JSON first, so that what is hashed equals what will be read: keys as texts, tuples as lists.
     plain = json.loads(json.dumps(values, allow_nan=False))
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,37 +1,38 @@
-"""Fetching a published file once: resumed, checked, reported, and never half done under its name.
+"""Downloading a published file: resumed where possible, verified, and complete or absent.
 
-- `fetch` downloads; an interrupted download goes on where it stopped;
-- `recorded_problem` holds a file for which no checksum is published against the one it came with.
+- `fetch` downloads; an interrupted download is resumed where it stopped;
+- `recorded_problem` compares a file without a published checksum with the checksum it was downloaded with.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import http.client
 import os
 import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import IO, BinaryIO
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from filelock import FileLock
 
 from carso_cli.errors import MissingError
+from carso_cli.io.checksum import file_digest
 from carso_cli.runtime.reporter import Reporter
 
 _MIB = 2**20
 _TIMEOUT_SECONDS = 30
 _LARGEST_MIB = 8 * 1024
-"""Above any file that a recipe names by a wide margin: a server that never ends must not fill the disk."""
+"""Far above any file that a recipe names: a server that never stops sending must not fill the disk."""
 
 
 def fetch(
     url: str, target: Path, *, name: str, reporter: Reporter, checksum: str = "", page: str = ""
 ) -> None:
-    """Download `url` to `target`, by way of `<target>.part` beside it.
+    """Download `url` to `target`, through `<target>.part` beside it.
 
-    A `.part` that an earlier call left is completed where the server allows it, and begun anew where not, or
-    where neither a published checksum nor the server can tell that the file is still the same one.
-    Without a published checksum, the SHA-256 of what came is kept in `<target>.sha256`.
+    A `.part` file of an earlier call is completed if the server allows it, and if a published checksum or the
+    server's own version tag can prove that both parts belong to one file; otherwise the download starts over.
+    Without a published checksum, the SHA-256 of the download is stored in `<target>.sha256`.
 
     Args:
         url: Where the file is published.
@@ -42,18 +43,17 @@ def fetch(
         page: Where a browser finds the file, if not at `url`.
 
     Raises:
-        MissingError: If there is no network, the disk refuses, the connection ends early, or what came is a
-            web page, has another checksum or does not end; the message says what to fetch by hand and where
-            to put it.
+        MissingError: If there is no network, the disk is full, the connection ends early, or the download
+            is a web page, has another checksum or does not end; the message says what to fetch by hand and
+            where to put it.
     """
     reporter.info(f"{name} is not on this machine yet: downloading {page or url}")
     partial = target.with_name(f"{target.name}.part")
     version = target.with_name(f"{target.name}.part.version")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("ab") as stream:
-            # Held until the stream is closed; another process may finish the file while this one waits.
-            fcntl.flock(stream, fcntl.LOCK_EX)
+        with FileLock(partial), partial.open("ab") as stream:
+            # Another process may have finished the file while this one waited for the lock.
             if target.is_file():
                 partial.unlink(missing_ok=True)
                 return
@@ -76,25 +76,20 @@ def fetch_command(recipe: str) -> str:
 
 
 def _kept(partial: Path, version: Path) -> str:
-    """Say how much of a download is kept for the next try; remove what is of no use to it."""
+    """Say how much of a download is kept to be resumed; remove an empty one."""
     size = partial.stat().st_size if partial.is_file() else 0
     if size == 0:
         partial.unlink(missing_ok=True)
         version.unlink(missing_ok=True)
         return ""
-    return f"; {size / _MIB:.1f} MiB are kept, and the next try goes on from there"
+    return f"; {size / _MIB:.1f} MiB are kept and the next download resumes there"
 
 
 def _receive(url: str, stream: BinaryIO, version: Path, checked: bool, name: str, reporter: Reporter) -> None:
-    """Append what is missing of `url` to a stream; begin anew where it might be another file by now.
+    """Append what is missing of `url` to a locked stream, or start over where the server sends another file.
 
-    Args:
-        url: What to ask for.
-        stream: What has come so far, locked.
-        version: File with what the server told the file's versions apart by, if it did.
-        checked: Whether what comes will be held against a published checksum.
-        name: What to call it.
-        reporter: Where progress goes.
+    The tag by which the server tells versions of the file apart is kept in the file `version`. Bytes from
+    before are used if there is such a tag, or if the whole is `checked` against a published checksum.
     """
     known = version.read_text() if version.is_file() else ""
     start = _size(stream) if known or checked else 0
@@ -122,13 +117,13 @@ def _receive(url: str, stream: BinaryIO, version: Path, checked: bool, name: str
 def _limit(stream: BinaryIO, size: int) -> None:
     if size > _LARGEST_MIB * _MIB:
         stream.truncate(0)
-        raise OSError(f"it has more than {_LARGEST_MIB:,} MiB, the most that is taken from a server")
+        raise OSError(f"it has more than {_LARGEST_MIB:,} MiB, the largest download allowed")
 
 
 def _version(response: http.client.HTTPResponse) -> str:
     """Return what tells this version of a file from others; empty where the server does not say."""
     tag = response.headers.get("ETag", "")
-    # A weak tag stays the same where the bytes need not.
+    # A weak tag may stay the same when bytes change.
     return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
 
 
@@ -141,7 +136,7 @@ def _open_from(url: str, start: int, version: str) -> http.client.HTTPResponse:
     try:
         return open_url(url, start, version)
     except urllib.error.HTTPError as error:
-        # Nothing lies beyond `start`: the file is complete or another one now, which only a new start tells.
+        # Nothing lies beyond `start`: the part is complete or of another file, which only a new start tells.
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return open_url(url, 0)
         raise
@@ -152,33 +147,26 @@ def open_url(url: str, start: int = 0, version: str = "") -> http.client.HTTPRes
 
     Args:
         url: What to ask for.
-        start: Bytes to leave out, which the server need not heed.
+        start: Bytes to leave out, which the server may ignore.
         version: What `_version` returned for those bytes: the server sends all of any other version.
 
     Raises:
-        OSError: If there is no network, the server refuses, or it leads from https to anything else.
+        OSError: If there is no network, the server refuses, or it redirects from https to another scheme.
     """
     headers = {"Range": f"bytes={start}-"} if start else {}
     if start and version:
         headers["If-Range"] = version
-    request = urllib.request.Request(url, headers=headers)
-    opener = urllib.request.build_opener(StayingEncrypted)
-    response: http.client.HTTPResponse = opener.open(request, timeout=_TIMEOUT_SECONDS)
+    opener = build_opener(HttpsOnly)
+    response: http.client.HTTPResponse = opener.open(Request(url, headers=headers), timeout=_TIMEOUT_SECONDS)
     return response
 
 
-class StayingEncrypted(urllib.request.HTTPRedirectHandler):
-    """Follows a server to another address, but never out of https, where anyone on the way could answer."""
+class HttpsOnly(HTTPRedirectHandler):
+    """Follows redirects, but never from https to another scheme, which anyone on the way could answer."""
 
     def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
+    ) -> Request | None:
         """Return the request to make next.
 
         Raises:
@@ -190,14 +178,14 @@ class StayingEncrypted(urllib.request.HTTPRedirectHandler):
 
 
 def _check(partial: Path, target: Path, checksum: str) -> None:
-    """Hold a download against its published checksum, or record the one it has."""
+    """Compare a download with its published checksum, or record the one it has."""
     algorithm, _, expected = (checksum or "sha256:").partition(":")
     seen = file_digest(partial, algorithm)
     if not expected:
         _record_of(target).write_text(f"{seen}\n")
     elif seen != expected:
         partial.unlink()
-        raise OSError(f"what came has the {algorithm.upper()} checksum {seen}, not {expected}; it is removed")
+        raise OSError(f"it has the {algorithm.upper()} checksum {seen}, not {expected}, and was removed")
 
 
 def _record_of(path: Path) -> Path:
@@ -207,14 +195,8 @@ def _record_of(path: Path) -> Path:
 def recorded_problem(path: Path) -> str:
     """Say how a file differs from what was downloaded; empty where it does not, or was put there by hand."""
     record = _record_of(path)
-    if not record.is_file() or record.read_text().strip() == file_digest(path, "sha256"):
+    if not record.is_file() or record.read_text().strip() == file_digest(path):
         return ""
     return (
         f"it is not what was downloaded: its SHA-256 is not that in {record.name}; remove both, fetch again"
     )
-
-
-def file_digest(path: Path, algorithm: str) -> str:
-    """Return a file's checksum in hexadecimal digits; `algorithm` is a name of hashlib."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()

@@ -1,67 +1,62 @@
-"""Writing files so that a reader never meets half of one.
+"""JSON files with checksums: whole files replaced atomically, and logs of one object per line.
 
-- `write_atomically` replaces a whole file;
-- `write_json`, `read_json`: one object with its checksum, `read_plain_json` one without;
-- `append_json_line` adds one record to a log and forces it to disk, `write_json_lines` replaces a log;
-- `read_json_lines` reads a log back, dropping a last line that a killed process left unfinished;
-- `file_sha256` is a file's checksum.
+- `write_atomically` replaces a file of any kind; `write_json`, `read_json`: one object with its checksum,
+  `read_plain_json` one without;
+- `append_json_lines` adds records to a log, `write_json_lines` replaces it, `read_json_lines` reads it and
+  drops a last line that a killed process left unfinished.
 
-Links are replaced or refused, never followed.
+Symbolic links are replaced or refused, never followed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from carso_cli.errors import CarsoError, StateError
-from carso_cli.io.atomic import atomic_write, read_limited
-from carso_cli.io.checksum import add_checksum, remove_checksum
+from carso_cli.io.checksum import RESTORE, add_checksum, remove_checksum
+from carso_cli.io.files import atomic_write, read_limited
 
 _MAX_BYTES = 2**30
-_RESTORE = "restore the file from a copy, or compute it anew"
+
+
+@contextmanager
+def writing(what: str | Path, hint: str = "") -> Iterator[None]:
+    """Turn an OSError inside the context into a CarsoError that says what cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise CarsoError(f"cannot write {what}: {error.strerror or error}", hint=hint) from error
 
 
 def ensure_folder(folder: Path) -> Path:
-    """Create a folder and prove it writable before any work is done.
+    """Create a folder, and prove it writable by creating a temporary file, before any work is done.
 
     Raises:
         CarsoError: If it cannot be created or written to.
     """
-    try:
+    with writing(f"to the folder {folder}", "choose another folder with --run DIR"):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise CarsoError(
-            f"cannot write to the folder {folder}: {error.strerror or error}",
-            hint="choose another folder with --run DIR",
-        ) from error
+        tempfile.TemporaryFile(dir=folder).close()
     return folder
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Replace `path` by `data` in one step, in UTF-8 if it is text; see `written_whole`.
+    """Replace `path` by `data` in one step, in UTF-8 if it is text; see `atomic_write`.
 
     Raises:
         CarsoError: If the disk is full or the folder cannot be written; `path` is then untouched.
     """
-    # A file's name may hold bytes that are no text: they are shown as escapes.
+    # A file name in the text may hold bytes that are no UTF-8: they are written as escapes.
     payload = data.encode(errors="backslashreplace") if isinstance(data, str) else data
-    try:
-        with atomic_write(path) as stream:
-            stream.write(payload)
-    except OSError as error:
-        raise CarsoError(
-            f"cannot write {path}: {error.strerror or error}",
-            hint="free some space or choose another folder with --run DIR; what was there before is intact",
-        ) from error
+    hint = "free some space or choose another folder with --run DIR; what was there before is intact"
+    with writing(path, hint), atomic_write(path) as stream:
+        stream.write(payload)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -88,19 +83,10 @@ def read_plain_json(path: Path) -> dict[str, Any]:
         content = json.loads(read_limited(path, _MAX_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise StateError(f"cannot read {path}: {reason}", hint=_RESTORE) from error
+        raise StateError(f"cannot read {path}: {reason}", hint=RESTORE) from error
     if not isinstance(content, dict):
-        raise StateError(f"{path} holds {type(content).__name__}, not a JSON object", hint=_RESTORE)
+        raise StateError(f"{path} holds {type(content).__name__}, not a JSON object", hint=RESTORE)
     return content
-
-
-def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one record to a JSON-lines file and force it to disk.
-
-    Raises:
-        CarsoError: If the line cannot be written.
-    """
-    append_json_lines(path, [record])
 
 
 def append_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -110,23 +96,20 @@ def append_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         CarsoError: If they cannot be written; none of them is then in the file.
     """
     lines = memoryview(_as_lines(records))
-    try:
-        # Unbuffered: a buffer that cannot be written out stands in the way of taking the lines back.
-        with open(path, "ab", buffering=0, opener=_open_no_link) as stream:
-            length = stream.tell()
-            try:
-                while lines:
-                    lines = lines[stream.write(lines) :]
-                os.fsync(stream.fileno())
-            except OSError:
-                with suppress(OSError):
-                    stream.truncate(length)
-                raise
-    except OSError as error:
-        raise CarsoError(
-            f"cannot write {path}: {error.strerror or error}",
-            hint="free some space, then go on with --resume; what was there before is intact",
-        ) from error
+    with (
+        writing(path, "free some space, then resume with --resume; what was there before is intact"),
+        # Unbuffered: a full buffer would be written again on closing, after the lines were taken back.
+        open(path, "ab", buffering=0, opener=_open_no_link) as stream,
+    ):
+        length = stream.tell()
+        try:
+            while lines:
+                lines = lines[stream.write(lines) :]
+            os.fsync(stream.fileno())
+        except OSError:
+            with suppress(OSError):
+                stream.truncate(length)
+            raise
 
 
 def _as_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
@@ -135,6 +118,15 @@ def _as_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
 
 def _open_no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a JSON-lines file.
+
+    Raises:
+        CarsoError: If it cannot be written; the earlier one is then intact.
+    """
+    write_atomically(path, _as_lines(records))
 
 
 def read_json_lines(path: Path, *, repair: bool = True) -> list[dict[str, Any]]:
@@ -156,11 +148,11 @@ def read_json_lines(path: Path, *, repair: bool = True) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise StateError(f"cannot read {path}: {error.strerror or error}", hint=_RESTORE) from error
+        raise StateError(f"cannot read {path}: {error.strerror or error}", hint=RESTORE) from error
     complete = content[: content.rfind(b"\n") + 1]
     if repair and len(complete) < len(content):
         write_atomically(path, complete)
-    # Only at newlines: `splitlines` would cut at other control characters, which damage may have put there.
+    # Not `splitlines`, which also cuts at other control characters, such as damage may have put there.
     lines = complete.split(b"\n")[:-1]
     return [_read_line(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
 
@@ -169,22 +161,7 @@ def _read_line(line: bytes, place: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise StateError(f"{place} is damaged: {error}", hint=_RESTORE) from error
+        raise StateError(f"{place} is damaged: {error}", hint=RESTORE) from error
     if not isinstance(record, dict):
-        raise StateError(f"{place} is not a JSON object", hint=_RESTORE)
+        raise StateError(f"{place} is not a JSON object", hint=RESTORE)
     return remove_checksum(record, place)
-
-
-def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Replace a JSON-lines file.
-
-    Raises:
-        CarsoError: If it cannot be written; the earlier one is then intact.
-    """
-    write_atomically(path, _as_lines(records))
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 checksum of a file, in hexadecimal digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,26 +1,40 @@
-"""Curves and bars: training, accuracy against a setting, accuracy by a choice.
+"""Curves and bars: accuracies, or anything else, against a setting or by a choice.
 
-A `Picture` knows how to draw itself on axes; `render` puts one or several on a canvas and returns the file's
-bytes, in a style for light or for dark pages. Colours are those of Okabe and Ito (2008), which people with
-any colour vision can tell apart; every series has its own marker and dash as well.
+`render` puts one or several pictures on a canvas and returns the file's bytes, in a style for light or for
+dark pages. Colours are those of Okabe and Ito (2008), which people with any colour vision can tell apart;
+every curve has its own marker and dash as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
-from typing import Any
-
-from carso_cli.io.json_files import write_atomically
-from carso_cli.pictures.points import Bar, Curve
+from math import isnan, nan
+from typing import Any, NamedTuple
 
 Axes = Any
 _WIDTH, _HEIGHT = 4.6, 3.1
 _PIXELS_PER_INCH = 150
-_MARKERS = ("o", "s", "^", "D", "v")
 _DASHES = ("-", "--", "-.", ":", "-")
+_MARKERS = ("o", "s", "^", "D", "v")
+
+
+class Point(NamedTuple):
+    """A value at a setting, which is a number or a name, with its interval, NaN where it has none."""
+
+    x: Any
+    y: float
+    low: float = nan
+    high: float = nan
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A named series of points, in the order in which they are joined."""
+
+    name: str
+    points: tuple[Point, ...]
 
 
 @dataclass(frozen=True)
@@ -28,16 +42,34 @@ class Style:
     """Colours of a picture.
 
     Args:
-        ink: Text and axes.
+        ink: Text.
         paper: Background.
-        grid: Lines behind the data.
-        colours: Series, in order.
+        grid: Axes, and lines behind the data.
+        colours: Curves, in order.
     """
 
     ink: str
     paper: str
     grid: str
     colours: tuple[str, ...]
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the style as matplotlib's rcParams."""
+        from matplotlib.rcsetup import cycler
+
+        return {
+            **{"figure.facecolor": self.paper, "axes.facecolor": self.paper, "axes.edgecolor": self.grid},
+            **{"text.color": self.ink, "axes.labelcolor": self.ink, "axes.titlelocation": "left"},
+            **{"xtick.color": self.ink, "ytick.color": self.ink, "axes.axisbelow": True},
+            **{"axes.grid": True, "grid.color": self.grid, "grid.linewidth": 0.6},
+            **{"axes.spines.top": False, "axes.spines.right": False},
+            **{"legend.facecolor": self.paper, "legend.edgecolor": self.grid, "legend.framealpha": 0.85},
+            **{"font.size": 9.0, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.fontsize": 8.0},
+            **{"axes.titlesize": 10.0, "lines.linewidth": 1.6, "lines.markersize": 4.0},
+            "axes.prop_cycle": cycler(color=self.colours, linestyle=_DASHES, marker=_MARKERS),
+            # Ids in an SVG are random without a salt; a dollar in a name starts no formula.
+            **{"svg.hashsalt": "carso", "text.parse_math": False},
+        }
 
 
 LIGHT = Style("#1b1f24", "#ffffff", "#d5dbe1", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"))
@@ -49,131 +81,83 @@ class Picture:
     """One set of axes.
 
     Args:
-        name: Stem of its file name.
         title: What it shows.
-        draw: Draws it on matplotlib axes.
+        curves: At least one.
+        label: The setting with its unit; in a picture by choice the quantity.
         caption: What it was drawn from.
-        rows: Height, in rows of bars; 0 for the usual one.
+        scale: `linear`; `doubling` where the setting doubles from point to point, as numbers of samples do;
+            or `choice` where it is a name: one row each, values to the right.
+        quantity: Label of the values.
+        limits: Range of the values; chosen by matplotlib if None.
     """
 
-    name: str
     title: str
-    draw: Callable[[Axes, Style], None]
+    curves: Sequence[Curve]
+    label: str
     caption: str = ""
-    rows: int = 0
+    scale: str = "linear"
+    quantity: str = ""
+    limits: tuple[float, float] | None = None
 
+    @property
+    def settings(self) -> list[Any]:
+        """Settings of all points, each once, in order."""
+        found = dict.fromkeys(point.x for curve in self.curves for point in curve.points)
+        return list(found) if self.scale == "choice" else sorted(found)
 
-def training_pictures(metrics: Sequence[Mapping[str, Any]]) -> list[Picture]:
-    """Return the course of a purifier's training: loss and BCE, KL, beta, rate, held-out accuracy.
+    def draw(self, axes: Axes) -> None:
+        """Draw the curves, each with its intervals, on matplotlib axes."""
+        from matplotlib.transforms import ScaledTranslation
 
-    Args:
-        metrics: Lines of `metrics.jsonl`; empty for no pictures.
-    """
-    if not metrics:
-        return []
-    epochs = [line["epoch"] + 1 for line in metrics]
-
-    def course(name: str, title: str, keys: Mapping[str, str]) -> Picture | None:
-        """Return lines of `keys`, label to key; None where no epoch has any of them."""
-        found = {label: [line.get(key) for line in metrics] for label, key in keys.items()}
-        shown = {label: values for label, values in found.items() if any(v is not None for v in values)}
-        if not shown:
-            return None
-
-        def draw(axes: Axes, style: Style) -> None:
-            """Draw the lines against the epoch."""
-            for place, (label, values) in enumerate(shown.items()):
-                axes.plot(epochs, values, label=label, **_looks(style, place, many=len(epochs) > 40))
-            axes.set_xlabel("epoch")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            if len(shown) > 1:
-                _legend(axes, style)
-            if name == "accuracy":
-                known = [value for values in shown.values() for value in values if value is not None]
-                axes.set_ylim(min(0.9, *known) - 0.03, 1.01)
-
-        return Picture(f"training-{name}", title, draw)
-
-    whole = "whole" if "accuracy" in metrics[-1] else "BCE + beta KL"
-    accuracies = {"clean": "defence_clean_accuracy", "attacked": "defence_attacked_accuracy"}
-    found = [
-        course("loss", "Loss an image", {whole: "loss", "BCE": "bce"}),
-        course("kl", "KL an image, in nats", {"KL": "kl"}),
-        course("beta", "Weight beta of the KL", {"beta": "beta"}),
-        course("rate", "Learning rate", {"rate": "learning_rate"}),
-        course("accuracy", "Accuracy of the defence, held out", accuracies),
-    ]
-    return [picture for picture in found if picture is not None]
-
-
-def curves_picture(
-    name: str, title: str, curves: Sequence[Curve], *, label: str, caption: str = "", doubling: bool = False
-) -> Picture:
-    """Return accuracies against a setting, with their intervals.
-
-    Args:
-        name: Stem of the file name.
-        title: What it shows.
-        curves: Accuracies in [0, 1].
-        label: The setting, with its unit.
-        caption: What it was drawn from.
-        doubling: Whether the setting doubles from point to point, as numbers of samples do.
-    """
-
-    def draw(axes: Axes, style: Style) -> None:
-        """Draw the curves side by side, intervals upright."""
-        for place, curve in enumerate(curves):
-            looks = _looks(style, place)
-            # A few points to the side, so that intervals at one place do not cover each other.
-            beside = _shifted(axes, 3.0 * (place - (len(curves) - 1) / 2))
-            for point in curve.points:
-                if point.low is not None and point.high is not None:
-                    ends = {"linewidth": 1.0, "marker": "_", "markersize": 5, "transform": beside}
-                    axes.plot([point.x] * 2, [point.low, point.high], color=looks["color"], **ends)
-            xs, ys = [point.x for point in curve.points], [point.y for point in curve.points]
-            axes.plot(xs, ys, label=curve.name, transform=beside, **looks)
-        axes.set_ylim(-0.03, 1.03)
-        axes.set_xlabel(label)
-        axes.set_ylabel("accuracy")
-        _span(axes, sorted({point.x for curve in curves for point in curve.points}), doubling)
-        _legend(axes, style)
-
-    return Picture(name, title, draw, caption)
-
-
-def bars_picture(
-    name: str, title: str, groups: Sequence[tuple[str, Sequence[Bar]]], *, label: str, caption: str = ""
-) -> Picture:
-    """Return accuracies by a choice, such as the layers that are used, as points with intervals.
-
-    Args:
-        name: Stem of the file name.
-        title: What it shows.
-        groups: Name and bars of each group, such as clean and attacked; bars of one name share a line.
-        label: What the accuracies are.
-        caption: What it was drawn from.
-    """
-    names = list(dict.fromkeys(bar.name for _, bars in groups for bar in bars))
-
-    def draw(axes: Axes, style: Style) -> None:
-        """Draw the points one name a line, intervals flat."""
-        for place, (group, bars) in enumerate(groups):
-            looks = _looks(style, place) | {"linestyle": "none"}
-            # Groups lie a little above each other on their common line.
-            lines = [
-                len(names) - 1 - names.index(bar.name) + 0.12 * (len(groups) - 1 - 2 * place) for bar in bars
+        flat, settings = self.scale == "choice", self.settings
+        for number, curve in enumerate(self.curves):
+            places = [settings.index(point.x) if flat else point.x for point in curve.points]
+            values = [point.y for point in curve.points]
+            intervals = [
+                ((place, place), (point.low, point.high))
+                for place, point in zip(places, curve.points, strict=True)
+                if not isnan(point.low)
             ]
-            for line, bar in zip(lines, bars, strict=True):
-                if bar.low is not None and bar.high is not None:
-                    axes.plot([bar.low, bar.high], [line, line], color=looks["color"], linewidth=1.4)
-            axes.plot([bar.value for bar in bars], lines, label=group, **looks)
-        axes.set_yticks(range(len(names)), names[::-1])
-        axes.set_xlim(-0.03, 1.03)
-        axes.set_ylim(-0.7, len(names) - 0.3)
-        axes.set_xlabel(label)
-        _legend(axes, style)
+            beside = axes.transData
+            if intervals:
+                # They would cover each other at one setting, so curves lie a few points (1/72 inch) apart.
+                apart = 3.0 / 72.0 * (number - (len(self.curves) - 1) / 2)
+                shift = (0.0, -2.0 * apart) if flat else (apart, 0.0)
+                beside = axes.transData + ScaledTranslation(*shift, axes.figure.dpi_scale_trans)
+            looks: dict[str, Any] = {"linestyle": "none"} if flat else {}
+            if len(values) > 40:
+                looks["marker"] = ""  # markers of many points would merge into a band
+            data = (values, places) if flat else (places, values)
+            (line,) = axes.plot(*data, label=curve.name, transform=beside, **looks)
+            bars = {"linestyle": "-", "linewidth": 1.0, "marker": "|" if flat else "_"}
+            # One line per interval: a legend avoids lines, but neither error bars nor gaps in a line.
+            for interval in intervals:
+                ends = interval[::-1] if flat else interval
+                axes.plot(*ends, color=line.get_color(), transform=beside, **bars)
+        if len(self.curves) > 1:
+            axes.legend()
+        if flat:
+            axes.set_yticks(range(len(settings)), settings)
+            # The first choice on top.
+            axes.set(xlabel=self.label, xlim=self.limits, ylim=(len(settings) - 0.3, -0.7))
+        else:
+            axes.set(xlabel=self.label, ylabel=self.quantity, ylim=self.limits)
+            self._set_settings_range(axes, settings)
 
-    return Picture(name, title, draw, caption, rows=len(names))
+    def _set_settings_range(self, axes: Axes, settings: Sequence[float]) -> None:
+        # matplotlib ignores shifted lines when it chooses a range.
+        first, last = settings[0], settings[-1]
+        if self.scale == "doubling":
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(settings, [f"{value:g}" for value in settings])
+            axes.set_xticks([], minor=True)
+            margin = (last / first) ** 0.05
+            axes.set_xlim(first / margin, last * margin)
+        else:
+            margin = 0.05 * (last - first) or 0.5
+            axes.set_xlim(first - margin, last + margin)
+            if all(isinstance(value, int) for value in settings):
+                axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def render(
@@ -190,86 +174,23 @@ def render(
     Returns:
         The content of a file; the same pictures always give the same bytes.
     """
-    # Without pyplot: no global state, and no window system is asked for.
+    # Without pyplot: no global state, and no window system is needed.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     columns = min(len(pictures), 2)
     lines = -(-len(pictures) // columns)
-    height = max(_HEIGHT, *(0.3 * picture.rows + 1.0 for picture in pictures))
-    # A fixed salt, since ids in an SVG are random otherwise; a dollar in a name starts no formula.
-    with rc_context({"svg.hashsalt": "carso", "font.size": 9.0, "text.parse_math": False}):
-        figure = Figure(
-            figsize=(_WIDTH * columns, height * lines), dpi=_PIXELS_PER_INCH, facecolor=style.paper
-        )
-        figure.set_layout_engine("constrained")
+    rows = max(len(picture.settings) if picture.scale == "choice" else 0 for picture in pictures)
+    size = (_WIDTH * columns, max(_HEIGHT, 0.3 * rows + 1.0) * lines)
+    with rc_context(style.parameters()):
+        figure = Figure(figsize=size, dpi=_PIXELS_PER_INCH, layout="constrained")
         spots = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
         for axes, picture in zip(spots, pictures, strict=False):
-            _dress(axes, style)
-            picture.draw(axes, style)
+            picture.draw(axes)
             if titles:
-                axes.set_title(picture.title, color=style.ink, fontsize=10, loc="left")
+                axes.set_title(picture.title)
         for axes in spots[len(pictures) :]:
             axes.set_axis_off()
         buffer = BytesIO()
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
-
-
-def save_pictures(folder: Path, name: str, pictures: Sequence[Picture]) -> list[Path]:
-    """Write pictures on one canvas as `NAME.png` and `NAME.svg`, atomically; return the paths.
-
-    Raises:
-        CarsoError: If they cannot be written.
-    """
-    paths = []
-    for kind in ("png", "svg"):
-        path = folder / f"{name}.{kind}"
-        write_atomically(path, render(pictures, kind))
-        paths.append(path)
-    return paths
-
-
-def _looks(style: Style, place: int, *, many: bool = False) -> dict[str, Any]:
-    place %= len(style.colours)
-    looks = {"color": style.colours[place], "linestyle": _DASHES[place], "linewidth": 1.6}
-    return looks if many else {**looks, "marker": _MARKERS[place], "markersize": 4}
-
-
-def _dress(axes: Axes, style: Style) -> None:
-    axes.set_facecolor(style.paper)
-    axes.grid(color=style.grid, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=style.ink, labelsize=8.5)
-    axes.xaxis.label.set_color(style.ink)
-    axes.yaxis.label.set_color(style.ink)
-    for side, spine in axes.spines.items():
-        spine.set_color(style.grid)
-        spine.set_visible(side in ("left", "bottom"))
-
-
-def _legend(axes: Axes, style: Style) -> None:
-    legend = axes.legend(fontsize=8, framealpha=0.85, facecolor=style.paper, edgecolor=style.grid)
-    for text in legend.get_texts():
-        text.set_color(style.ink)
-
-
-def _shifted(axes: Axes, points: float) -> Any:  # noqa: ANN401  (matplotlib is not typed here)
-    from matplotlib.transforms import ScaledTranslation
-
-    return axes.transData + ScaledTranslation(points / 72.0, 0.0, axes.figure.dpi_scale_trans)
-
-
-def _span(axes: Axes, values: Sequence[float], doubling: bool) -> None:
-    """Let the horizontal axis reach from the first value to the last; shifted lines do not stretch it."""
-    if not doubling:
-        margin = 0.05 * (values[-1] - values[0])
-        axes.set_xlim(values[0] - margin, values[-1] + margin)
-        return
-    from matplotlib.ticker import NullLocator
-
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(list(values), [f"{value:g}" for value in values])
-    margin = (values[-1] / values[0]) ** 0.05
-    axes.set_xlim(values[0] / margin, values[-1] * margin)

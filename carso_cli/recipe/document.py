@@ -1,13 +1,26 @@
-"""A recipe as it was written: plain data, and for every value the place it was written at."""
+"""A recipe as it was written: YAML in; plain values out, and for every value the place it was written at.
+
+A smaller YAML than PyYAML's: no tags, no merge keys, no dates, no `yes`/`no`, no base-60 or octal
+numbers; `null`, `true`, `false` and decimal numbers are read as such, all else is text. A file may hold
+at most 1 MB and expand, aliases included, to 10,000 values nested 20 deep.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
+from carso_cli.errors import RecipeError
+
+MAX_VALUES = 10_000
+MAX_DEPTH = 20
 Key = tuple[str | int, ...]
 """Path to a value: keys of mappings and positions in lists."""
+_CORE = "tag:yaml.org,2002:"
 
 
 @dataclass(frozen=True)
@@ -34,54 +47,153 @@ class Document:
     """
 
     source: str
-    data: dict[str, Any] = field(default_factory=dict)
+    data: Any = None
     lines: dict[Key, int] = field(default_factory=dict)
     overrides: dict[Key, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
-    def extend(self, base: dict[str, Any]) -> None:
-        """Take what this document leaves out from another's values: sections are joined, lists are not."""
-        self.data = _joined(base, self.data)
+    @classmethod
+    def read(cls, text: str, source: str) -> Document:
+        """Read YAML.
 
-    def place(self, key: Key) -> str:
-        """Return where a value was written: a `--set`, a line, or nothing for one that is absent."""
-        for length in range(len(key), 0, -1):
-            if key[:length] in self.overrides:
-                return f"--set {self.overrides[key[:length]]}"
-            if key[:length] in self.lines:
-                return f"line {self.lines[key[:length]]}"
-        return ""
+        Raises:
+            RecipeError: If it is not YAML, or beyond the limits.
+        """
+        document = cls(source)
+        try:
+            node = _Loader(text).get_single_node()
+            document.data = None if node is None else _Builder(document).build(node)
+        except (_TooLargeError, RecursionError):
+            raise RecipeError(
+                f"{source} expands to more than {MAX_VALUES:,} values or nests deeper than {MAX_DEPTH}"
+            ) from None
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+            reasons = "; ".join(part for part in (error.problem, error.context) if part)
+            raise RecipeError(f"{source}{place}: this is not YAML: {reasons}") from None
+        except yaml.reader.ReaderError as error:
+            raise RecipeError(
+                f"{source}: not a text file: character {error.position} is not allowed in YAML"
+            ) from None
+        return document
 
-    def line(self, key: Key) -> int:
-        """Return a value's line for sorting: overrides come last."""
+    def origin(self, key: Key) -> tuple[int, str]:
+        """Return where a value was written, as a number to sort by and in words: a line, or a `--set`."""
         for length in range(len(key), 0, -1):
-            if key[:length] in self.overrides:
-                return 1 << 30
-            if key[:length] in self.lines:
-                return self.lines[key[:length]]
-        return 0
+            if text := self.overrides.get(key[:length]):
+                return 1 << 30, f"--set {text}"  # after all lines
+            if line := self.lines.get(key[:length]):
+                return line, f"line {line}"
+        return 0, ""
 
     def override(self, path: Sequence[str], value: object, text: str) -> None:
         """Set one value as `--set` asks; sections that are absent or null are created."""
+        # First, so that a problem met below is placed at this `--set`.
+        self.overrides[tuple(path)] = text
         section: dict[str, Any] = self.data
         for depth, part in enumerate(path[:-1], start=1):
-            below = section.setdefault(part, {})
-            if below is None:
-                below = section[part] = {}
-            if not isinstance(below, dict):
+            if section.get(part) is None:
+                section[part] = {}
+            section = section[part]
+            if not isinstance(section, dict):
                 holder = ".".join(path[:depth])
-                self.overrides[tuple(path)] = text
-                self.problems.append(
-                    Problem(tuple(path), f"'{holder}' is a value, not a section with keys of its own")
-                )
+                words = f"'{holder}' is a value, not a section with keys of its own"
+                self.problems.append(Problem(tuple(path), words))
                 return
-            section = below
         section[path[-1]] = value
-        self.overrides[tuple(path)] = text
 
 
-def _joined(base: Any, own: Any) -> Any:  # noqa: ANN401
-    # Weights are one value: the name of the base's would be no part of the file that takes their place.
-    if not isinstance(base, dict) or not isinstance(own, dict) or "source" in own:
-        return own
-    return base | {name: _joined(base.get(name), value) for name, value in own.items()}
+class _TooLargeError(Exception):
+    """A document that expands or nests beyond the limits."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes within the limits; `_Builder` makes values of them."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own attribute, replaced whole)
+    # Counted while composing, since a deep document would overflow the stack before any value is built.
+    nodes = 0
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
+        self.nodes += 1
+        self.depth += 1
+        if self.nodes > MAX_VALUES or self.depth > MAX_DEPTH:
+            raise _TooLargeError
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+for _name, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9]{0,30})", list("-+0123456789")),
+    ("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?", list("-+.0123456789")),
+    ("merge", r"<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(_CORE + _name, re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+class _Builder:
+    """Turns nodes into plain values, keeping the line of each and every problem met."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.values = 0
+
+    def build(self, node: yaml.Node, key: Key = ()) -> Any:  # noqa: ANN401
+        """Return the value of a node and of all below it.
+
+        Raises:
+            _TooLargeError: If they are more, or deeper, than the limits allow.
+        """
+        self.values += 1
+        # Aliases share nodes, so what they expand to is only known here.
+        if self.values > MAX_VALUES or len(key) > MAX_DEPTH:
+            raise _TooLargeError
+        self.document.lines.setdefault(key, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode) and node.tag == _CORE + "map":
+            return self._mapping(node, key)
+        if isinstance(node, yaml.SequenceNode) and node.tag == _CORE + "seq":
+            return [self.build(item, (*key, position)) for position, item in enumerate(node.value)]
+        return self._scalar(node, key)
+
+    def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name_node, value_node in node.value:
+            line = name_node.start_mark.line + 1
+            if not isinstance(name_node, yaml.ScalarNode) or name_node.tag == _CORE + "merge":
+                self._problem(key, "only plain keys are allowed, no merge keys (<<), lists or sections", line)
+                continue
+            name = str(name_node.value)
+            if name in values:
+                first = self.document.lines[(*key, name)]
+                self._problem((*key, name), f"this key is given twice, first on line {first}; keep one", line)
+                continue
+            self.document.lines[(*key, name)] = line
+            values[name] = self.build(value_node, (*key, name))
+        return values
+
+    def _scalar(self, node: yaml.Node, key: Key) -> str | int | float | bool | None:
+        kind, text = node.tag.removeprefix(_CORE), ""
+        if isinstance(node, yaml.ScalarNode):
+            text = str(node.value)
+            if kind in ("str", "merge"):
+                return text
+            if kind == "null":
+                return None
+            if kind == "bool" and text.lower() in ("true", "false"):
+                return text.lower() == "true"
+            if kind in ("int", "float"):
+                try:
+                    return int(text) if kind == "int" else float(text)
+                except ValueError:
+                    pass  # an explicit tag, such as `!!int ten`
+        tag = node.tag.replace(_CORE, "!!")
+        self._problem(key, f"the tag {tag} is not allowed; write the plain value", node.start_mark.line + 1)
+        return text
+
+    def _problem(self, key: Key, text: str, line: int) -> None:
+        self.document.problems.append(Problem(key, text, line))

@@ -1,4 +1,4 @@
-"""What tells one recipe's runs from another's: a hash of the values, however they were written."""
+"""What identifies a recipe: the hash of its values, and the checksum in the copy that a run stores."""
 
 from __future__ import annotations
 
@@ -7,55 +7,18 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from carso_cli.errors import StateError
+from carso_cli.errors import RecipeError, StateError
 from carso_cli.recipe.schema import Recipe
 
 TRAINING_SECTIONS = (
-    "data",
-    "threat",
-    "classifier",
-    "representation",
-    "purifier",
-    "training",
-    "seed",
-    "precision",
+    *("data", "threat", "classifier", "representation", "purifier", "training", "seed", "precision"),
 )
 """What determines a trained purifier; `data.root` says only where the images lie and is never hashed."""
 
-CHOSEN_AFRESH = ("precision", "compile", "threat", "evaluation")
-"""What a trained purifier may be used with other than it was trained with; `data.root` too."""
+INFERENCE_SECTIONS = ("precision", "compile", "threat", "evaluation")
+"""What may differ between training a purifier and using it; `data.root` too."""
 
-
-def refuse_other_training(recipe: Recipe, trained: Recipe, overrides: Sequence[str], path: str) -> None:
-    """Refuse a `--set` that a trained run cannot follow, rather than leave it without effect.
-
-    Args:
-        recipe: What is asked for, with the overrides.
-        trained: What the run was trained with.
-        overrides: `section.key=value` each.
-        path: The run, for the message.
-
-    Raises:
-        StateError: If an override gives a value other than the run's to what says how a purifier was
-            trained: all but the threat, the evaluation, precision, compilation and the data's folder.
-    """
-    asked, stored = recipe.model_dump(mode="json"), trained.model_dump(mode="json")
-    for text in overrides:
-        key = text.partition("=")[0].strip()
-        if any(key == chosen or key.startswith(f"{chosen}.") for chosen in (*CHOSEN_AFRESH, "data.root")):
-            continue
-        if _value(asked, key) != (found := _value(stored, key)):
-            elsewhere = "train it so, or attack a classifier alone, in a folder of its own with --run DIR"
-            raise StateError(
-                f"{path} was trained with {key} {json.dumps(found)}; --set {text} cannot change it",
-                hint="use --seed for the seed of an evaluation" if key == "seed" else elsewhere,
-            )
-
-
-def _value(values: Any, key: str) -> Any:  # noqa: ANN401  (whatever a recipe holds)
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
+_FIRST_LINE = "# written by a run; sha256 of the lines below: "
 
 
 def recipe_hash(recipe: Recipe, sections: Sequence[str] | None = None) -> str:
@@ -63,7 +26,7 @@ def recipe_hash(recipe: Recipe, sections: Sequence[str] | None = None) -> str:
 
     Args:
         recipe: The recipe; how it was written (order, `8/255` or its decimal) makes no difference.
-        sections: Top-level keys to hash, such as `TRAINING_SECTIONS`; all when left out.
+        sections: Top-level keys to hash, such as `TRAINING_SECTIONS`; by default all.
 
     Raises:
         ValueError: If a section is unknown.
@@ -73,6 +36,7 @@ def recipe_hash(recipe: Recipe, sections: Sequence[str] | None = None) -> str:
     unknown = [name for name in chosen if name not in values]
     if unknown:
         raise ValueError(f"a recipe has no section {unknown[0]!r}; it has {', '.join(values)}")
+    # Sorted and without spaces: the same values always give the same text.
     canonical = json.dumps(
         {name: values[name] for name in chosen}, sort_keys=True, separators=(",", ":"), allow_nan=False
     )
@@ -80,23 +44,71 @@ def recipe_hash(recipe: Recipe, sections: Sequence[str] | None = None) -> str:
 
 
 def _hashed_values(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe's values without what says only where files lie or how the same is computed.
-
-    A key that says nothing is left out, so that runs from before there was such a key keep their hash.
-    """
+    """Return a recipe's values, without those that only say where files lie or how to compute the same."""
     values = recipe.model_dump(mode="json")
     classifier, training = values["classifier"], values["training"]
     del values["data"]["root"], training["initial"], values["compile"]
-    if classifier["architecture"] is None:
-        del classifier["architecture"]
-    if classifier["training"]["initial"] is None:
-        del classifier["training"]["initial"]
-    if not values["purifier"]["input_share"]:
-        del values["purifier"]["input_share"]
-    if training["attack_mix"]["reuse"] == 1:
-        del training["attack_mix"]["reuse"]
-    if not training["adversarial"]["augment"]:
-        del training["adversarial"]["augment"]
+    # A newer key is left out at its default, so that runs from before it existed keep their hash.
+    for section, key, default in (
+        (classifier, "architecture", None),
+        (classifier["training"], "initial", None),
+        (values["purifier"], "input_share", 0),
+        (training["attack_mix"], "reuse", 1),
+        (training["adversarial"], "augment", False),
+    ):
+        if section[key] == default:
+            del section[key]
     if training["objective"] == "elbo":
         del training["objective"], training["adversarial"]
     return values
+
+
+def refuse_other_training(recipe: Recipe, trained: Recipe, overrides: Sequence[str], path: str) -> None:
+    """Refuse a `--set` that contradicts how a run was trained, rather than ignore it.
+
+    Args:
+        recipe: What is asked for, with the overrides.
+        trained: What the run was trained with.
+        overrides: `section.key=value` each.
+        path: The run, for the message.
+
+    Raises:
+        StateError: If an override changes a value that the purifier was trained with.
+    """
+    asked, stored = recipe.model_dump(mode="json"), trained.model_dump(mode="json")
+    for text in overrides:
+        key = text.partition("=")[0].strip()
+        if any(f"{key}.".startswith(f"{free}.") for free in (*INFERENCE_SECTIONS, "data.root")):
+            continue
+        if _value(asked, key) != (found := _value(stored, key)):
+            elsewhere = "to train with it, or to attack a classifier alone, choose another folder: --run DIR"
+            raise StateError(
+                f"{path} was trained with {key} {json.dumps(found)}; --set {text} cannot change it",
+                hint="use --seed for the seed of an evaluation" if key == "seed" else elsewhere,
+            )
+
+
+def _value(values: Any, key: str) -> Any:  # noqa: ANN401  (any value of a recipe)
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def add_checksum_line(text: str) -> str:
+    """Return a recipe's text below a first line with its checksum, as a run stores it."""
+    return f"{_FIRST_LINE}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def verify_checksum_line(text: str, source: str) -> None:
+    """Compare a recipe's text with the checksum in its first line, if it has one.
+
+    Raises:
+        RecipeError: If the text has changed since a run wrote it.
+    """
+    first, _, rest = text.partition("\n")
+    if first.startswith(_FIRST_LINE) and add_checksum_line(rest) != text:
+        raise RecipeError(
+            f"{source} has changed since its run wrote it: it does not match the checksum in its first line",
+            hint="resuming its training with --resume rewrites it; to use it as a recipe of your own, copy "
+            "it elsewhere without its first line",
+        )

@@ -24,14 +24,14 @@ class AttackMix(Section):
     pgd_steps: PositiveInt = 40
     pgd_step_size: Positive = 0.01
     reuse: PositiveInt = 1
-    """Epochs that share their perturbed images; the paper makes them anew for every batch."""
+    """Epochs that share their perturbed images; the paper makes new ones for every batch."""
 
 
 class AdversarialTraining(Section):
     """Training through the whole defence, for the objectives `adversarial` and `both`; beyond the paper.
 
-    A fraction of each batch is perturbed at the recipe's eps by PGD on the exact view of the whole defence,
-    as it stands; the purifier then learns to have the batch classified.
+    A fraction of each batch is perturbed at the recipe's eps by PGD on the exact view of the whole defence;
+    the loss is the cross-entropy of the defence on the batch.
     """
 
     adversarial_fraction: Fraction = 1.0
@@ -40,12 +40,12 @@ class AdversarialTraining(Section):
     n_samples: PositiveInt = 1
     """N: reconstructions per image, in every step of the attack and in the loss."""
     trades_weight: Positive | None = None
-    """Weight of KL(P(clean) || P(perturbed)), beside the cross-entropy of the clean images in place of that
-    of the perturbed ones (1/lambda of TRADES, Zhang et al., 2019; the attack is still on cross-entropy)."""
+    """Kept for runs that were trained with TRADES (Zhang et al., 2019), where it is 1/lambda: they load and
+    evaluate; `train-purifier` refuses it."""
     augment: bool = False
     """Shift the images of a batch, and mirror them where `classifier.training.flip` allows it."""
     elbo_weight: Positive = 1e-3
-    """For `both`: weight of the negative ELBO, which is in the hundreds of nats an image."""
+    """For `both`: weight of the negative ELBO, which is in the hundreds of nats per image."""
 
 
 class Optimiser(Section):
@@ -60,7 +60,7 @@ class Optimiser(Section):
 
 
 class LearningRate(Section):
-    """Linear warm-up, plateau, linear annealing; stepped once an epoch (Table 16)."""
+    """Linear warm-up, plateau, linear annealing; stepped once per epoch (Table 16)."""
 
     initial: Positive = 5e-9
     plateau: Positive = 0.064
@@ -104,7 +104,7 @@ class Training(Section):
     def _starts_from_a_trained_purifier(self) -> Self:
         if self.objective != "elbo" and self.initial is None:
             raise ValueError(
-                f"objective '{self.objective}' goes on from a purifier trained on the ELBO, whose batch "
+                f"objective '{self.objective}' starts from a purifier trained on the ELBO, whose batch "
                 "statistics it keeps; name its purifier.safetensors in 'initial'"
             )
         return self

@@ -14,17 +14,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
-from carso_cli.recipe.number import Number, too_large
 from carso_cli.recipe.purifier_training import Training
 from carso_cli.recipe.section import (
     Fraction,
     NonNegative,
     NonNegativeInt,
+    Parsed,
     Positive,
     PositiveInt,
     Section,
     Text,
     no_truth,
+    too_large,
 )
 
 DataName = Literal["digits", "cifar10", "cifar100", "tinyimagenet200", "image-folder"]
@@ -48,15 +49,15 @@ class Data(Section):
     std: tuple[Positive, ...]
     """Per-channel standard deviation of the same."""
     root: str | None = None
-    """Folder searched for the data; the `data` folder of CARSO_HOME when left out."""
+    """Folder searched for the data; by default the `data` folder of CARSO_HOME."""
     train: str | None = None
     """For `image-folder`: a folder or zip holding the training split, relative to `root`."""
     test: str | None = None
     """For `image-folder`: a folder or zip holding the test split, relative to `root`."""
     train_limit: PositiveInt | None = None
-    """Use only this many training images, class-balanced and seeded; all when left out."""
-    holdout: Annotated[Number, Field(ge=0.0, le=0.5)] = 0.02
-    """Share of the training images kept out of training to follow the defence's clean accuracy."""
+    """Use only this many training images, class-balanced and seeded; by default all."""
+    holdout: Annotated[float, Field(ge=0.0, le=0.5), Parsed] = 0.02
+    """Share of the training images held out to measure the defence's clean accuracy."""
 
     @model_validator(mode="after")
     def _channels_agree(self) -> Self:
@@ -93,13 +94,13 @@ class ClassifierTraining(Section):
     batch_size: PositiveInt = 128
     peak_learning_rate: Positive = 0.2
     warmup_share: Fraction = 0.4
-    """Share of the steps over which the rate rises linearly; it falls linearly to 0 after."""
+    """Share of the steps over which the rate rises linearly; afterwards it falls linearly to 0."""
     momentum: Fraction = 0.9
     weight_decay: NonNegative = 5e-4
     method: Literal["fast", "pgd"] = "fast"
     """One FGSM step from a random start (Wong et al., 2020), or PGD (Madry et al., 2018)."""
     step_size: Positive | None = None
-    """Attack step in pixel units; 1.25 eps for `fast` and 2.5 eps / steps for `pgd` when left out."""
+    """Attack step in pixel units; by default 1.25 eps for `fast` and 2.5 eps / steps for `pgd`."""
     steps: PositiveInt = 7
     """Attack steps; used by `pgd`."""
     augment: bool = True
@@ -107,7 +108,7 @@ class ClassifierTraining(Section):
     flip: bool = True
     label_smoothing: Fraction = 0.0
     initial: Kind | None = None
-    """Go on from the recipe's own weights of this kind, rather than from random ones."""
+    """Start from the recipe's own weights of this kind instead of random ones."""
 
 
 class Classifier(Section):
@@ -167,8 +168,8 @@ class Purifier(Section):
     latent_features: NonNegativeInt = 128
     """`fjoint`: features of the latent, and of the joint encoding; 0 leaves out both, beyond the paper."""
     layer_convolutions: Annotated[int, Field(ge=1, le=5, strict=True)] | None = None
-    """Convolutions per layer encoder: 3 (Table 8) up to 32 pixels, 4 (Table 9) above, when left out."""
-    input_share: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
+    """Convolutions per layer encoder; by default 3 (Table 8) up to 32 pixels, 4 (Table 9) above."""
+    input_share: Annotated[float, Field(ge=0.0, lt=1.0), Parsed] = 0.0
     """Share of the input image in what is classified, the rest being its reconstruction: a skip connection
     around the purifier, beyond the paper. The ELBO is that of the reconstruction alone."""
 
@@ -196,7 +197,7 @@ class Evaluation(Section):
     second_kind: Kind = "at"
     """Training of the second classifier instance, which classifies the reconstructions."""
     images: PositiveInt | None = None
-    """Test images, class-balanced and seeded, unless `--limit` says otherwise; all when left out."""
+    """Test images, class-balanced and seeded, unless `--limit` says otherwise; by default all."""
     batch_size: PositiveInt = 128
     """Images scored or attacked together."""
     pgd_steps: PositiveInt = 40
@@ -228,7 +229,7 @@ class Recipe(Section):
             description="up to 80 lower-case letters, digits, dots, hyphens and underscores",
         ),
     ]
-    """Name of the run folder's default, lower case."""
+    """Name of the recipe, and of its run folder by default; lower case."""
     description: Text
     reproduces: str = ""
     """The row or table of the paper that this recipe reproduces, if any."""
@@ -236,7 +237,7 @@ class Recipe(Section):
     precision: Precision = "fp32"
     """Of products and convolutions: TF32 on NVIDIA GPUs, or bfloat16; aggregation and losses are float32."""
     compile: bool = False
-    """Whether torch.compile makes what attacks call; it changes no result but by rounding."""
+    """Compile what attacks call with torch.compile; results change by rounding only."""
     data: Data
     threat: ThreatModel = ThreatModel()
     classifier: Classifier
@@ -247,14 +248,14 @@ class Recipe(Section):
     _path: str = PrivateAttr("")
 
     def read_from(self, path: Path) -> Recipe:
-        """Return the recipe as one that was read from a file of the user's own."""
+        """Return the recipe with the path of the user's file that it was read from."""
         found = self.model_copy()
         found._path = str(path)
         return found
 
     @property
     def reference(self) -> str:
-        """What a command line names it by: the path of its file, quoted for a shell; a shipped one's name."""
+        """How a command line refers to it: the path of its file, quoted for a shell, or a shipped name."""
         return shlex.quote(self._path) if self._path else self.name
 
     def __eq__(self, other: object) -> bool:

@@ -12,7 +12,7 @@ from carso_cli.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class ShippedRecipe:
-    """A recipe file of ours: its name is its path under the recipes folder, without suffix."""
+    """A recipe file that comes with the package: its name is the file's, whichever subfolder it is in."""
 
     name: str
     path: Path
@@ -36,11 +36,7 @@ def recipes_folder() -> Path:
 
 def list_recipes() -> tuple[ShippedRecipe, ...]:
     """Return every shipped recipe, subfolders included, in alphabetical order."""
-    folder = recipes_folder()
-    found = (
-        ShippedRecipe(path.relative_to(folder).with_suffix("").as_posix(), path)
-        for path in folder.rglob("*.yaml")
-    )
+    found = (ShippedRecipe(path.stem, path) for path in recipes_folder().rglob("*.yaml"))
     return tuple(sorted(found, key=lambda recipe: recipe.name))
 
 
@@ -53,6 +49,11 @@ def find_recipe(name: str) -> Path:
     known = {recipe.name: recipe.path for recipe in list_recipes()}
     if name in known:
         return known[name]
+    # With its subfolder, as a listing of the folder shows it.
+    folder = recipes_folder()
+    for path in known.values():
+        if path.relative_to(folder).with_suffix("").as_posix() == name:
+            return path
     suggestion = nearest(Path(name).stem if name.endswith((".yaml", ".yml")) else name, known)
     raise RecipeError(
         f"there is no file and no shipped recipe '{name}'"

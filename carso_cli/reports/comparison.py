@@ -1,34 +1,33 @@
 """Variants of the defence beside classifiers alone, compared image by image.
 
 Two evaluations are compared where they attacked the same images by the same attack with the same budget;
-what is attacked may differ in all else. Beyond the paper, which compares accuracies only.
+the attacked models may differ in everything else. Beyond the paper, which compares accuracies only.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
-from carso_cli.reports.evaluations import StoredEvaluation
-from carso_cli.reports.results import trace_of
-from carso_cli.reports.stored import StoredRun
-from carso_cli.reports.table import MEASURED, Figure, ReportTable, Row, measured_figure
+from carso_cli.reports.load import StoredEvaluation, StoredRun
+from carso_cli.reports.paper_tables import dagger, trace_of
+from carso_cli.reports.table import MEASURED, Cell, Figure, ReportTable, Row, measured_figure
 from carso_cli.runs.intervals import paired_difference
 
-_SUBJECT = (
+_MODEL_FIELDS = {
     *("targets", "view", "n_samples", "aggregation", "recipe", "seed", "batch_size", "selects"),
     *("classifier", "purifier", "second_classifier"),
-)
+}
 """Fields of an evaluation's identity that say what is attacked, or by which random numbers."""
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """One model under attack: a run's defence, or its classifier alone."""
+class _Model:
+    """A model under attack: a run's defence, or its classifier alone."""
 
     run: StoredRun
     evaluation: StoredEvaluation
@@ -36,13 +35,13 @@ class _Subject:
 
     @property
     def protocol(self) -> str:
-        """What another evaluation shares that this one may be compared with."""
-        identity = self.evaluation.identity
-        return json.dumps({name: identity[name] for name in identity if name not in _SUBJECT}, sort_keys=True)
+        """The rest of the identity: models are compared where it is the same."""
+        rest = {name: value for name, value in self.evaluation.identity.items() if name not in _MODEL_FIELDS}
+        return json.dumps(rest, sort_keys=True)
 
     @property
-    def model(self) -> tuple[Any, ...]:
-        """What tells this model from others."""
+    def key(self) -> tuple[Any, ...]:
+        """What distinguishes this model from others: checksums of its weights and how they are used."""
         identity = self.evaluation.identity
         if self.target == "classifier":
             return (identity.get("classifier"),)
@@ -50,20 +49,23 @@ class _Subject:
         share = self.run.recipe["purifier"]["input_share"]
         return (*weights, share, identity["n_samples"], identity["aggregation"])
 
-    @property
-    def accuracies(self) -> dict[int, float]:
-        """Accuracy of each image under the worst attack, by its position in the split."""
-        return {record.index: record.accuracy for record in self.evaluation.worst_records(self.target)}
-
     def label(self, letter: str | None) -> str:
-        """How the model is called in its row; `letter` is that of a classifier in the headings."""
-        name = self.run.path.name
+        """Return the model's name in its row; `letter` stands for a classifier in the headings."""
+        name, recipe, one = self.run.path.name, self.run.recipe, self.evaluation
+        # The checks are about the last target only, so a classifier beside a defence bears no dagger.
+        mark = dagger(one) if self.target == one.identity["targets"][-1] else ""
         if letter is not None:
-            return f"[{letter}] {name}: classifier alone"
-        recipe = self.run.recipe
+            return f"[{letter}] {name}: classifier alone{mark}"
         layers, latent = recipe["representation"]["layers"], recipe["purifier"]["latent_features"]
-        built = f"{name}: N {self.evaluation.identity['n_samples']}, Z {latent}, {len(layers)} layers"
-        return "; ".join(filter(None, (built, self.run.beyond_the_paper)))
+        built = f"{name}: N {one.identity['n_samples']}, Z {latent}, {len(layers)} layers"
+        return "; ".join(filter(None, (built, self.run.beyond_the_paper))) + mark
+
+    def minus(self, other: _Model) -> Figure:
+        """Return the paired difference of attacked accuracies."""
+        ours, theirs = (model.evaluation.worst_accuracies(model.target) for model in (self, other))
+        mean, low, high = paired_difference([*ours.values()], [theirs[index] for index in ours])
+        # As many digits at both ends as in the mean: the question is whether they lie on one side of zero.
+        return Figure(mean, low, high, text=f"{mean:+.3f}", interval_digits=3)
 
 
 def comparison_tables(runs: Sequence[StoredRun]) -> list[ReportTable]:
@@ -71,60 +73,47 @@ def comparison_tables(runs: Sequence[StoredRun]) -> list[ReportTable]:
 
     Without anything to compare there is one table without rows.
     """
-    groups: dict[str, dict[tuple[Any, ...], _Subject]] = {}
-    for subject in _subjects(runs):
-        groups.setdefault(subject.protocol, {}).setdefault(subject.model, subject)
+    groups: dict[str, dict[tuple[Any, ...], _Model]] = {}
+    for model in _models(runs):
+        groups.setdefault(model.protocol, {}).setdefault(model.key, model)
     compared = [[*group.values()] for group in groups.values() if len(group) > 1]
     return [_table(place, group) for place, group in enumerate(compared, start=1)] or [_table(1, [])]
 
 
-def _table(place: int, group: Sequence[_Subject]) -> ReportTable:
-    bare = [subject for subject in group if subject.target == "classifier"]
+def _models(runs: Sequence[StoredRun]) -> Iterator[_Model]:
+    for run in runs:
+        for one in run.evaluations:
+            if run.departures(one) <= {"n_samples"}:
+                for target in one.worst:
+                    # A view whose gradients saturate says nothing about the defence.
+                    if target == "classifier" or one.identity["view"] == "exact":
+                        yield _Model(run, one, target)
+
+
+def _table(place: int, group: Sequence[_Model]) -> ReportTable:
+    classifiers = [model for model in group if model.target == "classifier"]
     # A to Z, then AA, AB and so on.
     names = ("".join(pair) for size in (1, 2) for pair in itertools.product(ascii_uppercase, repeat=size))
-    letters = {subject.model: letter for subject, letter in zip(bare, names, strict=False)}
-    attack = f": {_attack(group[0].evaluation.identity)}" if group else ""
+    letters = {model.key: letter for model, letter in zip(classifiers, names, strict=False)}
+    attack, rows = "", []
+    for model in group:
+        one, known = model.evaluation, model.evaluation.identity
+        attack = f": {known['attack']}, {known['n_images']} images, eps {known['eps']:.4g} {known['norm']}"
+        cells: tuple[Cell, ...] = (
+            model.label(letters.get(model.key)),
+            measured_figure(one.find(model.target, "none")),
+            measured_figure(one.worst[model.target]),
+            *(None if other is model else model.minus(other) for other in classifiers),
+        )
+        rows.append(Row(MEASURED, cells, trace_of(model.run, one)))
     return ReportTable(
         "",
         f"Comparison {place}, image by image{attack}",
         ("model, measured", "clean", "attacked", *(f"minus [{letter}]" for letter in letters.values())),
-        tuple(_row(subject, bare, letters.get(subject.model)) for subject in group),
+        tuple(rows),
         (
             "Beyond the paper. attacked: worst case over all attacks of the evaluation. minus: attacked "
             "accuracy less that of a classifier alone, on the same images under the same attack; [ ]: "
             "95% interval for matched pairs (Agresti and Min, 2005).",
         ),
     )
-
-
-def _attack(identity: Mapping[str, Any]) -> str:
-    return (
-        f"{identity['attack']}, {identity['n_images']} images, eps {identity['eps']:.4g} {identity['norm']}"
-    )
-
-
-def _subjects(runs: Sequence[StoredRun]) -> Iterator[_Subject]:
-    for run in runs:
-        for one in run.evaluations:
-            if run.departures(one) <= {"n_samples"}:
-                for target in one.worst:
-                    if target == "classifier" or one.identity["view"] == "exact":
-                        yield _Subject(run, one, target)
-
-
-def _row(subject: _Subject, bare: Sequence[_Subject], letter: str | None) -> Row:
-    one = subject.evaluation
-    cells = (
-        f"{subject.label(letter)}{one.dagger if subject.target == one.headline_target else ''}",
-        measured_figure(one.find(subject.target, "none")),
-        measured_figure(one.worst[subject.target]),
-        *(None if other is subject else _difference(subject, other) for other in bare),
-    )
-    return Row(MEASURED, cells, trace_of(subject.run, one))
-
-
-def _difference(subject: _Subject, other: _Subject) -> Figure:
-    ours, theirs = subject.accuracies, other.accuracies
-    mean, low, high = paired_difference([*ours.values()], [theirs[index] for index in ours])
-    # As many digits at both ends: whether they lie on one side of zero is what is asked.
-    return Figure(mean, low, high, text=f"{mean:+.3f}", interval_digits=3)

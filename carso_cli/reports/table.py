@@ -1,9 +1,4 @@
-"""A table before it has a form: typed cells, where each row comes from, notes.
-
-- `Figure`: a number with its interval, or a bound that the paper gives as text;
-- `Trace`: the stored file that a row was drawn from, with what must be known beside its numbers;
-- `ReportTable`: what every format is made from.
-"""
+"""A table before it has a format: typed cells, where each row comes from, notes."""
 
 from __future__ import annotations
 
@@ -25,7 +20,7 @@ class Figure:
         high: Upper end.
         text: What to show instead of the value, such as `< 0.047`.
         digits: Digits after the point.
-        interval_digits: The same of both ends of the interval.
+        interval_digits: The same for both ends of the interval.
         unit: `share` or `minutes`.
     """
 
@@ -56,14 +51,19 @@ class Figure:
 Cell = str | Figure | None
 
 
+def shown(cell: Cell) -> str:
+    """Return a cell as plain text; a dash for nothing."""
+    return "–" if cell is None else str(cell)
+
+
 @dataclass(frozen=True)
 class Trace:
     """Where a row's numbers come from.
 
     Args:
         record: The stored file or folder.
-        facts: What must be known beside the numbers, in order: images, seed, eps, protocol.
-        warnings: Why they may not be trusted as they stand.
+        facts: What to know beside the numbers, in order: images, seed, eps, protocol.
+        warnings: Why the numbers may not be trusted as they stand.
     """
 
     record: str
@@ -72,8 +72,7 @@ class Trace:
 
     def __str__(self) -> str:
         parts = [f"{name} {value}" for name, value in self.facts.items() if value is not None]
-        said = ", ".join([self.record, *parts])
-        return ". ".join([said, *self.warnings])
+        return ". ".join([", ".join([self.record, *parts]), *self.warnings])
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,8 @@ class ReportTable:
     Args:
         number: The paper's number, such as `2`; empty for a table that the paper does not have.
         title: What it shows.
-        columns: Headings; `figures` heads the column that says whose they are.
-        rows: Ours first.
+        columns: Headings; the column `figures` says whether a row is measured or quoted.
+        rows: The measured ones first.
         notes: Sentences below it.
     """
 
@@ -124,6 +123,7 @@ class ReportTable:
         """The rows' sources, each once, in order; footnote n is the n-th."""
         found: list[Trace] = []
         for row in self.rows:
+            # Facts are mappings, so traces cannot be hashed.
             if row.trace is not None and row.trace not in found:
                 found.append(row.trace)
         return found
@@ -134,16 +134,14 @@ class ReportTable:
 
     @property
     def marked(self) -> int:
-        """Place of the column that footnotes are set in: that headed `figures`, or the first."""
+        """Index of the column that holds the footnote marks: `figures`, or else the first."""
         return self.columns.index("figures") if "figures" in self.columns else 0
 
     @property
     def numeric(self) -> tuple[bool, ...]:
         """Which columns hold numbers."""
-        return tuple(
-            any(isinstance(row.cells[place], Figure) for row in self.rows)
-            for place in range(len(self.columns))
-        )
+        cells = [row.cells for row in self.rows]
+        return tuple(any(isinstance(line[k], Figure) for line in cells) for k in range(len(self.columns)))
 
 
 def measured_figure(row: Mapping[str, Any] | None) -> Figure | None:
@@ -155,6 +153,4 @@ def paper_figure(value: float | str | None) -> Figure | None:
     """Turn a number of the paper, or a bound such as `< 0.047`, into a figure."""
     if value is None:
         return None
-    if isinstance(value, str):
-        return Figure(None, text=value)
-    return Figure(value, digits=4)
+    return Figure(None, text=value) if isinstance(value, str) else Figure(value, digits=4)

@@ -4,7 +4,7 @@ Nothing is ever unpickled. The checksum covers the metadata and the names, shape
 so a flipped bit is reported and never loaded.
 
 - `save_tensors`, `load_tensors`: one file;
-- `save_state`, `load_state`: a file that is replaced again and again, its predecessor kept beside it;
+- `save_state`, `load_state`: a file that is replaced after each epoch, with the one before kept beside it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from carso_cli.errors import CarsoError, StateError
-from carso_cli.io.atomic import sync_folder
-from carso_cli.io.checksum import SEAL, tensors_checksum
-from carso_cli.io.json_files import write_atomically
+from carso_cli.io.checksum import CHECKSUM_KEY, RESTORE, tensors_checksum
+from carso_cli.io.files import sync_folder
+from carso_cli.io.json_files import write_atomically, writing
 from carso_cli.runs.folder import previous_state
 from carso_cli.runtime.reporter import Reporter
-
-_RESTORE = "restore the file from a copy, or compute it anew"
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -42,7 +40,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     header = {key: json.dumps(value, allow_nan=False) for key, value in metadata.items()}
-    header[SEAL] = json.dumps(tensors_checksum(plain, metadata))
+    header[CHECKSUM_KEY] = json.dumps(tensors_checksum(plain, metadata))
     write_atomically(path, save(plain, metadata=header))
 
 
@@ -62,18 +60,18 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  (not a dict)
             metadata = {key: json.loads(value) for key, value in (stream.metadata() or {}).items()}
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise StateError(f"{path} is not a readable safetensors file: {error}", hint=_RESTORE) from error
-    if metadata.pop(SEAL, None) != tensors_checksum(tensors, metadata):
+        raise StateError(f"{path} is not a readable safetensors file: {error}", hint=RESTORE) from error
+    if metadata.pop(CHECKSUM_KEY, None) != tensors_checksum(tensors, metadata):
         raise StateError(
-            f"{path} is damaged: its contents do not match the checksum in its header", hint=_RESTORE
+            f"{path} is damaged: its contents do not match the checksum in its header", hint=RESTORE
         )
     return tensors, metadata
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Replace a state by a newer one, which is read back and compared first; the older one is kept.
+    """Replace a state by a newer one, which is read back and verified first; the older one is kept.
 
-    Whatever interrupts this, `load_state` finds the newer or the older state whole.
+    Whenever this is interrupted, `load_state` finds the newer or the older state undamaged.
 
     Args:
         path: The newest state.
@@ -81,8 +79,7 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         metadata: JSON-serialisable values.
 
     Raises:
-        CarsoError: If it cannot be written, or does not come back as it was written; the state before it
-            is then intact.
+        CarsoError: If it cannot be written, or is damaged when read back; the state before is then intact.
     """
     fresh = path.with_name(f"next-{path.name}")
     save_tensors(fresh, tensors, metadata)
@@ -91,19 +88,17 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
     except StateError as error:
         raise CarsoError(
             f"{error.message}, though it was written just now: the disk may be failing",
-            hint=f"free or replace the disk, then go on with --resume: {path} is intact",
+            hint=f"free or replace the disk, then resume with --resume: {path} is intact",
         ) from error
-    try:
+    with writing(path):
         if path.exists():
             os.replace(path, previous_state(path))
         os.replace(fresh, path)
         sync_folder(path.parent)
-    except OSError as error:
-        raise CarsoError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def load_state(path: Path, reporter: Reporter) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return the newest whole state, None if none was ever saved.
+    """Return the newest undamaged state; None if none was ever saved.
 
     Args:
         path: Where `save_state` puts the newest.
@@ -122,7 +117,7 @@ def load_state(path: Path, reporter: Reporter) -> tuple[dict[str, Tensor], dict[
             continue
         if candidate != path:
             reason = damage[0] if damage else f"{path} does not exist"
-            reporter.warning(f"{reason}; going on from {candidate}, the state before it")
+            reporter.warning(f"{reason}; resuming from {candidate}, the state before it")
         return found
     if not candidates:
         return None

@@ -1,28 +1,41 @@
-"""What a run says about itself: its resolved recipe, and what it runs on."""
+"""What a run stores about itself: its resolved recipe, and the versions and hardware it ran on."""
 
 from __future__ import annotations
 
+import platform
+import resource
+import sys
 from collections.abc import Mapping
-from typing import Any
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
 
+from carso_cli import __version__
 from carso_cli.errors import RecipeError, StateError
 from carso_cli.io.json_files import read_json, write_atomically, write_json
-from carso_cli.recipe.checksum_line import add_checksum_line
+from carso_cli.recipe.identity import add_checksum_line
 from carso_cli.recipe.load import dump_recipe, load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import Reporter
 
+if TYPE_CHECKING:
+    import torch
+
+_LIBRARIES = (
+    *("torch", "torchvision", "advertorch", "pyautoattack", "robustbench"),
+    *("safetensors", "numpy", "scikit-learn"),
+)
+
 
 def describe_run(
     folder: RunFolder, recipe: Recipe, environment: Mapping[str, Any], reporter: Reporter
 ) -> None:
-    """Store what a run is; of a run that is resumed, only what is damaged or missing, with a warning.
+    """Store recipe and environment; of a resumed run, only what is damaged or missing, with a warning.
 
     Args:
-        folder: The run, held by this process.
+        folder: The run, locked by this process.
         recipe: The resolved recipe.
-        environment: Where it runs.
+        environment: See `describe_environment`.
         reporter: Where warnings go.
 
     Raises:
@@ -30,18 +43,18 @@ def describe_run(
     """
     if not folder.recipe.is_file():
         write_json(folder.environment, environment)
-        # Last, since it makes the folder a run: a start that is cut short can be repeated.
+        # Last, since the recipe makes the folder a run: a start that is cut short before can be repeated.
         write_recipe(folder, recipe)
         return
     try:
         read_json(folder.environment)
     except StateError as error:
-        reporter.warning(f"{error.message}; it is written anew")
+        reporter.warning(f"{error.message}; writing it again")
         write_json(folder.environment, environment)
     try:
         load_recipe(str(folder.recipe.resolve()))
     except RecipeError as error:
-        reporter.warning(f"{error.message}; it is written anew")
+        reporter.warning(f"{error.message}; writing it again")
         write_recipe(folder, recipe)
 
 
@@ -64,3 +77,36 @@ def class_names(folder: RunFolder, recipe: Recipe) -> tuple[str, ...]:
     if not isinstance(stored, list) or len(stored) != len(numbers):
         return numbers
     return tuple(str(name) for name in stored)
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Return versions and hardware as JSON-serialisable values."""
+    # Not at the top: a report reads class names without loading torch.
+    import torch
+
+    versions: dict[str, str | None] = {}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            versions[library] = None
+    return {
+        "carso": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": versions,
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the peak memory in bytes: allocated on the GPU, or resident in this process on the CPU."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in kB, macOS in bytes.
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,22 +1,21 @@
-"""A run folder: the files in it, and what may be done with a folder that is already there.
+"""A run folder: the files in it, and what may be done with a folder that already exists.
 
 recipe.yaml            the resolved recipe
 environment.json       versions, device, threads, checksums of the weights used
 metrics.jsonl          one line per epoch
-state.safetensors      everything needed to go on with training
+state.safetensors      everything needed to resume training
 previous-state.…       the state before it, for when it is damaged
 purifier.safetensors   the trained purifier (slow weights), written when training is complete
 evaluation/            records and summaries of `carso evaluate`
-ablations/             tables of `carso ablate`, and the examples that it made for them
+ablations/             tables of `carso ablate`, NAME-ATTACK.json, and the examples that it made for them
 attacks/               examples of `carso attack`
-.lock                  who is training here, if anyone
+.lock                  which process is training here, if any
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,41 +33,30 @@ def previous_state(state: Path) -> Path:
     return state.with_name(f"previous-{state.name}")
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """Paths inside one run folder."""
+    """Paths inside one run folder, named as in the list above.
 
-    path: Path
+    Args:
+        path: The folder.
+    """
 
-    @property
-    def recipe(self) -> Path:
-        """The resolved recipe."""
-        return self.path / "recipe.yaml"
-
-    @property
-    def environment(self) -> Path:
-        """Where the run ran."""
-        return self.path / "environment.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON line per epoch."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def state(self) -> Path:
-        """Everything needed to go on with training."""
-        return self.path / "state.safetensors"
-
-    @property
-    def purifier(self) -> Path:
-        """The trained purifier."""
-        return self.path / "purifier.safetensors"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.environment = path / "environment.json"
+        self.metrics = path / "metrics.jsonl"
+        self.state = path / "state.safetensors"
+        self.purifier = path / "purifier.safetensors"
 
     @property
     def evaluation(self) -> Path:
-        """Folder of evaluation records and summaries."""
+        """Folder of evaluation records and summaries; may raise as `inside`."""
         return self.inside("evaluation")
+
+    @property
+    def ablations(self) -> Path:
+        """Folder of ablations' tables; may raise as `inside`."""
+        return self.inside("ablations")
 
     def inside(self, *parts: str) -> Path:
         """Return a path in this folder to write to.
@@ -88,33 +76,27 @@ class RunFolder:
 
     @contextmanager
     def claimed(self, *, resume: bool, reporter: Reporter) -> Iterator[None]:
-        """Create the folder and hold it for a training, other processes kept out; see `check` and `locked`.
-
-        Raises:
-            UsageError: If the folder already holds a run and `resume` is not asked for.
-            StateError: If there is nothing to resume, or another process is at work here.
-            CarsoError: If the folder cannot be written.
-        """
+        """Create the folder and lock it for a training; raises as `check`, `locked` and `ensure_folder`."""
         with locked(ensure_folder(self.path), reporter):
-            # Again, since another process may have come and gone.
+            # Again, since another process may have trained here between the first check and the lock.
             self.check(resume=resume)
             yield
 
     @property
-    def ablations(self) -> Path:
-        """Folder of ablations' tables, `NAME-ATTACK.json`."""
-        return self.inside("ablations")
+    def trained_here(self) -> bool:
+        """Whether training has saved a state: not so of a run that was imported, or only evaluated."""
+        return self.state.is_file() or previous_state(self.state).is_file()
 
     def check(self, *, resume: bool, restarted: bool = False) -> bool:
-        """Check that training may start, or go on, in the folder; nothing is created.
+        """Check that training may start or resume in the folder; nothing is created.
 
         Args:
-            resume: Whether it is to go on.
-            restarted: Whether its processes were started anew after one of them died; then it goes on if
-                they had come to begin it.
+            resume: Whether it is to resume.
+            restarted: Whether torchrun restarted its processes after one of them died; then it resumes if
+                the run was begun.
 
         Returns:
-            Whether it goes on.
+            Whether it resumes.
 
         Raises:
             UsageError: If the folder already holds a run and `resume` is not asked for.
@@ -126,7 +108,7 @@ class RunFolder:
         if started and not resume:
             raise UsageError(
                 f"{self.path} already holds a run",
-                hint="go on with it with --resume, or choose another folder with --run DIR",
+                hint="resume it with --resume, or choose another folder with --run DIR",
             )
         if resume and not started:
             raise StateError(
@@ -137,25 +119,20 @@ class RunFolder:
             raise StateError(
                 f"{self.path} holds a purifier without the state of its training ({self.state.name} is "
                 "missing): imported purifiers have no encoder and cannot be trained on",
-                hint="use it as it is, or train one anew in another folder with --run DIR",
+                hint="use it as it is, or train another one in another folder with --run DIR",
             )
         return resume
 
-    @property
-    def trained_here(self) -> bool:
-        """Whether training has saved a state: not so of a run that was imported, or only evaluated."""
-        return self.state.is_file() or previous_state(self.state).is_file()
-
     def check_recipe(self) -> None:
-        """Check that a run which was trained still says how.
+        """Check that a trained run has its recipe.
 
         Raises:
-            StateError: If it has lost its recipe.
+            StateError: If the recipe is missing.
         """
         if not self.recipe.is_file() and (self.trained_here or self.purifier.is_file()):
             raise StateError(
                 f"{self.recipe} is missing: how the purifier beside it was trained is not known",
-                hint="restore it from a copy, or go on with its training by --resume, which writes it anew",
+                hint="restore it from a copy, or resume its training with --resume, which writes it again",
             )
 
     def read_metrics(self, epochs: int) -> list[dict[str, Any]]:
@@ -171,7 +148,7 @@ class RunFolder:
         if self.trained_here and self.purifier.is_file() and len(lines) != epochs:
             raise StateError(
                 f"{self.metrics} holds {len(lines)} of the {epochs} epochs that were trained",
-                hint=f"carso train-purifier {self.recipe} --run {self.path} --resume writes it anew",
+                hint=f"carso train-purifier {self.recipe} --run {self.path} --resume writes it again",
             )
         return lines
 
@@ -179,13 +156,12 @@ class RunFolder:
         """Return the path of the trained purifier.
 
         Raises:
-            StateError: If the run does not exist, or its training is not complete.
+            StateError: If the run does not exist, or its training is not complete; the hint says `command`.
         """
         if self.purifier.is_file():
             return self.purifier
         if self.trained_here:
             raise StateError(
-                f"{self.path}: training is not complete",
-                hint=f"finish it with: {command} --resume",
+                f"{self.path}: training is not complete", hint=f"finish it with: {command} --resume"
             )
         raise StateError(f"{self.path} holds no trained purifier", hint=f"train one with: {command}")

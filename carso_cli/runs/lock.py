@@ -1,15 +1,13 @@
 """One process at a time in one folder: a lock that names its owner and ends with it.
 
-The operating system holds the lock (`flock`) and drops it when its process ends, however that ends, so no
-lock outlives its owner. The file beside it says who that is: host, process, command, since when. On network
-file systems the lock reaches as far as theirs do: NFS carries `flock` between hosts, and where a file system
-keeps no locks at all a warning says so.
+The operating system drops the lock (filelock's `FileLock`) when its process ends, however that ends. The lock
+file says who holds it: host, process, command, since when. On network file systems the lock reaches as far as
+theirs do: NFS carries it between hosts, and where a file system supports no locks a warning says so.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -18,13 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from carso_cli.errors import CarsoError, StateError
+from filelock import FileLock, Timeout
+
+from carso_cli.errors import StateError
+from carso_cli.io.json_files import writing
 from carso_cli.runtime.reporter import Reporter
 
 LOCK_FILE = ".lock"
-_TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -36,60 +35,50 @@ def locked(folder: Path, reporter: Reporter) -> Iterator[None]:
 
     Args:
         folder: An existing folder.
-        reporter: Told when an earlier owner did not end well, or locks do not work here.
+        reporter: Told of a stale lock that was removed, and warned where locks are not supported.
 
     Raises:
         StateError: If another process holds the lock, naming it.
         CarsoError: If the lock file cannot be written.
     """
     path = folder / LOCK_FILE
+    # Without `fallback_to_soft=False`, filelock replaces missing locks by a file that a killed owner leaves.
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)
+    with writing(path, "choose another folder with --run DIR"):
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StateError(
+                f"{folder} is in use by another process: {_read_owner(path) or 'one without a name'}",
+                hint="wait until it is done or stop it, or choose another folder with --run DIR",
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        owner = _read_owner(path)
+        if not lock.is_locked:
+            maybe = f"; {owner} may be at work there" if owner else ""
+            reporter.warning(f"the file system of {folder} has no locks: start one process at a time{maybe}")
+        elif owner:
+            reporter.info(f"removed a stale lock on {folder} left by process {owner}")
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise CarsoError(
-            f"cannot write {path}: {error.strerror}", hint="choose another folder with --run DIR"
-        ) from error
-    try:
-        held = _take(descriptor, folder)
-        earlier = _read_owner(descriptor)
-        if not held:
-            told = f"; {earlier} may be at work there" if earlier else ""
-            reporter.warning(f"the file system of {folder} keeps no locks: start one process at a time{told}")
-        elif earlier:
-            reporter.info(f"process {earlier} did not end well; its lock on {folder} is void")
         for leftover in folder.glob(".*.tmp"):
             with suppress(OSError):
                 leftover.unlink()
-        _write_owner(descriptor, path, json.dumps(_describe_owner()))
+        with writing(path):
+            path.write_text(json.dumps(_describe_owner()))
         try:
             yield
         finally:
-            # A killed owner does not get here: its name stays, and the next one tells of it. A full disk may
+            # A killed owner does not get here: its name stays, and the next one reports it. A full disk may
             # leave it too.
             with suppress(OSError):
-                os.ftruncate(descriptor, 0)
+                path.write_text("")
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
-def _take(descriptor: int, folder: Path) -> bool:
-    """Take the lock; return False where there are no locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            return False
-        if error.errno not in _TAKEN:
-            raise CarsoError(f"cannot lock {folder}: {error.strerror}") from error
-        owner = _read_owner(descriptor) or "one that has not said who it is"
-        raise StateError(
-            f"{folder} is in use by another process: {owner}",
-            hint="wait until it is done or stop it, or choose another folder with --run DIR",
-        ) from None
-    return True
-
-
-def _describe_owner() -> dict[str, Any]:
+def _describe_owner() -> dict[str, str | int]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -98,17 +87,10 @@ def _describe_owner() -> dict[str, Any]:
     }
 
 
-def _read_owner(descriptor: int) -> str:
+def _read_owner(path: Path) -> str:
+    """Return the owner of a lock file in words; empty where nobody is named."""
     try:
-        owner = json.loads(os.pread(descriptor, 1 << 16, 0))
+        owner = json.loads(path.read_bytes())
         return f"{owner['pid']} on {owner['host']}, since {owner['since']}: {owner['command']}"
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return ""
-
-
-def _write_owner(descriptor: int, path: Path, text: str) -> None:
-    try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, text.encode(), 0)
-    except OSError as error:
-        raise CarsoError(f"cannot write {path}: {error.strerror}") from error

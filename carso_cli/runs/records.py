@@ -4,11 +4,11 @@
         settings.json      what is attacked and how: the identity that a resumed evaluation must share
         records.jsonl      one `Record` per image and job, appended a whole block at a time
         gradients.jsonl    per block: seconds, gradient health of every attack step, library warnings
-        checks.jsonl       per rerun of an attack on a few images, for the trust checks: seconds, its values
+        checks.jsonl       per rerun of an attack on a few images, for the sanity checks: seconds, its values
         summary.json       the result, drawn from the records
 
-A job is one attack on one target; a block is a fixed group of images. A block that a kill cut short is
-dropped when the evaluation is resumed, so nothing is counted twice.
+A job is one attack on one target; a block is a fixed group of images. A block that a kill left incomplete is
+dropped when the evaluation is resumed, so no image is counted twice.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 from carso_cli.errors import StateError
 from carso_cli.io.json_files import (
-    append_json_line,
     append_json_lines,
     ensure_folder,
     read_json,
@@ -40,8 +39,7 @@ _SAME_MODELS = (
     *("eps", "norm", "n_samples", "aggregation", "images"),
     *("classifier", "purifier", "second_classifier"),
 )
-"""Fields of the identity that two evaluations share whose results may be set side by side."""
-
+"""Fields of the identity that two evaluations must share to be compared."""
 
 _STORED_AS = {"broken": "certain", "skipped": "settled", "skipped_by": "settled_by"}
 """Fields whose names in the files are older than their names here."""
@@ -87,9 +85,9 @@ class Record:
     disagreements: int
     """Of R report draws, in how many the exact view's argmax differs from the defence's own decision."""
     broken: bool
-    """Wrong in every selection draw and in every draw of a third set: the image leaves the queue."""
+    """Wrong in every selection draw and in every draw of a third set: later attacks skip the image."""
     skipped: bool
-    """Not attacked: an earlier job, `skipped_by`, fools it with certainty, and its result stands here."""
+    """Not attacked: an earlier job, `skipped_by`, has broken it, and its result stands here."""
     skipped_by: str | None
 
     @property
@@ -119,7 +117,7 @@ class Record:
         return cls(**{names[key]: value for key, value in values.items()})
 
     def carried_to(self, job: str, block: int, **changes: Any) -> Record:  # noqa: ANN401  (fields of a record)
-        """Return this result as the record of a later job that need not run on the image."""
+        """Return this result as the record of a later job, which skips the image."""
         return replace(
             self, job=job, block=block, skipped=True, skipped_by=self.skipped_by or self.job, **changes
         )
@@ -151,12 +149,12 @@ class EvaluationFolder:
         write_json(self.settings, settings)
 
     def discard(self) -> None:
-        """Remove what the evaluation stored, its settings last: until then it can be gone on with."""
+        """Remove what the evaluation stored, its settings last: until then it can be resumed."""
         for path in (self.summary, self.records, self.gradients, self.checks, self.settings):
             path.unlink(missing_ok=True)
 
     def append_block(self, records: Sequence[Record], gradients: Mapping[str, Any]) -> None:
-        """Write one finished block: health first, so that whoever finds the records finds it too."""
+        """Write one finished block, gradients first: where the records are, the gradients are too."""
         append_json_lines(self.gradients, [gradients])
         append_json_lines(self.records, [record.as_dict() for record in records])
 
@@ -170,7 +168,7 @@ class EvaluationFolder:
             reporter: Told how much is there, and warned when more was there once.
 
         Raises:
-            StateError: If the files are damaged, or hold a job or block that is not planned.
+            StateError: If the files are damaged, hold an image twice, or a job or block that is not planned.
         """
         found: dict[tuple[str, int], list[Record]] = {}
         for line in read_json_lines(self.records):
@@ -184,7 +182,7 @@ class EvaluationFolder:
                 raise StateError(f"{self.records}: block {place[1]} of '{place[0]}' counts images twice")
         health = read_json_lines(self.gradients)
         measured = {(line["job"], line["block"]): line for line in health}
-        # Without its line on gradients a block would be missing from the trust checks.
+        # Without its line on gradients a block would be missing from the sanity checks.
         complete = {
             place: records
             for place, records in found.items()
@@ -196,29 +194,23 @@ class EvaluationFolder:
             )
         if len(complete) < len(health):
             write_json_lines(self.gradients, [measured[place] for place in complete])
-        self._tell(len(complete), len(sizes), set(found) | set(measured), reporter)
+        if begun := len(set(found) | set(measured)):
+            reporter.info(f"{len(complete)} of {len(sizes)} blocks are stored in {self.path}")
+            # A kill leaves one block incomplete; more than that means that records were lost.
+            if (lost := begun - len(complete)) > 1:
+                reporter.warning(
+                    f"{self.path} once held {begun} blocks; {lost} of them are incomplete and are run again"
+                )
         return complete
-
-    def _tell(
-        self, complete: int, planned: int, begun: Collection[tuple[str, int]], reporter: Reporter
-    ) -> None:
-        if begun:
-            reporter.info(f"{complete} of {planned} blocks are stored in {self.path}")
-        # A kill cuts one block short; more than that was lost by other means.
-        lost = len(begun) - complete
-        if lost > 1:
-            reporter.warning(
-                f"{self.path} once held {len(begun)} blocks; {lost} are not whole now and are run again"
-            )
 
     def read_health(self) -> list[dict[str, Any]]:
         """Return the lines on seconds and gradients, one per finished block."""
         return read_json_lines(self.gradients)
 
     def append_check(self, name: str, images: int, values: Sequence[float], seconds: float) -> None:
-        """Write what one rerun for a trust check found on some images."""
+        """Write what one rerun for a sanity check found on some images."""
         line = {"check": name, "n_images": images, "values": list(values), "seconds": round(seconds, 4)}
-        append_json_line(self.checks, line)
+        append_json_lines(self.checks, [line])
 
     def read_checks(self, images: int) -> dict[str, dict[str, Any]]:
         """Return the lines of `append_check` on that many images, by name."""
@@ -267,16 +259,14 @@ def find_to_resume(parent: Path, identity: Mapping[str, Any]) -> EvaluationFolde
     stored = [EvaluationFolder(path.parent) for path in sorted(parent.glob("*/settings.json"))]
     if not stored:
         raise StateError(f"{parent} holds no evaluation to resume", hint="leave out --resume to start one")
-    if folder.exists:
-        found = differences(read_json(folder.settings).get("identity", {}), identity)
-    else:
-        nearest = [
-            (differences(read_json(one.settings).get("identity", {}), identity), one) for one in stored
-        ]
-        found, folder = min(nearest, key=lambda pair: len(pair[0]))
+    compared = [
+        (differences(read_json(one.settings).get("identity", {}), identity), one)
+        for one in ([folder] if folder.exists else stored)
+    ]
+    found, folder = min(compared, key=lambda pair: len(pair[0]))
     if found:
         raise StateError(
             f"{folder.path} belongs to another configuration: {'; '.join(found)}",
-            hint="give the same options as before, or leave out --resume to start anew",
+            hint="give the same options as before, or leave out --resume to start another",
         )
     return folder

@@ -1,11 +1,11 @@
-"""From records to numbers: accuracy per attack, worst case per image, gradient health.
+"""From records to results: accuracy per attack, worst case per image, gradient health.
 
-Everything here is drawn from what an evaluation stored, so a summary can be made again from its folder.
+Everything here follows from what an evaluation stored, so a summary can be made again from its folder.
 
-- `attack_row`: one line of a result table;
+- `attack_row`: one row of a result table;
 - `decisive`, `worst_case`: the records that count, and of these the strongest attack's on each image;
 - `headline`: the number to quote;
-- `job_health`: the gradients that an attack met, over all blocks.
+- `job_health`: the gradients that an attack saw, over all blocks.
 """
 
 from __future__ import annotations
@@ -24,22 +24,17 @@ HEADLINE_MEANING = (
 SHARES = ("nan", "inf", "zero", "unusable", "saturated")
 
 
-def accuracy_of(records: Sequence[Record]) -> float:
-    """Return the mean over images of the share of report draws that are right."""
-    return sum(record.accuracy for record in records) / len(records)
-
-
-def interval_of(records: Sequence[Record]) -> list[float]:
-    """Return the 95% Wilson interval of `accuracy_of`."""
-    return list(wilson(sum(record.accuracy for record in records), len(records)))
-
-
 def figures(records: Sequence[Record]) -> dict[str, Any]:
-    """Return accuracy, interval, and the two stricter and laxer readings of the same draws."""
+    """Return the accuracy of records, its 95% interval, and a stricter and a laxer reading of the same draws.
+
+    The accuracy is the mean over images of the share of report draws that are right; `worst_of_draws` counts
+    images that are right in all of them, `majority` those that are right by majority vote.
+    """
     count = len(records)
+    total = sum(record.accuracy for record in records)
     return {
-        "accuracy": accuracy_of(records),
-        "ci95": interval_of(records),
+        "accuracy": total / count,
+        "ci95": list(wilson(total, count)),
         "worst_of_draws": sum(record.correct == record.draws for record in records) / count,
         "majority": sum(record.majority_correct for record in records) / count,
         "n_images": count,
@@ -47,20 +42,15 @@ def figures(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def attack_row(records: Sequence[Record]) -> dict[str, Any]:
-    """Return the result of one job: what was attacked, how, and what was left.
+    """Return the result of one job: target, attack, settings and accuracy.
 
-    Images that an earlier attack had settled count with that attack's result; `attacked` says how many
+    Images that an earlier attack has broken count with that attack's result; `attacked` is the number that
     this one was run on.
     """
     first = records[0]
+    settings = ("target", "attack", "view", "aggregation", "n_samples", "eps", "norm")
     return {
-        "target": first.target,
-        "attack": first.attack,
-        "view": first.view,
-        "aggregation": first.aggregation,
-        "n_samples": first.n_samples,
-        "eps": first.eps,
-        "norm": first.norm,
+        **{name: getattr(first, name) for name in settings},
         **figures(records),
         "draws": first.draws,
         "attacked": sum(not record.skipped for record in records),
@@ -73,7 +63,7 @@ def decisive(records: Sequence[Record], attack: str) -> list[Record]:
     Args:
         records: All records of an evaluation on the target.
         attack: What was evaluated: of a protocol every job counts, of a single attack only its own, since
-            without selection draws nothing may be chosen among it and the unperturbed images.
+            without selection draws nothing may be chosen between it and the unperturbed images.
     """
     return [record for record in records if record.attack == attack] or list(records)
 
@@ -81,15 +71,15 @@ def decisive(records: Sequence[Record], attack: str) -> list[Record]:
 def worst_case(records: Iterable[Record]) -> list[Record]:
     """Return, for each image in order of appearance, the record of its worst attack.
 
-    The worst is decided by `correct_selection`, then by the lower margin; the report draws decide nothing.
+    The worst is decided by `correct_selection`, then by the lower margin, never by the report draws.
     """
     by_image: dict[int, list[Record]] = {}
     for record in records:
         by_image.setdefault(record.index, []).append(record)
-    return [min(group, key=severity) for group in by_image.values()]
+    return [min(group, key=_severity) for group in by_image.values()]
 
 
-def severity(record: Record) -> tuple[float, float]:
+def _severity(record: Record) -> tuple[float, float]:
     """Sort key on the selection draws: smaller is worse for the defence."""
     margin = float("inf") if record.margin is None else record.margin
     decided = record.correct if record.correct_selection is None else record.correct_selection
@@ -110,7 +100,7 @@ def headline(records: Sequence[Record], attack: str) -> dict[str, Any]:
 
 
 def job_health(lines: Sequence[Mapping[str, Any]], job: str) -> dict[str, Any]:
-    """Return the health of one job's gradients over all blocks, whole and step by step.
+    """Return the health of one job's gradients over all blocks, overall and per step.
 
     Args:
         lines: `EvaluationFolder.read_health`.
@@ -120,23 +110,24 @@ def job_health(lines: Sequence[Mapping[str, Any]], job: str) -> dict[str, Any]:
         `gradients` (their number), the shares of `SHARES` and `loss` (null where unknown), `steps` (the same
         per step), `seconds` and `messages` of the library.
     """
-    own = [line for line in lines if line["job"] == job]
+    blocks = [line for line in lines if line["job"] == job]
     steps: dict[int, list[Mapping[str, Any]]] = {}
-    for line in own:
-        for number, step in enumerate(line["steps"]):
+    for block in blocks:
+        for number, step in enumerate(block["steps"]):
             steps.setdefault(number, []).append(step)
     return {
-        **_pool([step for group in steps.values() for step in group]),
-        "steps": [_pool(steps[number]) for number in sorted(steps)],
-        "seconds": sum(line["seconds"] for line in own),
-        "messages": sorted({message for line in own for message in line["messages"]}),
+        **_weighted_mean([step for group in steps.values() for step in group]),
+        "steps": [_weighted_mean(steps[number]) for number in sorted(steps)],
+        "seconds": sum(block["seconds"] for block in blocks),
+        "messages": sorted({message for block in blocks for message in block["messages"]}),
     }
 
 
-def _pool(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    pooled: dict[str, Any] = {"gradients": sum(part["gradients"] for part in parts)}
+def _weighted_mean(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the means of shares and loss, weighted by the number of gradients of each part."""
+    means: dict[str, Any] = {"gradients": sum(part["gradients"] for part in parts)}
     for name in (*SHARES, "loss"):
         known = [(part[name], part["gradients"]) for part in parts if part[name] is not None]
         weight = sum(count for _, count in known)
-        pooled[name] = sum(value * count for value, count in known) / weight if weight else None
-    return pooled
+        means[name] = sum(value * count for value, count in known) / weight if weight else None
+    return means

@@ -1,8 +1,7 @@
-"""Where a value stopped being finite: the layer, or the parameter whose gradient did.
+"""NaN and infinities: which layer is the first to return them, and errors before they are used.
 
 - `find_nonfinite_layer` runs a model again and names the layer;
-- `require_finite_logits` stops what would count them;
-- `require_finite_gradients` stops training before a step that would ruin the weights.
+- `require_finite_logits` stops an evaluation, `require_finite_gradients` a training.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from carso_cli.errors import NumericsError
+from carso_cli.runtime.hooks import forward_hooks
 
 
 def find_nonfinite_layer(model: object, forward: Callable[[], object]) -> str:
@@ -29,25 +29,18 @@ def find_nonfinite_layer(model: object, forward: Callable[[], object]) -> str:
         return ""
     found: list[str] = []
 
-    def watcher(name: str) -> Callable[[nn.Module, object, object], None]:
-        def watch(_module: nn.Module, _inputs: object, output: object) -> None:
-            if not found and isinstance(output, Tensor) and not bool(output.isfinite().all()):
-                found.append(name)
+    def watch(name: str, _inputs: object, output: object) -> None:
+        if not found and isinstance(output, Tensor) and not bool(output.isfinite().all()):
+            found.append(name)
 
-        return watch
-
-    handles = [module.register_forward_hook(watcher(name)) for name, module in model.named_modules() if name]
-    try:
-        with torch.no_grad():
-            forward()
-    finally:
-        for handle in handles:
-            handle.remove()
+    named = ((name, module) for name, module in model.named_modules() if name)
+    with torch.no_grad(), forward_hooks(named, watch):
+        forward()
     return f", first in layer '{found[0]}'" if found else ""
 
 
 def require_finite_logits(logits: Tensor, what: str, model: object, forward: Callable[[], object]) -> Tensor:
-    """Return logits that are counted on.
+    """Return logits unchanged if all are finite.
 
     Args:
         logits: Of any shape.
@@ -56,7 +49,7 @@ def require_finite_logits(logits: Tensor, what: str, model: object, forward: Cal
         forward: Runs it again on the same inputs.
 
     Raises:
-        NumericsError: If one is NaN or infinite: its argmax would be a decision that nothing decided.
+        NumericsError: If one is NaN or infinite, since the argmax would then mean nothing.
     """
     if not bool(logits.isfinite().all()):
         raise NumericsError(
@@ -78,7 +71,7 @@ def require_finite_gradients(module: nn.Module, place: tuple[int, int], hint: st
         NumericsError: Naming the first such parameter.
     """
     gradients = {name: one.grad for name, one in module.named_parameters() if one.grad is not None}
-    # One number for all, since asking each would wait for the device as often as there are parameters.
+    # One number for all, since each `bool` waits for the device.
     if bool(torch.nn.utils.get_total_norm(gradients.values()).isfinite()):
         return
     for name, gradient in gradients.items():

@@ -3,8 +3,8 @@
 Classifier and purifier run in it; what they answer is float32 again, and so are aggregation and losses.
 What a transfer attack makes of a classifier outside the defence runs in float32 products.
 
-- `set_products` chooses between float32 and TF32, for the whole process;
-- `reduced` is the context in which a model runs, `in_precision` wraps a model to run in it always.
+- `set_tf32` chooses between float32 and TF32, for the whole process;
+- `autocast` is the context in which a model runs, `in_precision` wraps a model to run in it always.
 
 TF32 keeps 10 bits of a product's factors and runs on NVIDIA GPUs only. bfloat16 keeps 7; weights stay in
 float32 and are converted as they are used (torch's autocast).
@@ -23,7 +23,7 @@ from carso_cli.errors import UsageError
 Model = Callable[[Tensor], Tensor]
 
 
-def set_products(precision: str, device: torch.device) -> None:
+def set_tf32(precision: str, device: torch.device) -> None:
     """Let float32 convolutions and products on GPUs use TF32, or forbid it.
 
     Raises:
@@ -40,14 +40,14 @@ def set_products(precision: str, device: torch.device) -> None:
         )
 
 
-def reduced(precision: str, device: torch.device) -> AbstractContextManager[object]:
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Return the context in which a model runs: bfloat16 where it is asked for, nothing otherwise."""
     if precision != "bf16":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def full(values: Tensor) -> Tensor:
+def to_float32(values: Tensor) -> Tensor:
     """Return values in float32, or in the wider type that they have."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
@@ -63,7 +63,7 @@ def in_precision(model: Model, precision: str) -> Model:
         return model
 
     def run(images: Tensor) -> Tensor:
-        with reduced(precision, images.device):
-            return full(model(images))
+        with autocast(precision, images.device):
+            return to_float32(model(images))
 
     return run

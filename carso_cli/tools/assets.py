@@ -26,8 +26,8 @@ from carso_cli.data.cifar import cifar_class
 from carso_cli.data.datasets import find_data, source_places
 from carso_cli.data.file_tree import ZipStore
 from carso_cli.errors import DataError, RecipeError, WeightsError
-from carso_cli.io.download import fetch, fetch_command, file_digest, recorded_problem
-from carso_cli.io.json_files import file_sha256
+from carso_cli.io.checksum import file_digest
+from carso_cli.io.download import fetch, fetch_command, recorded_problem
 from carso_cli.io.paths import data_home
 from carso_cli.recipe.schema import Recipe, Weights
 from carso_cli.recipe.shipped import start_command
@@ -242,7 +242,7 @@ def _weights_item(recipe: Recipe, kind: str, weights: Weights, required: bool) -
         record = find_record(weights.source, name, recipe.data.name)
         if weights.source == "shipped":
             there = record.file.is_file()
-            intact = there and file_sha256(record.file) == record.sha256
+            intact = there and file_digest(record.file) == record.sha256
             state = PRESENT if intact else DAMAGED if there else MISSING
             note = "" if intact else "install carso again"
             return Item(kind, name, state, required, str(record.file), note=note)

@@ -25,8 +25,8 @@ from carso_cli import __version__
 from carso_cli.build import classifier_fingerprint, load_defence
 from carso_cli.defence.defended_model import Defence
 from carso_cli.errors import NumericsError, UsageError
-from carso_cli.io.checksum import fingerprint
-from carso_cli.io.json_files import ensure_folder, file_sha256, write_atomically, write_json
+from carso_cli.io.checksum import file_digest, fingerprint
+from carso_cli.io.json_files import ensure_folder, write_atomically, write_json
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.description import class_names
@@ -96,7 +96,7 @@ def export_run(
         reporter.info(f"writing {out / name}")
         write_atomically(out / name, serialise(program))
         difference = check_program(out / name, defence, inputs)
-        files[name] = {"sha256": file_sha256(out / name), "largest_difference": difference}
+        files[name] = {"sha256": file_digest(out / name), "largest_difference": difference}
     facts = _facts(defence, recipe, class_names(RunFolder(run), recipe)) | {"files": files}
     write_json(out / "defence.json", facts)
     return {"out": str(out), **facts}

@@ -16,8 +16,8 @@ from carso_cli.build import (
     classifier_fingerprint,
     device_for,
     load_images,
-    own_classifier,
     untrained_classifier,
+    user_classifier,
 )
 from carso_cli.classifiers.layer_choice import default_layers
 from carso_cli.data.decode import read_images
@@ -26,7 +26,7 @@ from carso_cli.defence.representation import extract_representation, layer_names
 from carso_cli.errors import UsageError, nearest
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.checkpoints import save_tensors
-from carso_cli.runtime.precision import full, reduced
+from carso_cli.runtime.precision import autocast, to_float32
 from carso_cli.runtime.reporter import Reporter
 
 
@@ -59,7 +59,7 @@ def list_layers(recipe: Recipe, *, pattern: str = "*", kind: str | None = None) 
     classifier = (
         build_classifier(recipe, kind or recipe.representation.kind)
         if recipe.classifier.family == "external"
-        else own_classifier(untrained_classifier(recipe), recipe)
+        else user_classifier(untrained_classifier(recipe), recipe)
     )
     size = recipe.data.image_size
     shapes = module_shapes(classifier, torch.zeros(1, recipe.data.channels, size, size))
@@ -122,10 +122,10 @@ def extract(
     parts: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     with torch.no_grad(), reporter.progress("extracting", len(pixels)) as progress:
         for part in ordered_batches(len(pixels), recipe.evaluation.batch_size):
-            with reduced(recipe.precision, target):
+            with autocast(recipe.precision, target):
                 batch = extract_representation(classifier, pixels[part].to(target), layers)
             for layer, output in batch.items():
-                parts[layer].append(full(output).cpu())
+                parts[layer].append(to_float32(output).cpu())
             progress.advance(part.stop - part.start)
     outputs = {layer: torch.cat(chunks) for layer, chunks in parts.items()}
     metadata = {

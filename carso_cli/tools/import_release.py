@@ -18,12 +18,12 @@ from carso_cli.build import build_classifier, build_purifier, classifier_fingerp
 from carso_cli.classifiers.weights import read_header, read_tensors
 from carso_cli.defence.release_format import PUBLISHED_PARTS, from_release, to_release
 from carso_cli.errors import UsageError, WeightsError, nearest
-from carso_cli.io.json_files import ensure_folder, file_sha256, write_json
+from carso_cli.io.checksum import file_digest
+from carso_cli.io.json_files import ensure_folder, write_json
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.checkpoints import load_tensors, save_tensors
-from carso_cli.runs.description import write_recipe
-from carso_cli.runs.environment import describe_environment
+from carso_cli.runs.description import describe_environment, write_recipe
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import Reporter
 
@@ -66,7 +66,7 @@ def import_release(folder: Path, recipe: Recipe, *, run: Path, reporter: Reporte
         for part in PUBLISHED_PARTS
         for key, tensor in from_release(part, published[part]).items()
     }
-    checksums = {part: file_sha256(path) for part, path in files.items()}
+    checksums = {part: file_digest(path) for part, path in files.items()}
     metadata = {
         "inference_only": True,
         "recipe_name": recipe.name,

@@ -1,91 +1,80 @@
-"""Adversarially-balanced batches (Section 4.4, Table 14, Appendix A).
+"""Adversarially-balanced batches (Section 4.4, Appendix A, Table 14).
 
 A fixed share of each shuffled batch is perturbed against the frozen classifier: a quarter each by FGSM at
-eps/2, PGD at eps/2, FGSM at eps and PGD at eps. What does not divide by four stays clean.
+eps/2, FGSM at eps, PGD at eps/2 and PGD at eps. What does not divide by four stays clean.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from carso_cli.attacks.fgsm import FGSM
 from carso_cli.attacks.pgd import PGD
-from carso_cli.attacks.target import Model
 from carso_cli.attacks.threat_model import ThreatModel
+from carso_cli.classifiers.inference import inference_copy
+from carso_cli.recipe.schema import Recipe
+from carso_cli.runtime.precision import in_precision
+from carso_cli.runtime.reporter import SILENT, Reporter
 
 _ALL = slice(None)
 
 
 def quarter_size(batch_size: int, adversarial_fraction: float) -> int:
     """Return how many images of a batch each of the four attacks perturbs."""
+    # In floating point 0.58 * 100 is 57.99…
     return int(batch_size * adversarial_fraction + 1e-9) // 4
 
 
 class BalancedBatch:
-    """Perturb the leading part of a shuffled batch.
+    """Perturbs the leading part of a shuffled batch, as `training.attack_mix` says.
 
     Args:
-        classifier: Frozen classifier under attack.
-        norm: `linf` or `l2`.
-        eps: Full perturbation budget, in pixel units.
-        adversarial_fraction: Share of the batch to perturb, in [0, 1].
-        pgd_steps: PGD steps.
-        pgd_step_size: PGD step, in pixel units.
+        recipe: The recipe; the full perturbation budget is that of its threat model.
+        classifier: Frozen classifier under attack, copied.
+        reporter: Told when it cannot be compiled.
     """
 
-    def __init__(
-        self,
-        classifier: Model,
-        *,
-        norm: str,
-        eps: float,
-        adversarial_fraction: float,
-        pgd_steps: int,
-        pgd_step_size: float,
-    ) -> None:
-        self.classifier = classifier
-        self.norm = norm
-        self.eps = eps
-        self.adversarial_fraction = adversarial_fraction
-        self.pgd_steps = pgd_steps
-        self.pgd_step_size = pgd_step_size
+    def __init__(self, recipe: Recipe, classifier: nn.Module, reporter: Reporter = SILENT) -> None:
+        self.threat = recipe.threat
+        self.mix = recipe.training.attack_mix
+        copied = inference_copy(classifier, compile=recipe.compile, reporter=reporter)
+        self.model = in_precision(copied, recipe.precision)
 
-    def __call__(self, images: Tensor, labels: Tensor, seed: int, own: slice = _ALL) -> Tensor:
-        """Return a share of the batch with its part of the perturbed images.
+    def __call__(self, images: Tensor, labels: Tensor, seed: int, shard: slice = _ALL) -> Tensor:
+        """Return a shard of the batch with its part of the perturbed images.
 
         Images are ordered FGSM eps/2, FGSM eps, PGD eps/2, PGD eps, clean; the batch is shuffled already,
-        so which image meets which attack is random. Both budgets of an attack share one call. What happens
-        to an image does not depend on the share it falls into.
+        so which image meets which attack is random. An image is perturbed in the same way in every shard.
 
         Args:
             images: (B, channels, H, W) clean, in [0, 1]: the whole batch.
             labels: (B,).
             seed: Seed of PGD's random starts.
-            own: The share; all of it unless said otherwise.
+            shard: Which images to return.
         """
-        quarter = quarter_size(len(images), self.adversarial_fraction)
-        places = torch.arange(len(images), device=images.device)[own]
-        budgets = torch.full((2 * quarter,), self.eps, device=images.device)
-        budgets[:quarter] /= 2
+        half = 2 * quarter_size(len(images), self.mix.adversarial_fraction)
+        positions = torch.arange(len(images), device=images.device)[shard]
+        # Both budgets of an attack share one call: a batch of twice the size is faster than two.
+        budgets = torch.full((half,), self.threat.eps, device=images.device)
+        budgets[: half // 2] /= 2
         parts = []
-        for position, perturb in enumerate((self._fgsm, self._pgd)):
-            part = slice(2 * quarter * position, 2 * quarter * (position + 1))
-            mine = places[(places >= part.start) & (places < part.stop)] - part.start
-            if len(mine):
-                parts.append(perturb(images[part], labels[part], budgets, mine, seed))
-        return torch.cat((*parts, images[places[places >= 4 * quarter]]))
+        for first, perturb in ((0, self._fgsm), (half, self._pgd)):
+            chosen = positions[(positions >= first) & (positions < first + half)] - first
+            if len(chosen):
+                part = slice(first, first + half)
+                parts.append(perturb(images[part], labels[part], budgets, chosen, seed))
+        return torch.cat((*parts, images[positions[positions >= 2 * half]]))
 
-    def _fgsm(self, images: Tensor, labels: Tensor, budgets: Tensor, mine: Tensor, seed: int) -> Tensor:
-        attack = FGSM(ThreatModel(self.norm, budgets[mine]))
-        return attack(self.classifier, images[mine], labels[mine])
+    def _fgsm(self, images: Tensor, labels: Tensor, budgets: Tensor, chosen: Tensor, _seed: int) -> Tensor:
+        attack = FGSM(ThreatModel(self.threat.norm, budgets[chosen]))
+        return attack(self.model, images[chosen], labels[chosen])
 
-    def _pgd(self, images: Tensor, labels: Tensor, budgets: Tensor, mine: Tensor, seed: int) -> Tensor:
+    def _pgd(self, images: Tensor, labels: Tensor, budgets: Tensor, chosen: Tensor, seed: int) -> Tensor:
         def attack(eps: Tensor) -> PGD:
-            return PGD(
-                ThreatModel(self.norm, eps), steps=self.pgd_steps, step_size=self.pgd_step_size, seed=seed
-            )
+            threat = ThreatModel(self.threat.norm, eps)
+            return PGD(threat, steps=self.mix.pgd_steps, step_size=self.mix.pgd_step_size, seed=seed)
 
-        # Starts are drawn for all, so that an image's does not depend on who else is in its share.
-        start = attack(budgets).start(images)[mine]
-        return attack(budgets[mine]).run_from(start, self.classifier, images[mine], labels[mine])
+        # Starts are drawn for all, so that an image's does not depend on who else is in its shard.
+        start = attack(budgets).start(images)[chosen]
+        return attack(budgets[chosen]).run_from(start, self.model, images[chosen], labels[chosen])

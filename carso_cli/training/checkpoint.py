@@ -1,34 +1,50 @@
-"""How far a training has come: counted, saved with its tensors, and brought back for the same run only."""
+"""The state that training resumes from: how far it has come, its tensors, and the run they belong to.
+
+`state.safetensors` holds the tensors of several parts, such as fast and slow weights and optimiser moments,
+each under a prefix; its header holds the metrics of whole epochs, the sums of the one in progress, and the
+identity of the run. The same file serves the purifier and the classifier.
+
+- `Checkpoint`: counts, saves and loads;
+- `OptimiserTensors`: an optimiser as a part of one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, asdict, dataclass, field
+from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from carso_cli.distributed.world import World
-from carso_cli.errors import StateError
-from carso_cli.io.json_files import append_json_line, read_json_lines, write_json_lines
+from carso_cli.errors import InterruptedRun, StateError
+from carso_cli.io.json_files import append_json_lines, read_json_lines, write_json_lines
 from carso_cli.runs.checkpoints import load_state, save_state
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.records import short
 from carso_cli.runtime.reporter import Reporter
-from carso_cli.runtime.signals import StopRequest
+from carso_cli.runtime.signals import StopRequest, stop_requests
 
 
-class StopTraining(Exception):  # noqa: N818  (no error: somebody asked for it)
-    """Training stops between two steps, where its state can be saved."""
+class Part(Protocol):
+    """What a checkpoint saves: a module, Lookahead, `OptimiserTensors`."""
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """Return tensors by name."""
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], /) -> object:
+        """Take them back, from the CPU."""
 
 
 @dataclass(frozen=True)
 class OpenEpoch:
-    """An epoch that is not whole yet.
+    """An epoch in progress.
 
     Args:
         batches: Batches done.
-        sums: What their figures add up to.
+        sums: What the terms of their losses add up to.
         seconds: Time that they took.
     """
 
@@ -37,24 +53,36 @@ class OpenEpoch:
     seconds: float = 0.0
 
 
-class TrainingProgress:
-    """Whole epochs done, the batches of the next, and the identity of the run.
+@dataclass
+class Checkpoint:
+    """How far a training run has come, and its state file.
 
     Args:
-        identity: What the stored state belongs to; resuming refuses any other.
-        world: The processes that share the training; the main one reads and writes.
-        save_every: Epochs between two saved states.
+        folder: The run.
+        world: Its processes; the main one reads and writes.
+        identity: What the state belongs to; resuming refuses any other.
+        parts: What is saved, by the prefix of its tensors' names.
+        epochs: Epochs of the whole training.
+        save_every: Epochs between two saved states; the last epoch is always saved.
+        command: The command that resumes the run, without `--run`.
+        details: Returns further JSON-serialisable values of the file's header.
+        metrics: Of every whole epoch, in order.
+        open: The epoch after those.
     """
 
-    def __init__(self, identity: Mapping[str, Any], world: World, save_every: int = 1) -> None:
-        self.identity = dict(identity)
-        self.world = world
-        self.save_every = save_every
-        self.metrics: list[dict[str, Any]] = []
-        """Of every whole epoch, in order."""
-        self.open = OpenEpoch()
-        self.saved = (0, 0)
-        """Whole epochs and further batches in the newest state."""
+    folder: RunFolder
+    world: World
+    identity: Mapping[str, Any]
+    parts: Mapping[str, Part]
+    _: KW_ONLY
+    epochs: int
+    command: str
+    save_every: int = 1
+    details: Callable[[], dict[str, Any]] = dict
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    open: OpenEpoch = OpenEpoch()
+    _saved: tuple[int, int] = (0, 0)
+    _stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def epochs_done(self) -> int:
@@ -66,102 +94,152 @@ class TrainingProgress:
         """Time of all whole epochs."""
         return sum(float(line["seconds"]) for line in self.metrics)
 
-    @property
-    def last_metrics(self) -> dict[str, Any]:
-        """Metrics of the last whole epoch."""
-        return self.metrics[-1]
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let signals stop training between two steps, where `finish_batch` saves the state.
 
-    def finish_epoch(self, folder: RunFolder, metrics: dict[str, Any]) -> None:
-        """Count and log one whole epoch."""
-        self.world.on_main(lambda: append_json_line(folder.metrics, metrics))
-        self.metrics.append(metrics)
-        self.open = OpenEpoch()
+        Raises:
+            InterruptedRun: At a second signal, at once; what was saved before stays.
+        """
+        try:
+            with stop_requests() as self._stop:
+                yield
+        except KeyboardInterrupt:
+            raise self._interrupted() from None
 
-    def finish_batch(self, batches: int, sums: Tensor, seconds: float, stop: StopRequest) -> None:
-        """Count the batches of the open epoch.
+    def finish_batch(self, batches: int, sums: Tensor, seconds: float) -> None:
+        """Count the batches of the epoch in progress.
 
         Args:
             batches: Batches done.
-            sums: What their figures add up to, (figures,) in float64.
+            sums: What the terms of their losses add up to, (terms,) in float64.
             seconds: Time that they took.
-            stop: Whether somebody asked this process to stop.
 
         Raises:
-            StopTraining: If some process was asked to stop; what is counted can be saved.
+            InterruptedRun: If some process was asked to stop; the state after this batch is saved.
         """
         self.open = OpenEpoch(batches, tuple(sums.tolist()), seconds)
-        if self.world.any(bool(stop)):
-            raise StopTraining
+        # The processes agree on it: one that stopped alone would leave the others waiting for its gradients.
+        if self.world.any(bool(self._stop)):
+            self.save()
+            raise self._interrupted()
 
-    def write(self, folder: RunFolder, tensors: Mapping[str, Tensor], **details: Any) -> None:  # noqa: ANN401
-        """Store a state; the one before it is kept.
+    def finish_epoch(self, metrics: dict[str, Any]) -> None:
+        """Count and log a whole epoch, and save where that is due."""
+        self.world.on_main(lambda: append_json_lines(self.folder.metrics, [metrics]))
+        self.metrics.append(metrics)
+        self.open = OpenEpoch()
+        if self.epochs_done % self.save_every == 0 or self.epochs_done == self.epochs:
+            self.save()
 
-        Args:
-            folder: The run.
-            tensors: What is trained.
-            details: Further JSON-serialisable values of the file's header.
+    def _interrupted(self) -> InterruptedRun:
+        epochs, batches = self._saved
+        further = f" and {batches} batches of the next" if batches else ""
+        return InterruptedRun(
+            f"stopped; {epochs} of {self.epochs} epochs{further} are saved in {self.folder.path}",
+            hint=f"resume with: {self.command} --run {self.folder.path} --resume",
+        )
+
+    def save(self) -> None:
+        """Write the state; the one before it is kept.
 
         Raises:
             CarsoError: If it cannot be written.
         """
-        header = {"identity": self.identity, "metrics": self.metrics, "open": asdict(self.open), **details}
-        self.world.on_main(lambda: save_state(folder.state, tensors, header))
-        self.saved = (self.epochs_done, self.open.batches)
+        progress = {"identity": self.identity, "metrics": self.metrics, "open": asdict(self.open)}
+        header = progress | self.details()
+        tensors = {
+            f"{prefix}.{name}": tensor
+            for prefix, part in self.parts.items()
+            for name, tensor in part.state_dict().items()
+        }
+        self.world.on_main(lambda: save_state(self.folder.state, tensors, header))
+        self._saved = (self.epochs_done, self.open.batches)
 
-    def describe_saved(self, epochs: int) -> str:
-        """Say how much of a training of so many epochs the newest state holds."""
-        batches = f" and {self.saved[1]} batches of the next" if self.saved[1] else ""
-        return f"{self.saved[0]} of {epochs} epochs{batches} are saved"
-
-    def read(self, folder: RunFolder, reporter: Reporter) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Bring back the newest whole state, and make the log of metrics agree with it.
+    def load(self, reporter: Reporter) -> dict[str, Any] | None:
+        """Restore the newest undamaged state, and make the log of metrics agree with it.
 
         Returns:
-            Tensors and header; None where training was interrupted before its first
-            state, which is said.
+            The file's header; None where training was interrupted before its first state.
 
         Raises:
             StateError: If the state belongs to another configuration, is damaged, or is lost.
         """
-        found = self.world.on_main(lambda: self._read(folder, reporter))
-        if found is not None:
-            self.metrics = list(found[1]["metrics"])
-            self.open = OpenEpoch(**{**found[1]["open"], "sums": tuple(found[1]["open"]["sums"])})
-            self.saved = (self.epochs_done, self.open.batches)
-            batches = f" and {self.open.batches} batches" if self.open.batches else ""
-            reporter.info(f"going on after {self.epochs_done} whole epochs{batches}")
-        return found
-
-    def _read(self, folder: RunFolder, reporter: Reporter) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        found = load_state(folder.state, reporter)
+        found = self.world.on_main(lambda: self._read(reporter))
         if found is None:
-            self._check_nothing_is_lost(folder)
-            reporter.info(f"{folder.path} holds no state yet: starting from the first epoch")
+            return None
+        tensors, header = found
+        for prefix, part in self.parts.items():
+            part.load_state_dict(_under(f"{prefix}.", tensors))
+        self.metrics = list(header["metrics"])
+        self.open = OpenEpoch(**{**header["open"], "sums": tuple(header["open"]["sums"])})
+        self._saved = (self.epochs_done, self.open.batches)
+        batches = f" and {self.open.batches} batches" if self.open.batches else ""
+        reporter.info(f"resuming after {self.epochs_done} whole epochs{batches}")
+        return header
+
+    def _read(self, reporter: Reporter) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        found = load_state(self.folder.state, reporter)
+        if found is None:
+            # Epochs are logged before they are saved: a kill explains as many as lie between two states.
+            logged = len(read_json_lines(self.folder.metrics))
+            if logged > self.save_every:
+                raise StateError(
+                    f"{self.folder.state} is missing, though {logged} epochs were trained and logged",
+                    hint="restore it from a copy, or train again into another folder with --run DIR",
+                )
+            reporter.info(f"{self.folder.path} holds no state yet: starting from the first epoch")
         else:
-            self._check_identity(folder, found[1]["identity"])
-        # The state is the truth: epochs logged after it will be run again, a damaged log is made whole.
-        write_json_lines(folder.metrics, [] if found is None else found[1]["metrics"])
+            self._require_identity(found[1]["identity"])
+        # The state is the truth: epochs logged after it are trained again, and a damaged log is repaired.
+        write_json_lines(self.folder.metrics, [] if found is None else found[1]["metrics"])
         return found
 
-    def _check_identity(self, folder: RunFolder, stored: Mapping[str, Any]) -> None:
+    def _require_identity(self, stored: Mapping[str, Any]) -> None:
         for key, value in self.identity.items():
             if stored.get(key) != value:
                 raise StateError(
-                    f"{folder.state} belongs to another run: its {key} is {short(stored.get(key))}, "
+                    f"{self.folder.state} belongs to another run: its {key} is {short(stored.get(key))}, "
                     f"not {short(value)}",
                     hint="resume with the first start's options, or choose another folder with --run DIR",
                 )
 
-    def _check_nothing_is_lost(self, folder: RunFolder) -> None:
-        # Epochs are logged before they are saved, so a kill explains as many as lie between two states.
-        logged = len(read_json_lines(folder.metrics))
-        if logged > self.save_every:
-            raise StateError(
-                f"{folder.state} is missing, though {logged} epochs were trained and logged",
-                hint="restore it from a copy, or train again into another folder with --run DIR",
-            )
+
+@dataclass(frozen=True)
+class OptimiserTensors:
+    """An optimiser's moments, stored as PARAMETER.MOMENT: names outlive a new order of parameters.
+
+    Args:
+        optimiser: The optimiser.
+        module: Names the parameters.
+        sole: Its only moment, if it has one alone; that is stored as PARAMETER.
+    """
+
+    optimiser: torch.optim.Optimizer
+    module: nn.Module
+    sole: str = ""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the moments that there are; none before the first step."""
+        return {
+            name if key == self.sole else f"{name}.{key}": value
+            for name, parameter in self.module.named_parameters()
+            for key, value in self.optimiser.state.get(parameter, {}).items()
+            if value is not None
+        }
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the moments, each on its parameter's device."""
+        for name, parameter in self.module.named_parameters():
+            moments = {self.sole: tensors[name]} if name in tensors else _under(f"{name}.", tensors)
+            if moments:
+                # torch keeps the counters of steps on the CPU.
+                self.optimiser.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.device)
+                    for key, value in moments.items()
+                }
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors whose names start with a prefix, under the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -5,47 +5,90 @@ step from a random start (`fast`: Wong, Rice and Kolter, 2020; https://arxiv.org
 (`pgd`: Madry et al., 2018; https://arxiv.org/abs/1706.06083). Every random number is a function of (seed,
 purpose, epoch, batch), so a run that is killed and resumed ends in the same weights.
 
-- `train_classifier` trains into a run folder;
-- `estimate_cost` says how long that would take.
+- `train_classifier` trains into a run folder: set up, loop over epochs (train, validate, save), weights;
+- `initial_state` and `train_step` are its start and its step.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from carso_cli import __version__
-from carso_cli.build import classifier_fingerprint, device_for, load_images, training_images
-from carso_cli.data.image_set import ImageSet, epoch_batches, split_holdout
-from carso_cli.distributed.world import join
-from carso_cli.errors import DataError, InterruptedRun
+from carso_cli.attacks.pgd import PGD
+from carso_cli.attacks.threat_model import ThreatModel
+from carso_cli.build import (
+    build_classifier,
+    channels_last,
+    classifier_fingerprint,
+    device_for,
+    load_images,
+    untrained_classifier,
+)
+from carso_cli.data.augmentation import augment
+from carso_cli.data.image_set import ImageSet, epoch_batches, ordered_batches, split_holdout
+from carso_cli.distributed.world import World, join
+from carso_cli.errors import DataError, NumericsError, RecipeError, UsageError
 from carso_cli.recipe.identity import recipe_hash
 from carso_cli.recipe.schema import Kind, Recipe
 from carso_cli.runs.checkpoints import save_tensors
-from carso_cli.runs.description import describe_run
-from carso_cli.runs.environment import describe_environment
+from carso_cli.runs.description import describe_environment, describe_run
 from carso_cli.runs.folder import RunFolder
-from carso_cli.runtime.reporter import Reporter, SilentReporter
-from carso_cli.runtime.seed import generator
-from carso_cli.runtime.signals import StopRequest, stop_requests
-from carso_cli.runtime.timing import seconds_of
-from carso_cli.training.checkpoint import StopTraining
-from carso_cli.training.classifier_state import ClassifierState
-from carso_cli.training.classifier_step import (
-    ClassifierSetup,
-    held_out_accuracies,
-    initial_classifier,
-    make_optimiser,
-    threat_model,
-    train_step,
-)
-from carso_cli.training.one_cycle import one_cycle_rate
+from carso_cli.runtime.nonfinite import find_nonfinite_layer, require_finite_gradients
+from carso_cli.runtime.precision import autocast, in_precision, to_float32
+from carso_cli.runtime.reporter import Reporter
+from carso_cli.runtime.seed import derive_seed, generator, seeded
+from carso_cli.training.checkpoint import Checkpoint, OptimiserTensors
+from carso_cli.training.optim import one_cycle_rate
 
 WEIGHTS_FILE = "classifier.safetensors"
+HELD_OUT_PGD_STEPS = 10
+"""Steps of the PGD on held-out images; each of 2.5 eps / 10."""
+_LOWER_RATE = "lower classifier.training.peak_learning_rate; the state of the last whole epoch is saved"
+
+
+@dataclass(frozen=True)
+class ClassifierSetup:
+    """What does not change during training."""
+
+    recipe: Recipe
+    kind: Kind
+    train: ImageSet
+    held_out: ImageSet
+    device: torch.device
+    reporter: Reporter
+
+    @property
+    def world(self) -> World:
+        """The processes that share the training."""
+        return join(self.device)
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The threat model of adversarial training and of the accuracies on held-out images."""
+        return ThreatModel(self.recipe.threat.norm, self.recipe.threat.eps)
+
+
+@dataclass(frozen=True)
+class ClassifierState:
+    """What changes during training.
+
+    Args:
+        classifier: The module being trained.
+        replica: The same, to be called where gradients are summed over all processes.
+        optimiser: SGD over its parameters, with Nesterov momentum where there is momentum at all.
+    """
+
+    classifier: nn.Module
+    replica: nn.Module
+    optimiser: torch.optim.SGD
 
 
 def train_classifier(
@@ -61,14 +104,14 @@ def train_classifier(
     """Train the recipe's classifier into a run folder.
 
     The folder receives `classifier.safetensors`, with architecture, kind, perturbation size and accuracies in
-    its header, `metrics.jsonl` with one line an epoch, `recipe.yaml`, and the state to resume from.
+    its header, `metrics.jsonl` with one line per epoch, `recipe.yaml`, and the state to resume from.
 
     Args:
         recipe: The resolved recipe; `classifier.training` says how to train.
         kind: `at` for adversarial training at the recipe's threat model, `clean` for clean images.
         run: Run folder.
         reporter: Where progress goes.
-        resume: Go on from the folder's saved state.
+        resume: Continue from the folder's saved state.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         limit: Train on this many images only, class-balanced.
 
@@ -77,7 +120,7 @@ def train_classifier(
 
     Raises:
         UsageError: If the recipe's classifier is no WideResNet, or the folder already holds a run.
-        RecipeError, WeightsError: If the weights to start from do not serve; see `initial_classifier`.
+        RecipeError, WeightsError: If the weights to start from do not fit; see `initial_classifier`.
         DataError: If fewer than two images are left to train on.
         StateError: If the saved state belongs to another configuration, or is damaged.
         NumericsError: If the loss stops being finite, naming epoch and batch.
@@ -87,142 +130,222 @@ def train_classifier(
     reporter = world.reporter(reporter)
     classifier = initial_classifier(recipe).to(world.device)
     resume = world.on_main(lambda: folder.check(resume=resume, restarted=world.restarted))
-    setup = _set_up(recipe, kind, world.device, limit, reporter)
-    identity = _identity(setup, classifier)
-    world.synchronise(classifier)
-    state = ClassifierState(classifier, make_optimiser(recipe, classifier), world, identity)
-    with world.main_holds(lambda: folder.claimed(resume=resume, reporter=reporter)):
-        if resume:
-            state.load(folder, reporter)
-        environment = describe_environment(world.device)
-        world.on_main(lambda: describe_run(folder, recipe, environment, reporter))
-        _train_epochs(folder, setup, state)
-        weights = run / WEIGHTS_FILE
-        header = _describe(setup, state)
-        world.on_main(lambda: save_tensors(weights, state.classifier.state_dict(), header))
-    return {**state.last_metrics, "run": str(run), "weights": str(weights), "seconds_total": state.seconds}
-
-
-def _train_epochs(folder: RunFolder, setup: ClassifierSetup, state: ClassifierState) -> None:
-    epochs = setup.recipe.classifier.training.epochs
-    try:
-        with stop_requests() as stop:
-            for epoch in range(state.epochs_done, epochs):
-                try:
-                    metrics = _train_epoch(setup, state, epoch, stop)
-                except StopTraining:
-                    state.save(folder)
-                    raise
-                state.finish_epoch(folder, metrics)
-                state.save(folder)
-    except (StopTraining, KeyboardInterrupt):
-        raise InterruptedRun(
-            f"stopped; {state.describe_saved(epochs)} in {folder.path}",
-            hint=f"go on with: carso train-classifier {folder.recipe} --kind {setup.kind} "
-            f"--run {folder.path} --resume",
-        ) from None
-
-
-def estimate_cost(
-    recipe: Recipe, kind: Kind, *, device: str = "auto", limit: int | None = None
-) -> dict[str, Any]:
-    """Predict what training costs, from one step on random images; no data is read.
-
-    Returns:
-        `parameters`, `seconds_per_image` of training, and, where the recipe, `limit` or the data set's
-        definition tells the number of images, `images` and `seconds` for all epochs.
-
-    Raises:
-        UsageError: As `train_classifier`.
-    """
-    target = device_for(recipe, device)
-    world = join(target)
-    classifier = initial_classifier(recipe).to(target)
-    world.synchronise(classifier)
-    images = _blank_images(recipe)
-    setup = ClassifierSetup(recipe, kind, threat_model(recipe), images, images, target, SilentReporter())
-    state = ClassifierState(classifier, make_optimiser(recipe, classifier), world, {})
-    positions = torch.arange(len(images))
-    each = seconds_of(lambda: train_step(setup, state, positions, (0, 0)), target) / len(images)
-    cost: dict[str, Any] = {
-        "parameters": sum(parameter.numel() for parameter in classifier.parameters()),
-        "seconds_per_image": each,
-    }
-    images_known = training_images(recipe, limit)
-    if images_known is not None:
-        cost["images"] = images_known
-        cost["seconds"] = each * images_known * recipe.classifier.training.epochs
-    return cost
-
-
-def _set_up(
-    recipe: Recipe, kind: Kind, device: torch.device, limit: int | None, reporter: Reporter
-) -> ClassifierSetup:
-    with join(device).local_main_first():
+    with world.local_main_first():
         images = load_images(recipe, "train", limit=limit, reporter=reporter)
     train, held_out = split_holdout(images, recipe.data.holdout, recipe.seed)
     if len(train) < 2:
         raise DataError(f"{len(train)} training images are too few: batch normalisation needs at least 2")
-    return ClassifierSetup(recipe, kind, threat_model(recipe), train, held_out, device, reporter)
+    setup = ClassifierSetup(recipe, kind, train, held_out, world.device, reporter)
+    state = initial_state(setup, classifier)
+    checkpoint = _checkpoint(folder, setup, state)
+    with world.main_holds(lambda: folder.claimed(resume=resume, reporter=reporter)):
+        if resume:
+            checkpoint.load(reporter)
+        environment = describe_environment(world.device)
+        world.on_main(lambda: describe_run(folder, recipe, environment, reporter))
+        with checkpoint.interruptible():
+            for epoch in range(checkpoint.epochs_done, recipe.classifier.training.epochs):
+                metrics = _train_epoch(setup, state, checkpoint, epoch)
+                checkpoint.finish_epoch(metrics | _validate(setup, state.classifier))
+        weights, header = run / WEIGHTS_FILE, _describe(setup, checkpoint)
+        world.on_main(lambda: save_tensors(weights, state.classifier.state_dict(), header))
+    last = checkpoint.metrics[-1]
+    return {**last, "run": str(run), "weights": str(weights), "seconds_total": checkpoint.seconds}
+
+
+def initial_classifier(recipe: Recipe) -> nn.Module:
+    """Build the recipe's WideResNet with the weights that training starts from.
+
+    They are drawn by the recipe's seed, or those that `classifier.training.initial` names.
+
+    Raises:
+        UsageError: If the recipe's classifier is no WideResNet.
+        RecipeError: If the named weights belong to images standardised in another way.
+        WeightsError: If they are missing, damaged or of another architecture.
+    """
+    if recipe.classifier.family != "wide-resnet":
+        raise UsageError(
+            f"recipe '{recipe.name}' has a classifier of family '{recipe.classifier.family}'; "
+            "carso trains WideResNets only",
+            hint="set classifier.family to wide-resnet, or train your module with your own code",
+        )
+    with seeded(recipe.seed, "classifier weights"):
+        classifier = channels_last(untrained_classifier(recipe))
+    kind = recipe.classifier.training.initial
+    if kind is not None:
+        given = build_classifier(recipe, kind)
+        for name, expected in classifier.named_buffers():
+            if name in ("mean", "std") and not torch.allclose(given.get_buffer(name), expected):
+                raise RecipeError(
+                    f"the weights of classifier.{kind} go with another {name} than data.{name}",
+                    hint=f"give data.{name} the values {given.get_buffer(name).flatten().tolist()}",
+                )
+        classifier.load_state_dict(given.state_dict())
+    return classifier
+
+
+def initial_state(setup: ClassifierSetup, classifier: nn.Module) -> ClassifierState:
+    """Return a classifier on the setup's device with a fresh optimiser."""
+    section = setup.recipe.classifier.training
+    setup.world.sync_batch_norm(classifier)
+    optimiser = torch.optim.SGD(
+        classifier.parameters(),
+        lr=section.peak_learning_rate,
+        momentum=section.momentum,
+        weight_decay=section.weight_decay,
+        nesterov=section.momentum > 0,
+    )
+    return ClassifierState(classifier, setup.world.data_parallel(classifier), optimiser)
+
+
+def _checkpoint(folder: RunFolder, setup: ClassifierSetup, state: ClassifierState) -> Checkpoint:
+    """Return the run's checkpoint: what is saved, and by what the run is recognised when it is resumed."""
+    section = setup.recipe.classifier
+    initial = None if section.training.initial is None else classifier_fingerprint(state.classifier)
+    identity = {
+        "recipe": recipe_hash(setup.recipe, ("data", "threat", "seed", "precision")),
+        "architecture": [section.depth, section.width, section.activation],
+        "training": section.training.model_dump(exclude={"initial"}),
+        "kind": setup.kind,
+        "images": setup.train.fingerprint(),
+        "initial": initial,
+    }
+    momentum = OptimiserTensors(state.optimiser, state.classifier, sole="momentum_buffer")
+    return Checkpoint(
+        folder,
+        setup.world,
+        identity,
+        {"weights": state.classifier, "momentum": momentum},
+        epochs=section.training.epochs,
+        command=f"carso train-classifier {folder.recipe} --kind {setup.kind}",
+    )
 
 
 def _train_epoch(
-    setup: ClassifierSetup, state: ClassifierState, epoch: int, stop: StopRequest
+    setup: ClassifierSetup, state: ClassifierState, checkpoint: Checkpoint, epoch: int
 ) -> dict[str, Any]:
     """Train what is left of an epoch; return its metrics, loss and accuracy as means over all its images."""
     section = setup.recipe.classifier.training
     batches = epoch_batches(len(setup.train), section.batch_size, setup.recipe.seed, epoch)
-    rates = [
-        one_cycle_rate(
-            epoch * len(batches) + number,
-            section.epochs * len(batches),
-            peak=section.peak_learning_rate,
-            warmup_share=section.warmup_share,
-        )
-        for number in range(len(batches))
-    ]
-    sums = torch.tensor(state.open.sums or (0.0,) * 2, dtype=torch.float64)
-    seen, started = sum(map(len, batches[: state.open.batches])), time.perf_counter() - state.open.seconds
+
+    def rate(number: int) -> float:
+        step, steps = epoch * len(batches) + number, section.epochs * len(batches)
+        peak, warmup = section.peak_learning_rate, section.warmup_share
+        return one_cycle_rate(step, steps, peak=peak, warmup_share=warmup)
+
+    done = checkpoint.open
+    sums = torch.tensor(done.sums or (0.0,) * 2, dtype=torch.float64)
+    seen, started = sum(map(len, batches[: done.batches])), time.perf_counter() - done.seconds
     state.classifier.train()
     title = f"epoch {epoch + 1}/{section.epochs}"
     with setup.reporter.progress(title, sum(map(len, batches))) as progress:
         if seen:
             progress.advance(seen)
-        for number in range(state.open.batches, len(batches)):
+        for number in range(done.batches, len(batches)):
             for group in state.optimiser.param_groups:
-                group["lr"] = rates[number]
+                group["lr"] = rate(number)
             sums += train_step(setup, state, batches[number], (epoch, number))
             seen += len(batches[number])
             progress.advance(len(batches[number]), loss=sums[0].item() / seen)
-            state.finish_batch(number + 1, sums, time.perf_counter() - started, stop)
+            checkpoint.finish_batch(number + 1, sums, time.perf_counter() - started)
     seconds = time.perf_counter() - started
     loss, accuracy = (sums / seen).tolist()
     return {
         "epoch": epoch,
         "loss": loss,
         "train_accuracy": accuracy,
-        **held_out_accuracies(setup, state.classifier),
-        "learning_rate": rates[-1],
+        "learning_rate": rate(len(batches) - 1),
         "images": seen,
         "seconds": seconds,
         "images_per_second": seen / seconds,
     }
 
 
-def _identity(setup: ClassifierSetup, classifier: nn.Module) -> dict[str, Any]:
-    section = setup.recipe.classifier
-    goes_on = section.training.initial is not None
-    return {
-        "recipe": recipe_hash(setup.recipe, ("data", "threat", "seed", "precision")),
-        "architecture": [section.depth, section.width, section.activation],
-        "training": section.training.model_dump(exclude={"initial"}),
-        "kind": setup.kind,
-        "images": setup.train.fingerprint(),
-        "initial": classifier_fingerprint(classifier) if goes_on else None,
-    }
+def train_step(
+    setup: ClassifierSetup, state: ClassifierState, positions: Tensor, place: tuple[int, int]
+) -> Tensor:
+    """Take one optimiser step on one batch, perturbed first for kind `at`.
+
+    Args:
+        setup: What does not change.
+        state: Classifier, in training mode, and optimiser.
+        positions: Positions of the batch's images in the training set, int64 (B,); each process takes its
+            shard.
+        place: Epoch and batch; every random choice of the step depends on them alone.
+
+    Returns:
+        Summed (loss, correct answers) of the whole batch, float64 (2,), on the CPU.
+
+    Raises:
+        NumericsError: If loss or a gradient is not finite, naming the layer or parameter.
+    """
+    section, seed = setup.recipe.classifier.training, setup.recipe.seed
+    shard = setup.world.shard(len(positions))
+    images = setup.train.pixels(positions)
+    if section.augment:
+        images = augment(images, flip=section.flip, generator=generator(seed, "augmentation", *place))
+    images = images.to(setup.device)
+    labels = setup.train.labels[positions].to(setup.device)[shard]
+    model = in_precision(state.classifier, setup.recipe.precision)
+    if setup.kind == "at":
+        attack = training_attack(setup, derive_seed(seed, "training attack", *place))
+        # Starts are drawn for the whole batch, so that an image's does not depend on its shard.
+        start, images = attack.start(images)[shard], images[shard]
+        # In training mode, as published: the attack sees the batch statistics that the step will see.
+        images = attack.run_from(start, model, images, labels)
+    else:
+        images = images[shard]
+    with autocast(setup.recipe.precision, setup.device):
+        logits = to_float32(state.replica(images))
+    # Gradients are summed over processes, so each has its images' part of the mean over the whole batch.
+    loss = F.cross_entropy(logits, labels, label_smoothing=section.label_smoothing, reduction="sum")
+    correct = (logits.argmax(dim=1) == labels).sum()
+    sums = setup.world.sum(torch.stack((loss.detach(), correct)).double().cpu())
+    value = sums[0].item() / len(positions)
+    if not math.isfinite(value):
+        where = find_nonfinite_layer(state.classifier, lambda: model(images))
+        raise NumericsError(
+            f"the loss became {value} in epoch {place[0] + 1}, batch {place[1] + 1}{where}; training stops",
+            hint=_LOWER_RATE,
+        )
+    state.optimiser.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss / len(positions))
+    require_finite_gradients(state.classifier, place, _LOWER_RATE)
+    state.optimiser.step()
+    return sums
 
 
-def _describe(setup: ClassifierSetup, state: ClassifierState) -> dict[str, Any]:
+def training_attack(setup: ClassifierSetup, seed: int) -> PGD:
+    """Return the attack of one training step; its last point is trained on, whether it fools or not."""
+    section, eps = setup.recipe.classifier.training, setup.recipe.threat.eps
+    steps = 1 if section.method == "fast" else section.steps
+    default = 1.25 * eps if section.method == "fast" else 2.5 * eps / steps
+    size = default if section.step_size is None else section.step_size
+    return PGD(setup.threat, steps=steps, step_size=size, random_start=True, seed=seed, keep_best=False)
+
+
+def _validate(setup: ClassifierSetup, classifier: nn.Module) -> dict[str, float | None]:
+    """Return accuracies on the held-out images, clean and under PGD; None without any."""
+    count = len(setup.held_out)
+    if count == 0:
+        return {"clean_accuracy": None, "pgd_accuracy": None}
+    step_size = 2.5 * setup.recipe.threat.eps / HELD_OUT_PGD_STEPS
+    classifier.eval()
+    model = in_precision(classifier, setup.recipe.precision)
+    correct = torch.zeros(2, dtype=torch.float64)
+    parts = list(enumerate(ordered_batches(count, setup.recipe.evaluation.batch_size)))
+    for number, part in parts[setup.world.shard(len(parts))]:
+        images = setup.held_out.pixels(part).to(setup.device)
+        labels = setup.held_out.labels[part].to(setup.device)
+        seed = derive_seed(setup.recipe.seed, "held-out attack", number)
+        attack = PGD(setup.threat, steps=HELD_OUT_PGD_STEPS, step_size=step_size, seed=seed)
+        for place, seen in enumerate((images, attack(model, images, labels))):
+            correct[place] += (model(seen).argmax(dim=1) == labels).sum().cpu()
+    clean, attacked = (setup.world.sum(correct) / count).tolist()
+    return {"clean_accuracy": clean, "pgd_accuracy": attacked}
+
+
+def _describe(setup: ClassifierSetup, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the header of the trained weights."""
     recipe, section = setup.recipe, setup.recipe.classifier
     return {
@@ -236,21 +359,11 @@ def _describe(setup: ClassifierSetup, state: ClassifierState) -> dict[str, Any]:
         "recipe_name": recipe.name,
         "norm": recipe.threat.norm if setup.kind == "at" else None,
         "eps": recipe.threat.eps if setup.kind == "at" else None,
-        "epochs": state.epochs_done,
-        "initial": state.identity["initial"],
+        "epochs": checkpoint.epochs_done,
+        "initial": checkpoint.identity["initial"],
         "images": len(setup.train),
         "seed": recipe.seed,
-        "held_out_clean_accuracy": state.last_metrics["clean_accuracy"],
-        "held_out_pgd_accuracy": state.last_metrics["pgd_accuracy"],
+        "held_out_clean_accuracy": checkpoint.metrics[-1]["clean_accuracy"],
+        "held_out_pgd_accuracy": checkpoint.metrics[-1]["pgd_accuracy"],
         "version": __version__,
     }
-
-
-def _blank_images(recipe: Recipe) -> ImageSet:
-    """Return one batch of random images in the recipe's shape."""
-    data, count = recipe.data, recipe.classifier.training.batch_size
-    shape = (count, data.channels, data.image_size, data.image_size)
-    noise = generator(recipe.seed, "cost")
-    images = torch.randint(0, 256, shape, generator=noise, dtype=torch.uint8)
-    labels = torch.randint(0, data.classes, (count,), generator=noise)
-    return ImageSet(images, labels, torch.arange(count), tuple(str(label) for label in range(data.classes)))

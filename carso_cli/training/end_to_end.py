@@ -1,14 +1,15 @@
-"""The purifier trained through the whole defence: objectives `adversarial` and `both`, beyond the paper.
+"""Training the purifier end to end: objectives `adversarial` and `both`, beyond the paper.
 
 Where `BalancedBatch` perturbs images against the classifier, as the paper does, here they are perturbed
-against all of condition, reconstructions and aggregation, and the loss is that of the aggregated output.
+against the whole defence (condition, reconstructions, aggregation), and the loss is that of its output.
 
-The defence that is attacked, trained and evaluated is one function: batch normalisation keeps the statistics
-that the purifier starts with, so the attack sees what the loss sees, an image's loss does not depend on the
-rest of its batch, and the samples of one image do not count as a batch of their own. The classifier is
-frozen as ever. Under `adversarial` the posterior's encoder takes no part and gets no gradient.
+The defence that is attacked, trained and evaluated is one function. Batch normalisation keeps the statistics
+that the purifier starts with, for three reasons: the attack then sees what the loss sees, an image's loss
+does not depend on the rest of its batch, and the samples of one image do not count as a batch of their own.
+The classifier is frozen as ever. Under `adversarial` the posterior's encoder takes no part and gets no
+gradient.
 
-- `ThroughDefence`: what is trained, seen through the defence;
+- `EndToEnd`: the purifier as seen through the defence;
 - `perturbed`: images attacked for training;
 - `adversarial_terms`: the loss of one batch.
 """
@@ -19,6 +20,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from carso_cli.attacks.defence_target import DefenceTarget
 from carso_cli.attacks.passes import samples_per_pass
@@ -29,13 +31,30 @@ from carso_cli.defence.elbo import negative_elbo
 from carso_cli.defence.representation import extract_representation
 from carso_cli.defence.vae import ENCODER_PARTS, Purifier
 from carso_cli.distributed.world import World
+from carso_cli.errors import RecipeError
 from carso_cli.recipe.schema import Recipe
-from carso_cli.runtime.precision import reduced
+from carso_cli.runtime.precision import autocast
 from carso_cli.runtime.seed import derive_seed, generator
-from carso_cli.training.trades import trades_loss
 
 HELD_OUT_STEPS = 10
-"""Steps of the attack that training is followed by: a purifier can learn the few of training by heart."""
+"""Steps of the attack on held-out images: a purifier can overfit to the few steps of training."""
+
+
+def refuse_trades(recipe: Recipe) -> None:
+    """Refuse a recipe that trains with TRADES, which earlier versions did; its runs still evaluate.
+
+    Raises:
+        RecipeError: If its objective is not the ELBO, and `training.adversarial.trades_weight` is given.
+    """
+    weight = recipe.training.adversarial.trades_weight
+    # The ELBO never read the key.
+    if weight is not None and recipe.training.objective != "elbo":
+        raise RecipeError(
+            f"{recipe.reference}: training.adversarial.trades_weight is {weight:g}, and training with TRADES "
+            "was removed; only null is allowed",
+            hint="leave the key out, and choose training.objective adversarial (cross-entropy through the "
+            "whole defence) or both (with the ELBO); runs that were trained with TRADES still evaluate",
+        )
 
 
 class EndToEnd(nn.Module):
@@ -73,17 +92,15 @@ class EndToEnd(nn.Module):
         Args:
             images: (B, channels, H, W) in [0, 1].
             latents: (B, N, Z).
-            noise: (M, Z) standard normal draws for the posterior of the first M images; None leaves the
-                ELBO out.
+            noise: (B, Z) standard normal draws for the posterior; None leaves the ELBO out.
         """
         logits = self.defence(images, latents=latents, view="exact")
         if noise is None:
             return (logits,)
-        encoded = images[: len(noise)]
-        with reduced(self.recipe.precision, images.device):
+        with autocast(self.recipe.precision, images.device):
             with torch.no_grad():
-                representation = extract_representation(self.defence.classifier, encoded, self.defence.layers)
-            return logits, *self.defence.purifier(encoded, representation, noise)
+                representation = extract_representation(self.defence.classifier, images, self.defence.layers)
+            return logits, *self.defence.purifier(images, representation, noise)
 
 
 def perturbed(
@@ -97,7 +114,7 @@ def perturbed(
 
     Args:
         recipe: The recipe; the radius is that of its threat model.
-        defence: What is attacked, as it stands; in evaluation mode.
+        defence: What is attacked, in evaluation mode.
         images: (B, channels, H, W) in [0, 1].
         labels: (B,).
         seed: Seed of starts and latents.
@@ -105,14 +122,12 @@ def perturbed(
     """
     if len(images) == 0:
         return images
-    section, eps = recipe.training.adversarial, recipe.threat.eps
+    section, evaluation, eps = recipe.training.adversarial, recipe.evaluation, recipe.threat.eps
     steps = steps or section.steps
     target = DefenceTarget(
         defence,
         "exact",
-        samples_per_pass=samples_per_pass(
-            recipe.evaluation.samples_per_pass, images.device, section.n_samples
-        ),
+        samples_per_pass=samples_per_pass(evaluation.samples_per_pass, images.device, section.n_samples),
         generator=generator(seed, "latents"),
         n_samples=section.n_samples,
     )
@@ -136,7 +151,7 @@ def adversarial_terms(
     beta: float,
     world: World,
 ) -> dict[str, Tensor]:
-    """Perturb this process's share of a batch against the defence as it stands, and return its loss.
+    """Perturb this process's shard of a batch against the current defence, and return its loss.
 
     Args:
         trained: The purifier behind the defence.
@@ -148,33 +163,30 @@ def adversarial_terms(
         world: The processes that share the batch.
 
     Returns:
-        Scalars summed over the share: `loss`, to be minimised, and `accuracy`, the right answers on it as
+        Scalars summed over the shard: `loss`, to be minimised, and `accuracy`, the right answers on it as
         perturbed; for `both` also `bce` and `kl` of the ELBO on the same images.
     """
     recipe, defence = trained.recipe, trained.defence
     seed, section = recipe.seed, recipe.training.adversarial
-    whole, own = len(clean), world.own(len(clean))
-    latents = defence.draw_latents(whole, generator=generator(seed, "prior", *place))[own]
+    whole, shard = len(clean), world.shard(len(clean))
+    latents = defence.draw_latents(whole, generator=generator(seed, "prior", *place))[shard]
     noise = None
     if recipe.training.objective == "both":
         shape = (whole, defence.latent_features)
-        noise = torch.randn(shape, generator=generator(seed, "posterior", *place))[own].to(clean.device)
-    count = int((torch.arange(whole)[own] < round(whole * section.adversarial_fraction)).sum())
-    clean, labels = clean[own], labels[own]
+        noise = torch.randn(shape, generator=generator(seed, "posterior", *place))[shard].to(clean.device)
+    count = int((torch.arange(whole)[shard] < round(whole * section.adversarial_fraction)).sum())
+    clean, labels = clean[shard], labels[shard]
     attack_seed = derive_seed(seed, "attack on the defence", *place, world.rank)
     attacked = perturbed(recipe, defence, clean[:count], labels[:count], attack_seed)
-    inputs = torch.cat((attacked, clean[count:]))
-    # One forward pass for all, the clean selves of the perturbed images behind the batch.
-    beside = slice(0, 0 if section.trades_weight is None else count)
-    found = replica(torch.cat((inputs, clean[beside])), torch.cat((latents, latents[beside])), noise)
-    logits, clean_logits = found[0][: len(clean)], found[0][len(clean) :]
-    loss = trades_loss(logits, clean_logits, labels, section.trades_weight or 0.0)
+    logits, *encoded = replica(torch.cat((attacked, clean[count:])), latents, noise)
+    loss = F.cross_entropy(logits, labels, reduction="sum")
     terms = {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels).sum()}
     if noise is not None:
-        if not found[1].detach().isfinite().all():
-            # Its cross-entropy refuses this by an error of its own, on a GPU by one that ends the process;
-            # the sum over processes is told in words on all of them.
+        reconstruction, mean, log_variance = encoded
+        if not reconstruction.detach().isfinite().all():
+            # Its cross-entropy would raise an error of torch's own, which on a GPU ends the process. The sum
+            # over processes is not finite either, so that all of them raise ours.
             return terms | dict.fromkeys(("loss", "bce", "kl"), loss.new_tensor(math.nan))
-        elbo = negative_elbo(found[1], clean, found[2], found[3], beta)
+        elbo = negative_elbo(reconstruction, clean, mean, log_variance, beta)
         terms |= {"loss": loss + section.elbo_weight * elbo.total, "bce": elbo.bce, "kl": elbo.kl}
     return terms

@@ -1,4 +1,8 @@
-"""What training a purifier would cost, from a few images' worth of measured work."""
+"""Predict what training would cost, from one measured step: `--dry-run`.
+
+- `parameter_counts` of classifier and purifier, part by part;
+- `estimate_cost` of `train-purifier`, `estimate_classifier_cost` of `train-classifier`.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from carso_cli.build import (
-    build_purifier,
-    channels_last,
-    device_for,
-    training_images,
-    untrained_classifier,
-)
+from carso_cli.build import build_purifier, channels_last, device_for, training_images, untrained_classifier
+from carso_cli.data.image_set import ImageSet
 from carso_cli.defence.elbo import negative_elbo
 from carso_cli.defence.representation import extract_representation
 from carso_cli.defence.vae import Purifier
 from carso_cli.distributed.world import World
-from carso_cli.recipe.schema import Recipe
-from carso_cli.runtime.precision import in_precision, reduced
+from carso_cli.recipe.schema import Kind, Recipe
+from carso_cli.runtime.precision import autocast, in_precision
+from carso_cli.runtime.reporter import SILENT
+from carso_cli.runtime.seed import generator
 from carso_cli.runtime.timing import seconds_of
+from carso_cli.training import classifier as classifier_training
 from carso_cli.training.balanced_batch import quarter_size
-from carso_cli.training.end_to_end import EndToEnd, adversarial_terms
+from carso_cli.training.end_to_end import EndToEnd, adversarial_terms, refuse_trades
 
 _IMAGES = 8
 
@@ -44,6 +46,12 @@ def parameter_counts(recipe: Recipe) -> dict[str, int]:
     }
 
 
+def _count(module: nn.Module, *prefixes: str) -> int:
+    """Return how many parameters a module has, under some names only if any are given."""
+    found = module.named_parameters()
+    return sum(parameter.numel() for name, parameter in found if name.startswith(prefixes or ""))
+
+
 def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = None) -> dict[str, Any]:
     """Predict the time of `train-purifier` from a training step on 8 images, measured with its attacks.
 
@@ -55,12 +63,18 @@ def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = N
     Returns:
         `parameters` part by part, `images` (None when the data set's size is not known in advance),
         `seconds_per_image` of one epoch, `seconds` of the whole training (None likewise).
+
+    Raises:
+        RecipeError: If the recipe trains with TRADES.
     """
+    refuse_trades(recipe)
     target = device_for(recipe, device)
     classifier = channels_last(untrained_classifier(recipe).to(target).eval().requires_grad_(False))
     purifier = build_purifier(recipe, classifier).to(target)
+    size = recipe.data.image_size
+    images = torch.rand(_IMAGES, recipe.data.channels, size, size, device=target)
     measured = _balanced_step if recipe.training.objective == "elbo" else _adversarial_step
-    per_image = measured(recipe, classifier, purifier) / _IMAGES
+    per_image = measured(recipe, classifier, purifier, images) / _IMAGES
     count = training_images(recipe, limit)
     return {
         "parameters": parameter_counts(recipe),
@@ -70,9 +84,8 @@ def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = N
     }
 
 
-def _balanced_step(recipe: Recipe, classifier: nn.Module, purifier: Purifier) -> float:
+def _balanced_step(recipe: Recipe, classifier: nn.Module, purifier: Purifier, images: Tensor) -> float:
     """Return the seconds of a step on the ELBO, its attacks reckoned from one gradient."""
-    images = _blank_images(recipe, purifier)
 
     def input_gradient() -> None:
         leaf = images.clone().requires_grad_()
@@ -80,24 +93,23 @@ def _balanced_step(recipe: Recipe, classifier: nn.Module, purifier: Purifier) ->
 
     def training_step() -> None:
         noise = torch.randn(_IMAGES, purifier.latent_features, device=images.device)
-        with reduced(recipe.precision, images.device):
+        with autocast(recipe.precision, images.device):
             with torch.no_grad():
                 representation = extract_representation(classifier, images, recipe.representation.layers)
             reconstruction, mean, log_variance = purifier(images, representation, noise)
         loss = negative_elbo(reconstruction, images, mean, log_variance, 1.0)
         torch.autograd.grad(loss.total, list(purifier.parameters()))
 
-    mix = recipe.training.attack_mix
-    share = (
-        2 * quarter_size(recipe.training.batch_size, mix.adversarial_fraction) / recipe.training.batch_size
-    )
+    mix, batch_size = recipe.training.attack_mix, recipe.training.batch_size
+    # Half of the perturbed images meet FGSM, one gradient each, the others PGD.
+    share = 2 * quarter_size(batch_size, mix.adversarial_fraction) / batch_size
     gradients = share * (1 + mix.pgd_steps) / mix.reuse
     return gradients * seconds_of(input_gradient, images.device) + seconds_of(training_step, images.device)
 
 
-def _adversarial_step(recipe: Recipe, classifier: nn.Module, purifier: Purifier) -> float:
+def _adversarial_step(recipe: Recipe, classifier: nn.Module, purifier: Purifier, images: Tensor) -> float:
     """Return the seconds of a step through the whole defence, its attack among them."""
-    images, trained = _blank_images(recipe, purifier), EndToEnd(recipe, classifier, purifier, None)
+    trained = EndToEnd(recipe, classifier, purifier, None)
     labels = torch.arange(_IMAGES, device=images.device) % recipe.data.classes
     learning = [parameter for parameter in purifier.parameters() if parameter.requires_grad]
 
@@ -108,12 +120,39 @@ def _adversarial_step(recipe: Recipe, classifier: nn.Module, purifier: Purifier)
     return seconds_of(training_step, images.device)
 
 
-def _blank_images(recipe: Recipe, purifier: Purifier) -> Tensor:
-    size = recipe.data.image_size
-    return torch.rand(_IMAGES, recipe.data.channels, size, size, device=purifier.mean.device)
+def estimate_classifier_cost(
+    recipe: Recipe, kind: Kind, *, device: str = "auto", limit: int | None = None
+) -> dict[str, Any]:
+    """Predict what `train-classifier` costs, from one step on random images; no data is read.
+
+    Returns:
+        `parameters`, `seconds_per_image` of training, and, where the recipe, `limit` or the data set's
+        definition tells the number of images, `images` and `seconds` for all epochs.
+
+    Raises:
+        UsageError, RecipeError, WeightsError: See `initial_classifier`.
+    """
+    target, images = device_for(recipe, device), noise_images(recipe)
+    setup = classifier_training.ClassifierSetup(recipe, kind, images, images, target, SILENT)
+    classifier = classifier_training.initial_classifier(recipe).to(target)
+    state = classifier_training.initial_state(setup, classifier)
+
+    def training_step() -> None:
+        classifier_training.train_step(setup, state, torch.arange(len(images)), (0, 0))
+
+    each = seconds_of(training_step, target) / len(images)
+    cost: dict[str, Any] = {"parameters": _count(classifier), "seconds_per_image": each}
+    count = training_images(recipe, limit)
+    if count is not None:
+        cost |= {"images": count, "seconds": each * count * recipe.classifier.training.epochs}
+    return cost
 
 
-def _count(module: nn.Module, *prefixes: str) -> int:
-    """Return how many parameters a module has, under some names only if any are given."""
-    found = module.named_parameters()
-    return sum(parameter.numel() for name, parameter in found if name.startswith(prefixes or ""))
+def noise_images(recipe: Recipe) -> ImageSet:
+    """Return one batch of classifier training, random images in the recipe's shape."""
+    data, count = recipe.data, recipe.classifier.training.batch_size
+    shape = (count, data.channels, data.image_size, data.image_size)
+    noise = generator(recipe.seed, "cost")
+    images = torch.randint(0, 256, shape, generator=noise, dtype=torch.uint8)
+    labels = torch.randint(0, data.classes, (count,), generator=noise)
+    return ImageSet(images, labels, torch.arange(count), tuple(str(label) for label in range(data.classes)))

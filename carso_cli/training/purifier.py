@@ -1,11 +1,9 @@
-"""Train the purifier: Section 4 and Appendix C, on adversarially-balanced batches.
+"""Train the purifier: Section 4 and Appendix C.
 
-Beyond the paper, the recipe may choose to train it through the whole defence instead, or as well.
-
-`train_purifier` reads top to bottom: set up, epochs (train, follow the defence's clean accuracy on
-held-out images, save), final weights. Every random number is a function of (seed, purpose, epoch, batch),
-so a run killed at any moment and resumed ends in the same weights. The processes that torchrun starts share
-every batch; the main one writes.
+`train_purifier` reads top to bottom: set up, loop over epochs (train, validate, save), final weights. Beyond
+the paper, the recipe may choose to train through the whole defence instead, or as well. Every random number
+is a function of (seed, purpose, epoch, batch), so a run killed at any moment and resumed ends in the same
+weights. The processes that torchrun starts share every batch; the main one writes.
 """
 
 from __future__ import annotations
@@ -21,35 +19,34 @@ from carso_cli import __version__
 from carso_cli.build import (
     build_classifier,
     build_second_classifier,
+    classifier_fingerprint,
     device_for,
     load_images,
-    own_classifier,
+    user_classifier,
 )
 from carso_cli.data.image_set import epoch_batches, ordered_batches, split_holdout
 from carso_cli.defence.defended_model import Defence
-from carso_cli.defence.vae import Purifier
 from carso_cli.distributed.world import join
-from carso_cli.errors import InterruptedRun
+from carso_cli.io.checksum import fingerprint
+from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.checkpoints import save_tensors
-from carso_cli.runs.description import describe_run
-from carso_cli.runs.environment import describe_environment, peak_memory
+from carso_cli.runs.description import describe_environment, describe_run, peak_memory
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import SILENT, Reporter
 from carso_cli.runtime.seed import derive_seed, generator
-from carso_cli.runtime.signals import StopRequest, stop_requests
 from carso_cli.training.adversarial_cache import AdversarialCache
-from carso_cli.training.checkpoint import StopTraining
-from carso_cli.training.end_to_end import HELD_OUT_STEPS, EndToEnd, perturbed
-from carso_cli.training.purifier_state import TrainingState
+from carso_cli.training.balanced_batch import BalancedBatch
+from carso_cli.training.checkpoint import Checkpoint, OptimiserTensors, Part
+from carso_cli.training.end_to_end import HELD_OUT_STEPS, EndToEnd, perturbed, refuse_trades
+from carso_cli.training.optim import kl_weight, learning_rate
 from carso_cli.training.purifier_step import (
     TrainingSetup,
-    balanced_batch,
-    figures,
+    TrainingState,
     initial_state,
+    term_names,
     train_step,
 )
-from carso_cli.training.schedules import kl_weight, learning_rate
 
 _UNRECTIFIED_STEPS = 5
 """RAdam's first steps at beta2 = 0.999, before the variance of its rate is tractable."""
@@ -71,57 +68,42 @@ def train_purifier(
         recipe: The resolved recipe.
         run: Run folder; the recipe's own when None.
         reporter: Where progress goes.
-        resume: Go on from the folder's saved state.
+        resume: Continue from the folder's saved state.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         limit: Train on this many images only, class-balanced.
         classifier: The classifier, when it is a module of your own; the recipe's otherwise.
 
     Returns:
-        The last epoch's metrics, with `run`, `seconds` over all epochs and `peak_memory_bytes`.
+        The last epoch's metrics, with `run`, `seconds_total` over all epochs and `peak_memory_bytes`.
 
     Raises:
         UsageError: If the folder holds a run and `resume` is not given.
-        RecipeError: If the given classifier does not take the recipe's images or know its classes.
+        RecipeError: If the given classifier does not take the recipe's images or know its classes, or the
+            recipe trains with TRADES.
+        WeightsError: If the classifier or the purifier to start from is missing or does not fit.
         StateError: If the saved state belongs to another recipe or classifier, or is damaged.
         NumericsError: If the loss stops being finite, naming the term.
         InterruptedRun: On Ctrl-C or SIGTERM; the state after the last step is saved.
     """
+    refuse_trades(recipe)
     folder, world = RunFolder(Path(run or recipe.run_folder)), join(device_for(recipe, device))
     reporter = world.reporter(reporter)
     resume = world.on_main(lambda: folder.check(resume=resume, restarted=world.restarted))
     setup = _set_up(recipe, world.device, limit, reporter, classifier)
-    _check_warmup(setup)
     state = initial_state(setup)
+    checkpoint = _checkpoint(folder, setup, state)
     # Not before weights and images are there: a command that cannot start leaves nothing behind.
     with world.main_holds(lambda: folder.claimed(resume=resume, reporter=reporter)):
-        if resume:
-            state.load(folder, reporter)
+        header = checkpoint.load(reporter) if resume else None
+        state.lookahead.taken = header["steps"] if header else 0
         environment = {**describe_environment(setup.device), "classes": list(setup.train.classes)}
         world.on_main(lambda: describe_run(folder, recipe, environment, reporter))
-        _train_epochs(folder, setup, state)
-        state.save(folder)
-        world.on_main(lambda: _save_purifier(folder, setup, state))
-    return {**state.last_metrics, "run": str(folder.path), "seconds_total": state.seconds}
-
-
-def _train_epochs(folder: RunFolder, setup: TrainingSetup, state: TrainingState) -> None:
-    training = setup.recipe.training
-    try:
-        with stop_requests() as stop:
-            for epoch in range(state.epochs_done, training.epochs):
-                try:
-                    metrics = _train_epoch(setup, state, epoch, stop) | _follow(setup, state)
-                except StopTraining:
-                    state.save(folder)
-                    raise
-                state.finish_epoch(folder, metrics)
-                if state.epochs_done % training.save_every_epochs == 0:
-                    state.save(folder)
-    except (StopTraining, KeyboardInterrupt):
-        raise InterruptedRun(
-            f"stopped; {state.describe_saved(training.epochs)} in {folder.path}",
-            hint=f"go on with: carso train-purifier {folder.recipe} --run {folder.path} --resume",
-        ) from None
+        with checkpoint.interruptible():
+            for epoch in range(checkpoint.epochs_done, recipe.training.epochs):
+                metrics = _train_epoch(setup, state, checkpoint, epoch)
+                checkpoint.finish_epoch(metrics | _validate(setup, state))
+        world.on_main(lambda: _save_purifier(folder, setup, state, checkpoint))
+    return {**checkpoint.metrics[-1], "run": str(folder.path), "seconds_total": checkpoint.seconds}
 
 
 def _set_up(
@@ -130,57 +112,90 @@ def _set_up(
     frozen = (
         build_classifier(recipe, recipe.representation.kind)
         if classifier is None
-        else own_classifier(classifier, recipe)
+        else user_classifier(classifier, recipe)
     )
     frozen = frozen.to(device)
     with join(device).local_main_first():
         images = load_images(recipe, "train", limit=limit, reporter=reporter)
     train, held_out = split_holdout(images, recipe.data.holdout, recipe.seed)
-    perturb = balanced_batch(recipe, frozen, reporter)
-    through = recipe.training.objective != "elbo"
-    # The defence under attack changes with every step: nothing that was made against it is kept.
-    pool = AdversarialCache(1 if through else recipe.training.attack_mix.reuse)
+    perturb = BalancedBatch(recipe, frozen, reporter)
+    # The defence under attack changes with every step: examples against it are not reused.
+    cache = AdversarialCache(recipe.training.attack_mix.reuse if recipe.training.objective == "elbo" else 1)
     second = build_second_classifier(recipe, device)
-    return TrainingSetup(recipe, frozen, train.to(device), held_out, perturb, pool, device, reporter, second)
+    _warn_of_short_warmup(recipe, len(train), reporter)
+    return TrainingSetup(recipe, frozen, train.to(device), held_out, perturb, cache, device, reporter, second)
 
 
-def _check_warmup(setup: TrainingSetup) -> None:
+def _warn_of_short_warmup(recipe: Recipe, images: int, reporter: Reporter) -> None:
     """Warn when the learning rate rises before RAdam rectifies its steps (Liu et al., 2020)."""
-    training = setup.recipe.training
-    batches = len(epoch_batches(len(setup.train), training.batch_size, setup.recipe.seed, 0))
-    steps = batches * training.learning_rate.warmup_epochs
+    batches = len(epoch_batches(images, recipe.training.batch_size, recipe.seed, 0))
+    steps = batches * recipe.training.learning_rate.warmup_epochs
     if steps < _UNRECTIFIED_STEPS + 1:
-        setup.reporter.warning(
+        reporter.warning(
             f"the warm-up lasts {steps} optimiser step{'' if steps == 1 else 's'}; below "
             f"{_UNRECTIFIED_STEPS + 1}, RAdam takes plain gradient steps at the full learning rate and may "
             "diverge"
         )
 
 
-def _train_epoch(setup: TrainingSetup, state: TrainingState, epoch: int, stop: StopRequest) -> dict[str, Any]:
+def _checkpoint(folder: RunFolder, setup: TrainingSetup, state: TrainingState) -> Checkpoint:
+    """Return the run's checkpoint: what is saved, and by what the run is recognised when it is resumed."""
+    recipe, second = setup.recipe, setup.second_classifier
+    start = recipe.training.initial
+    identity = {
+        "recipe": recipe_hash(recipe, sections=TRAINING_SECTIONS),
+        "classifier": classifier_fingerprint(setup.classifier),
+        "images": setup.train.fingerprint(),
+        "initial": None if start is None else fingerprint(state.purifier.state_dict()),
+    }
+    if recipe.training.objective != "elbo":
+        # They lie outside of the hashed sections, and are trained through here.
+        identity |= {
+            "aggregation": recipe.evaluation.aggregation,
+            "second_classifier": None if second is None else classifier_fingerprint(second),
+        }
+    parts: dict[str, Part] = {
+        "fast": state.purifier,
+        "slow": state.lookahead,
+        "optimiser": OptimiserTensors(state.optimiser, state.purifier),
+    }
+    return Checkpoint(
+        folder,
+        setup.world,
+        identity,
+        parts,
+        epochs=recipe.training.epochs,
+        command=f"carso train-purifier {folder.recipe}",
+        save_every=recipe.training.save_every_epochs,
+        details=lambda: {"steps": state.lookahead.taken},
+    )
+
+
+def _train_epoch(
+    setup: TrainingSetup, state: TrainingState, checkpoint: Checkpoint, epoch: int
+) -> dict[str, Any]:
     """Train what is left of an epoch; return its metrics, losses as means over all of its images."""
-    training = setup.recipe.training
+    training, names = setup.recipe.training, term_names(setup.recipe)
     rate = learning_rate(epoch, **training.learning_rate.model_dump())
     beta = kl_weight(epoch, **training.beta_increase.model_dump())
     for group in state.optimiser.param_groups:
         group["lr"] = rate
-    # Through the defence, batch normalisation keeps its statistics: see `through_defence`.
+    # Through the defence, batch normalisation keeps its statistics: see `end_to_end`.
     state.purifier.train(training.objective == "elbo")
-    batches = setup.pool.batches(len(setup.train), training.batch_size, setup.recipe.seed, epoch)
+    batches = setup.cache.batches(len(setup.train), training.batch_size, setup.recipe.seed, epoch)
     sizes = [len(positions) for positions, _ in batches]
-    names = figures(setup.recipe)
-    sums = torch.tensor(state.open.sums or (0.0,) * len(names), dtype=torch.float64)
-    seen, started = sum(sizes[: state.open.batches]), time.perf_counter() - state.open.seconds
-    title = f"epoch {epoch + 1}/{training.epochs}"
-    with setup.reporter.progress(title, sum(sizes)) as progress:
+    done = checkpoint.open
+    sums = torch.tensor(done.sums or (0.0,) * len(names), dtype=torch.float64)
+    seen, started = sum(sizes[: done.batches]), time.perf_counter() - done.seconds
+    with setup.reporter.progress(f"epoch {epoch + 1}/{training.epochs}", sum(sizes)) as progress:
         if seen:
             progress.advance(seen)
-        for number in range(state.open.batches, len(batches)):
-            positions, perturbations = batches[number]
-            sums += train_step(setup, state, positions, (epoch, number), beta, perturbations)
+        for number in range(done.batches, len(batches)):
+            positions, perturbed_at = batches[number]
+            sums += train_step(setup, state, positions, (epoch, number), beta, perturbed_at)
             seen += sizes[number]
             progress.advance(sizes[number], loss=sums[0].item() / seen)
-            state.finish_batch(number + 1, sums, time.perf_counter() - started, stop)
+            checkpoint.finish_batch(number + 1, sums, time.perf_counter() - started)
     seconds = time.perf_counter() - started
     return {
         "epoch": epoch,
@@ -194,16 +209,14 @@ def _train_epoch(setup: TrainingSetup, state: TrainingState, epoch: int, stop: S
     }
 
 
-def _follow(setup: TrainingSetup, state: TrainingState) -> dict[str, Any]:
-    """Return accuracies of the defence, slow weights, on the held-out images; None without any.
+def _validate(setup: TrainingSetup, state: TrainingState) -> dict[str, Any]:
+    """Return accuracies of the defence with the slow weights on the held-out images; None without any.
 
     Clean, and where training goes through the defence also under its attack, of `HELD_OUT_STEPS` steps.
     """
-    recipe = setup.recipe
-    names = ["defence_clean_accuracy"]
-    if isinstance(state.trained, EndToEnd):
-        names.append("defence_attacked_accuracy")
-    count = len(setup.held_out)
+    recipe, count = setup.recipe, len(setup.held_out)
+    attacked = ("defence_attacked_accuracy",) if isinstance(state.trained, EndToEnd) else ()
+    names = ("defence_clean_accuracy", *attacked)
     if count == 0:
         return {**dict.fromkeys(names), "held_out_images": 0}
     defence = Defence(
@@ -217,29 +230,30 @@ def _follow(setup: TrainingSetup, state: TrainingState) -> dict[str, Any]:
     )
     correct = torch.zeros(len(names), dtype=torch.float64)
     parts = list(enumerate(ordered_batches(count, recipe.evaluation.batch_size)))
-    for number, part in parts[setup.world.own(len(parts))]:
+    for number, part in parts[setup.world.shard(len(parts))]:
         images, labels = setup.held_out.pixels(part).to(setup.device), setup.held_out.labels[part]
         for place, name in enumerate(names):
-            if name == "defence_attacked_accuracy":
+            if name in attacked:
                 seed = derive_seed(recipe.seed, "held-out attack", number)
                 images = perturbed(recipe, defence, images, labels.to(setup.device), seed, HELD_OUT_STEPS)
             latents = defence.draw_latents(len(images), generator=generator(recipe.seed, "held out", number))
             with torch.no_grad():
                 predicted = defence(images, latents=latents, view="exact").argmax(dim=1).cpu()
             correct[place] += (predicted == labels).sum()
-    shares = (setup.world.sum(correct) / count).tolist()
-    return {**dict(zip(names, shares, strict=True)), "held_out_images": count}
+    accuracies = (setup.world.sum(correct) / count).tolist()
+    return {**dict(zip(names, accuracies, strict=True)), "held_out_images": count}
 
 
-def _save_purifier(folder: RunFolder, setup: TrainingSetup, state: TrainingState) -> None:
-    purifier: Purifier = state.slow_purifier()
+def _save_purifier(
+    folder: RunFolder, setup: TrainingSetup, state: TrainingState, checkpoint: Checkpoint
+) -> None:
     metadata = {
-        **state.identity,
+        **checkpoint.identity,
         "objective": setup.recipe.training.objective,
         "recipe_name": setup.recipe.name,
         "layers": list(setup.recipe.representation.layers),
-        "epochs": state.epochs_done,
+        "epochs": checkpoint.epochs_done,
         "step": state.lookahead.taken,
         "version": __version__,
     }
-    save_tensors(folder.purifier, purifier.state_dict(), metadata)
+    save_tensors(folder.purifier, state.slow_purifier().state_dict(), metadata)

@@ -1,13 +1,13 @@
-"""One optimiser step of purifier training (Section 4.4, Appendix C).
+"""One optimiser step of purifier training (Section 4.4, Appendix C): `train_step`.
 
-On the paper's objective, the ELBO of one balanced batch, or through the whole defence, as in
-`carso_cli.training.end_to_end`. `TrainingSetup` holds what stays, `balanced_batch` among it.
-`TrainingState` holds what moves: `initial_state` makes it, `train_step` moves it. Every random number is a
-function of (seed, purpose, epoch, batch).
+The loss is the ELBO of one balanced batch, as in the paper, or that of the whole defence, as in
+`carso_cli.training.end_to_end`. `TrainingSetup` holds what stays during training, `TrainingState` the
+weights and what moves them. Every random number is a function of (seed, purpose, epoch, batch).
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from carso_cli.build import (
-    build_purifier,
-    channels_last,
-    classifier_fingerprint,
-    load_purifier,
-)
-from carso_cli.classifiers.inference import inference_copy
+from carso_cli.build import build_purifier, channels_last, load_purifier
 from carso_cli.data.augmentation import augment
 from carso_cli.data.image_set import ImageSet
 from carso_cli.defence.elbo import negative_elbo
@@ -29,20 +23,19 @@ from carso_cli.defence.representation import extract_representation
 from carso_cli.defence.vae import Purifier
 from carso_cli.distributed.world import World, join
 from carso_cli.errors import NumericsError, StateError, WeightsError
-from carso_cli.io.checksum import fingerprint
-from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.schema import Recipe
 from carso_cli.recipe.shipped import start_command
 from carso_cli.runtime.nonfinite import find_nonfinite_layer, require_finite_gradients
-from carso_cli.runtime.precision import in_precision, reduced
-from carso_cli.runtime.reporter import SILENT, Reporter
+from carso_cli.runtime.precision import autocast
+from carso_cli.runtime.reporter import Reporter
 from carso_cli.runtime.seed import derive_seed, generator, seeded
 from carso_cli.training.adversarial_cache import AdversarialCache, Place
 from carso_cli.training.balanced_batch import BalancedBatch
 from carso_cli.training.end_to_end import EndToEnd, adversarial_terms
-from carso_cli.training.purifier_state import TrainingState
+from carso_cli.training.optim import Lookahead
 
 _LOWER_RATE = "lower training.learning_rate.plateau; the state of the last whole epoch is saved"
+_SHOWN = {"bce": "BCE", "kl": "KL"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +47,7 @@ class TrainingSetup:
     train: ImageSet
     held_out: ImageSet
     perturb: BalancedBatch
-    pool: AdversarialCache
+    cache: AdversarialCache
     device: torch.device
     reporter: Reporter
     second_classifier: nn.Module | None = None
@@ -66,42 +59,48 @@ class TrainingSetup:
         return join(self.device)
 
 
-def balanced_batch(recipe: Recipe, classifier: nn.Module, reporter: Reporter = SILENT) -> BalancedBatch:
-    """Return what perturbs the recipe's training batches against a frozen classifier."""
-    mix = recipe.training.attack_mix
-    return BalancedBatch(
-        in_precision(inference_copy(classifier, compile=recipe.compile, reporter=reporter), recipe.precision),
-        norm=recipe.threat.norm,
-        eps=recipe.threat.eps,
-        adversarial_fraction=mix.adversarial_fraction,
-        pgd_steps=mix.pgd_steps,
-        pgd_step_size=mix.pgd_step_size,
-    )
+@dataclass(frozen=True)
+class TrainingState:
+    """What changes during training.
+
+    Args:
+        purifier: Its parameters are the fast weights.
+        trained: What is called: the purifier, or the defence around it.
+        replica: The same, to be called where gradients are summed over all processes.
+        optimiser: RAdam over the purifier's parameters.
+        lookahead: Holds the slow weights.
+    """
+
+    purifier: Purifier
+    trained: nn.Module
+    replica: nn.Module
+    optimiser: torch.optim.Optimizer
+    lookahead: Lookahead
+
+    def slow_purifier(self) -> Purifier:
+        """Return a copy of the purifier with the slow weights, which are the ones to use and to save."""
+        purifier = copy.deepcopy(self.purifier)
+        with torch.no_grad():
+            for name, parameter in purifier.named_parameters():
+                parameter.copy_(self.lookahead.slow[name])
+        return purifier.eval()
 
 
 def initial_state(setup: TrainingSetup) -> TrainingState:
-    """Return fresh weights, a fresh optimiser, and what the run is recognised by when it is resumed."""
-    recipe = setup.recipe
+    """Return the weights that training starts from, and a fresh optimiser (Table 16).
+
+    Raises:
+        WeightsError: If the file in `training.initial` is missing or damaged, has no encoder, or belongs to
+            another classifier, other layers or other sizes.
+    """
+    recipe, section = setup.recipe, setup.recipe.training.optimiser
     with seeded(recipe.seed, "purifier weights"):
         purifier = _initial_purifier(recipe, setup.classifier).to(setup.device)
     channels_last(purifier)
-    identity = {
-        "recipe": recipe_hash(recipe, sections=TRAINING_SECTIONS),
-        "classifier": classifier_fingerprint(setup.classifier),
-        "images": setup.train.fingerprint(),
-        "initial": None if recipe.training.initial is None else fingerprint(purifier.state_dict()),
-    }
-    setup.world.synchronise(purifier)
+    setup.world.sync_batch_norm(purifier)
     trained: nn.Module = purifier
     if recipe.training.objective != "elbo":
-        second = setup.second_classifier
-        trained = EndToEnd(recipe, setup.classifier, purifier, second)
-        # Outside of the training's own sections, and part of what is trained here.
-        identity |= {
-            "aggregation": recipe.evaluation.aggregation,
-            "second_classifier": None if second is None else classifier_fingerprint(second),
-        }
-    section = recipe.training.optimiser
+        trained = EndToEnd(recipe, setup.classifier, purifier, setup.second_classifier)
     optimiser = torch.optim.RAdam(
         purifier.parameters(),
         lr=recipe.training.learning_rate.initial,
@@ -109,27 +108,13 @@ def initial_state(setup: TrainingSetup) -> TrainingState:
         eps=section.epsilon,
         weight_decay=section.weight_decay,
     )
-    return TrainingState(
-        purifier,
-        trained,
-        optimiser,
-        setup.world,
-        lookahead_steps=section.lookahead_steps,
-        lookahead_decay=section.lookahead_decay,
-        identity=identity,
-        save_every=recipe.training.save_every_epochs,
-    )
+    weights = dict(purifier.named_parameters())
+    lookahead = Lookahead(weights, steps=section.lookahead_steps, decay=section.lookahead_decay)
+    return TrainingState(purifier, trained, setup.world.data_parallel(trained), optimiser, lookahead)
 
 
 def _initial_purifier(recipe: Recipe, classifier: nn.Module) -> Purifier:
-    """Return the purifier that training starts from: of fresh weights, or the one in `training.initial`.
-
-    Fresh weights are drawn from torch's global generator.
-
-    Raises:
-        WeightsError: If the named file is missing or damaged, has no encoder, or belongs to another
-            classifier, other layers or other sizes.
-    """
+    """Return the purifier in `training.initial`, or one of fresh weights, from torch's global generator."""
     if recipe.training.initial is None:
         return build_purifier(recipe, classifier)
     path = Path(recipe.training.initial).expanduser()
@@ -148,16 +133,17 @@ def _initial_purifier(recipe: Recipe, classifier: nn.Module) -> Purifier:
             error.message, hint="training.initial takes a purifier of the recipe's own layers and sizes"
         ) from None
     if purifier.latent_features and not purifier.has_encoder:
-        raise WeightsError(f"{path} has no encoder, as imported purifiers have none: it cannot be trained on")
+        raise WeightsError(
+            f"{path} has no encoder, as imported purifiers have none: it cannot be trained further"
+        )
     return purifier
 
 
-def figures(recipe: Recipe) -> tuple[str, ...]:
-    """Return the names of what `train_step` adds up, the loss first."""
-    elbo = ("bce", "kl")
-    if recipe.training.objective == "elbo":
-        return ("loss", *elbo)
-    return ("loss", "accuracy", *elbo) if recipe.training.objective == "both" else ("loss", "accuracy")
+def term_names(recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of the terms that `train_step` adds up, the loss first."""
+    accuracy = () if recipe.training.objective == "elbo" else ("accuracy",)
+    elbo = () if recipe.training.objective == "adversarial" else ("bce", "kl")
+    return ("loss", *accuracy, *elbo)
 
 
 def train_step(
@@ -166,26 +152,27 @@ def train_step(
     positions: Tensor,
     place: Place,
     beta: float,
-    perturbations: Place | None = None,
+    perturbed_at: Place | None = None,
 ) -> Tensor:
     """Take one optimiser step on one batch.
 
-    Each process takes its share of the batch; what is random is drawn for the whole of it, whatever their
-    number, but for the latents of attacks on the defence. Losses and gradients are summed over all processes.
+    Each process takes its shard of the batch. Random numbers are drawn for the whole batch, so they do not
+    depend on the number of processes; only attacks on the defence draw latents of their own in each. Losses
+    and gradients are summed over all processes.
 
     Args:
         setup: What does not change.
         state: What does.
-        positions: (B,) positions of the batch's images.
+        positions: (B,) positions of the batch's images in the training set.
         place: Epoch and batch.
         beta: Weight of the KL term.
-        perturbations: Place that the perturbations against the classifier belong to; `place` when None.
+        perturbed_at: Place whose perturbations against the classifier are used; `place` when None.
 
     Returns:
-        What it adds to `figures`, float64.
+        Sums over the batch, in the order of `term_names`, float64.
 
     Raises:
-        NumericsError: If the reconstruction or a term of the loss is not finite.
+        NumericsError: If the reconstruction, a term of the loss, or a gradient is not finite.
     """
     recipe, clean = setup.recipe, setup.train.pixels(positions)
     if recipe.training.objective != "elbo" and recipe.training.adversarial.augment:
@@ -196,9 +183,11 @@ def train_step(
     if isinstance(state.trained, EndToEnd):
         terms = adversarial_terms(state.trained, state.replica, clean, labels, place, beta, setup.world)
     else:
-        terms = _elbo_terms(setup, state, clean, labels, place, beta, perturbations or place)
-    names = figures(recipe)
+        inputs = _perturbed_shard(setup, clean, labels, perturbed_at or place)
+        terms = _elbo_terms(setup, state, clean, inputs, place, beta)
+    names = term_names(recipe)
     sums = setup.world.sum(torch.stack([terms[name].detach().double().cpu() for name in names]))
+    # From the last: a term that is not finite makes the loss so, and is the better name for it.
     for name, value in zip(reversed(names), reversed(sums.tolist()), strict=True):
         if not math.isfinite(value):
             raise _not_finite(f"the {_SHOWN.get(name, name)} term", place, value)
@@ -210,38 +199,40 @@ def train_step(
     return sums
 
 
-_SHOWN = {"bce": "BCE", "kl": "KL"}
+def _perturbed_shard(setup: TrainingSetup, clean: Tensor, labels: Tensor, place: Place) -> Tensor:
+    """Return this process's shard of a balanced batch, from the cache where it is there."""
+    shard, seed = setup.world.shard(len(clean)), derive_seed(setup.recipe.seed, "perturbation", *place)
+    return setup.cache.perturbed(place, clean[shard], lambda: setup.perturb(clean, labels, seed, shard))
 
 
 def _elbo_terms(
-    setup: TrainingSetup,
-    state: TrainingState,
-    clean: Tensor,
-    labels: Tensor,
-    place: Place,
-    beta: float,
-    made: Place,
+    setup: TrainingSetup, state: TrainingState, clean: Tensor, inputs: Tensor, place: Place, beta: float
 ) -> dict[str, Tensor]:
-    """Return the summed loss, BCE and KL of this process's share of one balanced batch."""
-    seed, own = setup.recipe.seed, setup.world.own(len(clean))
-    inputs = setup.pool.perturbed(
-        made, clean[own], lambda: setup.perturb(clean, labels, derive_seed(seed, "perturbation", *made), own)
-    )
-    noise = torch.randn(
-        len(clean), state.purifier.latent_features, generator=generator(seed, "posterior", *place)
-    )[own].to(setup.device)
-    with reduced(setup.recipe.precision, setup.device):
+    """Return loss, BCE and KL (Section 4.4), summed over this process's shard.
+
+    Args:
+        setup: What does not change.
+        state: What does.
+        clean: (B, channels, H, W), the whole batch: the targets of the reconstruction.
+        inputs: The shard of it, partly perturbed.
+        place: Epoch and batch.
+        beta: Weight of the KL term.
+    """
+    recipe, shard = setup.recipe, setup.world.shard(len(clean))
+    shape = (len(clean), state.purifier.latent_features)
+    noise = torch.randn(shape, generator=generator(recipe.seed, "posterior", *place))[shard].to(setup.device)
+    with autocast(recipe.precision, setup.device):
         with torch.no_grad():
-            layers = setup.recipe.representation.layers
-            representation = extract_representation(setup.classifier, inputs, layers)
+            representation = extract_representation(setup.classifier, inputs, recipe.representation.layers)
         reconstruction, mean, log_variance = state.replica(inputs, representation, noise)
+    # Checked before the loss: its cross-entropy refuses NaN by an error that names no layer.
     if setup.world.any(not bool(reconstruction.detach().isfinite().all())):
-        with reduced(setup.recipe.precision, setup.device):
+        with autocast(recipe.precision, setup.device):
             where = find_nonfinite_layer(
                 state.purifier, lambda: state.purifier(inputs, representation, noise)
             )
         raise _not_finite("the reconstruction", place, math.nan, where)
-    terms = negative_elbo(reconstruction, clean[own], mean, log_variance, beta)
+    terms = negative_elbo(reconstruction, clean[shard], mean, log_variance, beta)
     return {"loss": terms.total, "bce": terms.bce, "kl": terms.kl}
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from carso_cli.ablation import run as workflow
+from carso_cli.ablation import transfer
 from carso_cli.ablation import variants as known
 from carso_cli.ablation.preflight import plan_ablation
 from carso_cli.ablation.run import ablate
+from carso_cli.ablation.table import make_row
 from carso_cli.build import build_classifier, classifier_fingerprint
 from carso_cli.errors import InterruptedRun, RecipeError, StateError, UsageError
 from carso_cli.evaluation.attack_batch import perturb
@@ -18,6 +20,7 @@ from carso_cli.io.json_files import read_json, read_json_lines
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runtime.reporter import SilentReporter
+from carso_cli.training import purifier, purifier_step
 
 TINY = (
     "representation.layers=[layer.1.block.0.conv_0, layer.2.block.0.conv_1]",
@@ -42,16 +45,9 @@ TINY = (
     "evaluation.pgd_eot_step_size=0.04",
 )
 IMAGES = 6
-
-
-class Listening(SilentReporter):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def info(self, message: str) -> None:
-        self.said.append(message)
-
-    warning = info
+Table = tuple[Path, dict[str, Any]]
+"""Run folder of the recipe, and the table stored in it."""
+pytestmark = pytest.mark.slow
 
 
 def run(recipe: Recipe, ablation: known.Ablation, root: Path, **options: Any) -> dict[str, Any]:
@@ -65,7 +61,7 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def table(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def table(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Table:
     """The four combinations, run once for all tests that only read, or add to them."""
     root = tmp_path_factory.mktemp("runs") / "tiny"
     return root, run(recipe, known.first_and_second(recipe), root)
@@ -88,9 +84,7 @@ def accuracy(root: Path, row: dict[str, Any], attack: str, *, target: str = "def
     return float(sum(shares) / len(shares))
 
 
-def test_first_and_second_instance_are_the_classifiers_asked_for(
-    recipe: Recipe, table: tuple[Path, dict[str, Any]]
-) -> None:
+def test_first_and_second_instance_are_the_classifiers_asked_for(recipe: Recipe, table: Table) -> None:
     root, stored = table
     weights = {kind: classifier_fingerprint(build_classifier(recipe, kind)) for kind in ("at", "clean")}
     assert weights["at"] != weights["clean"]
@@ -101,7 +95,7 @@ def test_first_and_second_instance_are_the_classifiers_asked_for(
         assert used["second_classifier"] == weights[row["values"]["second"]]
 
 
-def test_one_purifier_is_trained_per_first_instance(table: tuple[Path, dict[str, Any]]) -> None:
+def test_one_purifier_is_trained_per_first_instance(table: Table) -> None:
     root, stored = table
     rows = {row["label"]: row for row in stored["rows"]}
     assert sorted(path.name for path in root.parent.iterdir()) == ["tiny", "tiny-first-clean"]
@@ -117,7 +111,7 @@ def test_one_purifier_is_trained_per_first_instance(table: tuple[Path, dict[str,
     assert rows["AT/AT"]["training"]["epochs"] == 2
 
 
-def test_every_number_is_that_of_its_records(table: tuple[Path, dict[str, Any]]) -> None:
+def test_every_number_is_that_of_its_records(table: Table) -> None:
     root, stored = table
     assert read_json(root / "ablations" / "first-second-pgd-eot.json") == stored
     for row in stored["rows"]:
@@ -127,36 +121,29 @@ def test_every_number_is_that_of_its_records(table: tuple[Path, dict[str, Any]])
     assert len({row["evaluation"] for row in stored["rows"]}) == 4
 
 
-def test_what_is_there_is_used_again(
-    recipe: Recipe, table: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_there_is_used_again(recipe: Recipe, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     root, stored = table
 
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("trained again")
 
     monkeypatch.setattr(workflow, "train_purifier", fail)
-    monkeypatch.setattr("carso_cli.evaluation.run.run_block", fail)
+    monkeypatch.setattr("carso_cli.evaluation.run.attack_block", fail)
     assert run(recipe, known.first_and_second(recipe), root) == stored
     one = run(recipe, known.first_and_second(recipe, [("clean", "at")]), root)
     assert one == stored, "rows of the same settings stay"
 
 
-def test_other_settings_start_a_new_table(
-    recipe: Recipe, table: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_settings_start_a_new_table(recipe: Recipe, table: Table, recorder: Any) -> None:
     root, stored = table
-    reporter = Listening()
     chosen = known.first_and_second(recipe, [("at", "at")])
-    other = run(recipe, chosen, root, seed=5, reporter=reporter)
+    other = run(recipe, chosen, root, seed=5, reporter=recorder)
     assert [row["label"] for row in other["rows"]] == ["AT/AT"]
-    assert any("held rows of other settings" in line for line in reporter.said)
+    assert any("held rows of other settings" in line for line in recorder.said)
     assert run(recipe, known.first_and_second(recipe), root) == stored
 
 
-def test_paper_figures_stand_beside_a_scenario(table: tuple[Path, dict[str, Any]], recipe: Recipe) -> None:
-    from carso_cli.ablation.table import make_row
-
+def test_paper_figures_stand_beside_a_scenario(table: Table, recipe: Recipe) -> None:
     root, stored = table
     scenario = recipe.model_copy(update={"reproduces": "Table 2, scenario (a)"})
     (variant,) = known.first_and_second(scenario, [("at", "clean")]).variants
@@ -169,9 +156,7 @@ def test_paper_figures_stand_beside_a_scenario(table: tuple[Path, dict[str, Any]
     assert row["paper"] == {"table": "5", "clean": 0.8691, "attacked": 0.8602}
 
 
-def test_votes_are_flagged_and_met_with_transferred_examples(
-    recipe: Recipe, table: tuple[Path, dict[str, Any]]
-) -> None:
+def test_votes_are_flagged_and_attacked_with_transferred_examples(recipe: Recipe, table: Table) -> None:
     root, _ = table
     stored = run(recipe, known.aggregations(recipe), root)
     rows = {row["label"]: row for row in stored["rows"]}
@@ -186,9 +171,12 @@ def test_votes_are_flagged_and_met_with_transferred_examples(
         rule: {line["index"]: line["distance"] for line in records if line["aggregation"] == rule}
         for rule in rows
     }
-    # The same examples under every rule; an attack on votes could not have moved them.
+    # The same examples under every rule, moved by at least one step of 0.04 and at most eps; an attack on
+    # votes could not have moved them. How far three steps come is up to rounding.
     assert all(found == distances["logit-mean"] for found in distances.values())
-    assert max(distances["logit-mean"].values()) == pytest.approx(0.1)
+    assert 0.0399 < max(distances["logit-mean"].values()) <= 0.1001
+    voted = read_json_lines(root / rows["majority-vote"]["evaluation"] / "records.jsonl")
+    assert {line["distance"] for line in voted} == {0.0}
     for rule, row in rows.items():
         shares = [line["correct"] / line["draws"] for line in records if line["aggregation"] == rule]
         assert row["transferred"]["accuracy"] == pytest.approx(sum(shares) / IMAGES)
@@ -209,18 +197,14 @@ def test_votes_are_flagged_and_met_with_transferred_examples(
         assert row["worst"]["accuracy"] == pytest.approx(counted)
 
 
-def test_interrupted_transfers_go_on(
-    recipe: Recipe, table: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from carso_cli.ablation import transfer as ablation_transfer
-
+def test_interrupted_transfers_go_on(recipe: Recipe, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     root, _ = table
     original = perturb
 
-    def stop_at_the_second_block(setting: Any, job: Any, images: Any, labels: Any, block: int) -> Any:
+    def stop_at_the_second_block(setting: Any, job: Any, batch: Any, block: int) -> Any:
         if block == 1:
             raise KeyboardInterrupt
-        return original(setting, job, images, labels, block)
+        return original(setting, job, batch, block)
 
     whole = run(recipe, known.aggregations(recipe), root)
     first = whole["rows"][0]["transferred"]["source"]
@@ -228,7 +212,7 @@ def test_interrupted_transfers_go_on(
     (root / first / "summary.json").unlink()
     (root / first / "records.jsonl").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(ablation_transfer, "perturb", stop_at_the_second_block)
+        patch.setattr(transfer, "perturb", stop_at_the_second_block)
         with pytest.raises(InterruptedRun, match="complete blocks are saved"):
             run(recipe, known.aggregations(recipe), root, resume=True)
     with pytest.raises(UsageError, match="holds an unfinished run"):
@@ -238,9 +222,7 @@ def test_interrupted_transfers_go_on(
     assert again == whole
 
 
-def test_eps_gives_a_curve_with_noise_and_the_bare_classifier(
-    recipe: Recipe, table: tuple[Path, dict[str, Any]]
-) -> None:
+def test_eps_gives_a_curve_with_noise_and_the_bare_classifier(recipe: Recipe, table: Table) -> None:
     root, _ = table
     stored = run(recipe, known.perturbation_sizes(recipe, [0.0, 0.02, 0.3]), root)
     assert [row["eps"] for row in stored["rows"]] == [0.0, 0.02, 0.3]
@@ -257,9 +239,7 @@ def test_eps_gives_a_curve_with_noise_and_the_bare_classifier(
     assert large["noise"] is not None
 
 
-def test_samples_share_the_purifier_and_layers_do_not(
-    recipe: Recipe, table: tuple[Path, dict[str, Any]]
-) -> None:
+def test_samples_share_the_purifier_and_layers_do_not(recipe: Recipe, table: Table) -> None:
     root, _ = table
     samples = run(recipe, known.sample_counts(recipe, [1, 3]), root, attack="none")
     assert [row["n_samples"] for row in samples["rows"]] == [1, 3]
@@ -276,7 +256,7 @@ def test_samples_share_the_purifier_and_layers_do_not(
 
 
 def test_other_training_is_refused_and_its_section_named(
-    table: tuple[Path, dict[str, Any]],
+    table: Table,
 ) -> None:
     root, _ = table
     other = load_recipe("digits", (*TINY, "training.batch_size=12"))
@@ -288,12 +268,9 @@ def test_other_training_is_refused_and_its_section_named(
 
 
 def test_an_interrupted_training_goes_on(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: tuple[Path, dict[str, Any]]
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: Table
 ) -> None:
-    from carso_cli.training import purifier as training
-    from carso_cli.training import purifier_step as purifier_steps
-
-    original = purifier_steps.train_step
+    original = purifier_step.train_step
 
     def stop_in_the_second_epoch(
         setup: Any, state: Any, positions: Any, place: tuple[int, int], *more: Any
@@ -305,10 +282,10 @@ def test_an_interrupted_training_goes_on(
     stored = table[1]
     chosen = known.first_and_second(recipe, [("at", "at")])
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train_step", stop_in_the_second_epoch)
+        patch.setattr(purifier, "train_step", stop_in_the_second_epoch)
         with pytest.raises(InterruptedRun, match="1 of 2 epochs") as caught:
             run(recipe, chosen, tmp_path / "tiny")
-    assert caught.value.hint == "go on with the same command and --resume"
+    assert caught.value.hint == "resume with the same command and --resume"
     with pytest.raises(UsageError, match="holds an unfinished training"):
         run(recipe, chosen, tmp_path / "tiny")
     (tmp_path / "tiny" / "recipe.yaml").unlink()
@@ -336,7 +313,7 @@ def test_missing_weights_stop_it_before_anything_is_trained(recipe: Recipe, tmp_
 
 
 def test_a_plan_says_what_is_left_to_do_and_does_nothing(
-    recipe: Recipe, table: tuple[Path, dict[str, Any]], tmp_path: Path
+    recipe: Recipe, table: Table, tmp_path: Path
 ) -> None:
     def states(root: Path) -> list[tuple[str, str, str]]:
         plan = plan_ablation(

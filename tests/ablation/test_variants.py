@@ -29,7 +29,7 @@ def test_the_four_combinations_need_one_purifier_per_first_instance() -> None:
     folders = [variant.run_folder(ROOT).name for variant in variants]
     assert folders == ["digits-first-clean", "digits", "digits-first-clean", "digits"]
     assert [variant.recipe.representation.kind for variant in variants] == ["clean", "at", "clean", "at"]
-    assert [variant.evaluation["second_kind"] for variant in variants] == ["clean", "clean", "at", "at"]
+    assert [variant.recipe.evaluation.second_kind for variant in variants] == ["clean", "clean", "at", "at"]
     assert [variant.kinds for variant in variants] == [{"clean"}, {"at", "clean"}, {"at", "clean"}, {"at"}]
 
 
@@ -89,7 +89,7 @@ def test_the_recipes_own_share_is_its_own_run() -> None:
 
 
 def test_counts_and_sizes_are_checked() -> None:
-    assert [v.evaluation["n_samples"] for v in sample_counts(DIGITS, [4, 1, 4]).variants] == [1, 4]
+    assert [v.recipe.evaluation.n_samples for v in sample_counts(DIGITS, [4, 1, 4]).variants] == [1, 4]
     with pytest.raises(UsageError, match="--n-samples 0 is not allowed"):
         sample_counts(DIGITS, [4, 0])
     assert [v.eps for v in perturbation_sizes(DIGITS, [0.0, 0.1, 0.05]).variants] == [0.05, 0.1, 0.0]

@@ -10,10 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, hub, nn
 
-from carso_cli.classifiers.architectures import Standardised, build_architecture
-from carso_cli.classifiers.blueprint import Blueprint
-from carso_cli.classifiers.interface import check_classifier
-from carso_cli.classifiers.load import load_classifier
+from carso_cli.classifiers.architectures import Blueprint, Standardised
+from carso_cli.classifiers.load import check_classifier, load_classifier
 from carso_cli.defence.representation import extract_representation
 from carso_cli.errors import RecipeError, WeightsError
 from carso_cli.io.paths import weights_home
@@ -39,18 +37,8 @@ def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def blueprint(
     family: str, architecture: str, classes: int = 7, channels: int = 3, size: int = 40
 ) -> Blueprint:
-    return Blueprint(
-        family=family,
-        architecture=architecture,
-        depth=28,
-        width=10,
-        activation="silu",
-        classes=classes,
-        channels=channels,
-        image_size=size,
-        mean=MEAN[:channels],
-        std=STD[:channels],
-    )
+    mean, std = MEAN[:channels], STD[:channels]
+    return Blueprint(family, architecture, 28, 10, "silu", classes, channels, size, mean=mean, std=std)
 
 
 def load(form: Blueprint, file: str) -> nn.Module:
@@ -149,9 +137,7 @@ def test_images_that_an_architecture_does_not_take(tmp_path: Path) -> None:
 
 def test_recorded_outputs_are_not_written_over() -> None:
     # As torchvision builds it, this one's ReLUs write over what the convolutions gave.
-    built = build_architecture(
-        "torchvision", "squeezenet1_1", classes=7, channels=3, mean=MEAN, std=STD
-    ).eval()
+    built = blueprint("torchvision", "squeezenet1_1").build().eval()
     images = torch.rand(2, 3, 40, 40)
     layers = ["network.features.0", "network.features.12.expand3x3"]
     recorded = extract_representation(built, images, layers)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import pytest
 import torch
@@ -8,21 +9,17 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
 from carso_cli.build import untrained_classifier
-from carso_cli.classifiers.inference import Compiled, inference_copy
-from carso_cli.classifiers.wide_resnet import WideResNet, folded
+from carso_cli.classifiers.inference import Compiled, folded, inference_copy
+from carso_cli.classifiers.wide_resnet import WideResNet
 from carso_cli.recipe.identity import recipe_hash
 from carso_cli.recipe.load import load_recipe
-from carso_cli.runtime.reporter import SilentReporter
+from carso_cli.runtime.reporter import Reporter
 
 DIGITS, COMPILING = load_recipe("digits"), load_recipe("digits", ["compile=true"])
 
 
-class Warnings(SilentReporter):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def warning(self, message: str) -> None:
-        self.said.append(message)
+class Recorder(Reporter, Protocol):
+    warned: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +56,15 @@ def test_what_is_compiled_is_one_graph(classifier: WideResNet) -> None:
 
 
 def test_goes_on_without_torch_compile_where_it_fails(
-    classifier: WideResNet, monkeypatch: pytest.MonkeyPatch
+    classifier: WideResNet, monkeypatch: pytest.MonkeyPatch, recorder: Recorder
 ) -> None:
     monkeypatch.setattr(torch, "compile", raising(TorchDynamoException("no C++ compiler found\nat line 7")))
-    reporter, images = Warnings(), torch.rand(2, 3, 32, 32)
-    compiled = inference_copy(classifier, compile=True, reporter=reporter)
+    images = torch.rand(2, 3, 32, 32)
+    compiled = inference_copy(classifier, compile=True, reporter=recorder)
     first, second = compiled(images), compiled(images)
     torch.testing.assert_close(first, classifier(images), rtol=1e-4, atol=1e-5)
     assert torch.equal(first, second)
-    assert reporter.said == [
-        "torch.compile failed, and attacks go on without it: no C++ compiler found",
-    ]
+    assert recorder.warned == ["torch.compile failed, and attacks run without it: no C++ compiler found"]
 
 
 def test_lets_other_errors_through(classifier: WideResNet, monkeypatch: pytest.MonkeyPatch) -> None:

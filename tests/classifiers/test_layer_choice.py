@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from carso_cli.build import untrained_classifier
-from carso_cli.classifiers.architectures import build_architecture
+from carso_cli.classifiers.architectures import Blueprint
 from carso_cli.classifiers.layer_choice import default_layers
 from carso_cli.defence.representation import module_shapes
 from carso_cli.recipe.load import load_recipe
@@ -37,7 +37,7 @@ def choose(classifier: nn.Module, size: int = 64) -> Sequence[str]:
 
 def of(library: str, name: str, size: int = 64) -> list[str]:
     with torch.device("meta"):
-        built = build_architecture(library, name, classes=10, channels=3, mean=[0.5] * 3, std=[0.5] * 3)
+        built = Blueprint(library, name, 28, 10, "relu", 10, 3, size, (0.5,) * 3, (0.5,) * 3).build()
     return [layer.removeprefix("network.") for layer in choose(built, size)]
 
 

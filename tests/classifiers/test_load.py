@@ -14,41 +14,23 @@ from safetensors.torch import save_file
 from torch import nn
 
 from carso_cli.classifiers import load as module
-from carso_cli.classifiers.blueprint import Blueprint
+from carso_cli.classifiers.architectures import Blueprint
 from carso_cli.classifiers.load import load_classifier
 from carso_cli.classifiers.registry import find_record
 from carso_cli.classifiers.wide_resnet import WideResNet
 from carso_cli.errors import RecipeError, WeightsError
 from carso_cli.io.paths import weights_home
-from carso_cli.runtime.third_party import import_robustbench
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 CUI = "Cui2023Decoupled_WRN-28-10"
 
 
-WRN = Blueprint(
-    family="wide-resnet",
-    architecture=None,
-    depth=10,
-    width=1,
-    activation="relu",
-    classes=10,
-    channels=3,
-    image_size=32,
-    mean=MEAN,
-    std=STD,
-)
+WRN = Blueprint("wide-resnet", None, 10, 1, "relu", classes=10, channels=3, image_size=32, mean=MEAN, std=STD)
 
 
 def load(**changes: Any) -> nn.Module:
-    weights: dict[str, Any] = {
-        "source": "file",
-        "name": None,
-        "file": None,
-        "dataset": "image-folder",
-        "recipe": "mine",
-        "kind": "at",
-    }
+    weights: dict[str, Any] = {"source": "file", "name": None, "file": None}
+    weights |= {"dataset": "image-folder", "recipe": "mine", "kind": "at"}
     named = {key: value for key, value in changes.items() if key in weights}
     blueprint = replace(WRN, **{key: value for key, value in changes.items() if key not in weights})
     return load_classifier(blueprint, **(weights | named))
@@ -130,20 +112,15 @@ def test_the_recipe_cannot_change_a_known_architecture() -> None:
         load(source="shipped", name="digits-at", dataset="digits", classes=3)
 
 
-def robustbench_arguments() -> dict[str, Any]:
-    return {
-        "source": "robustbench",
-        "name": CUI,
-        "dataset": "cifar10",
-        "depth": 28,
-        "width": 10,
-        "activation": "silu",
-    }
+ROBUSTBENCH: dict[str, Any] = {
+    **{"source": "robustbench", "name": CUI, "dataset": "cifar10"},
+    **{"depth": 28, "width": 10, "activation": "silu"},
+}
 
 
 def test_missing_robustbench_weights_say_where_they_come_from_and_belong() -> None:
     with pytest.raises(WeightsError, match=f"RobustBench's '{CUI}' for cifar10 are missing") as caught:
-        load(**robustbench_arguments())
+        load(**ROBUSTBENCH)
     place = weights_home() / "cifar10" / "Linf" / f"{CUI}.pt"
     assert f"looked for {place} and models/cifar10/Linf/{CUI}.pt" in caught.value.message
     page = "https://drive.google.com/file/d/1-AaTrYt23WJFR22hXgBd-i6kjpsz6Hf2"
@@ -152,22 +129,21 @@ def test_missing_robustbench_weights_say_where_they_come_from_and_belong() -> No
 
 
 @pytest.mark.parametrize("place", ["home", "models"])
-def test_loads_robustbenchs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    # The same code on a small stand-in: the real model has 36 million parameters.
+def test_loads_robustbenchs_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wide_resnets: Any, place: str
+) -> None:
+    # A smaller model, since the real one has 36 million parameters.
     record = replace(find_record("robustbench", CUI, "cifar10"), depth=10, width=1)
     monkeypatch.setattr(module, "find_record", lambda *_: record)
     monkeypatch.chdir(tmp_path)
-    import_robustbench()
-    from robustbench.model_zoo.architectures.dm_wide_resnet import DMWideResNet, Swish
-
-    reference = DMWideResNet(10, 10, 1, Swish, MEAN, STD).eval()
+    reference = wide_resnets.DMWideResNet(10, 10, 1, wide_resnets.Swish, MEAN, STD).eval()
     root = weights_home() if place == "home" else Path("models")
     path = root / "cifar10" / "Linf" / f"{CUI}.pt"
     path.parent.mkdir(parents=True)
     torch.save(
         {"state_dict": {f"module.{key}": value for key, value in reference.state_dict().items()}}, path
     )
-    loaded = load(**robustbench_arguments() | {"depth": 10, "width": 1})
+    loaded = load(**ROBUSTBENCH | {"depth": 10, "width": 1})
     assert_frozen(loaded)
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(loaded(images), reference(images), rtol=1e-5, atol=1e-5)
@@ -182,7 +158,7 @@ def test_a_download_that_was_changed_since_is_refused(tmp_path: Path) -> None:
 
 
 class Offered:
-    """Stands in for the package of a user: an entry point's target."""
+    """What a user's package offers: targets of entry points."""
 
     @staticmethod
     def linear() -> nn.Module:
@@ -199,9 +175,9 @@ class Offered:
 
 @pytest.fixture
 def offered(monkeypatch: pytest.MonkeyPatch) -> None:
-    surrogate = types.ModuleType("offered_classifiers")
-    surrogate.Offered = Offered  # type: ignore[attr-defined]  # a module made for this test
-    monkeypatch.setitem(sys.modules, "offered_classifiers", surrogate)
+    package = types.ModuleType("offered_classifiers")
+    package.Offered = Offered  # type: ignore[attr-defined]  # a module made for this test
+    monkeypatch.setitem(sys.modules, "offered_classifiers", package)
     points = [
         EntryPoint(name, f"offered_classifiers:Offered.{name}", "carso.classifiers")
         for name in ("linear", "number", "failing")

@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import hashlib
-
 import pytest
 
 from carso_cli.classifiers.registry import RECORDS, ClassifierRecord, find_record
 from carso_cli.classifiers.wide_resnet import ACTIVATIONS
 from carso_cli.errors import RecipeError
 from carso_cli.recipe.load import load_recipe
-from carso_cli.runtime.third_party import import_robustbench
 
-SHIPPED = [record for record in RECORDS if record.source == "shipped"]
 ROBUSTBENCH = [record for record in RECORDS if record.source == "robustbench"]
 
 
@@ -28,8 +24,8 @@ def test_knows_what_the_paper_uses() -> None:
 
 
 @pytest.mark.parametrize("record", ROBUSTBENCH, ids=lambda record: f"{record.name}-{record.dataset}")
+@pytest.mark.usefixtures("wide_resnets")
 def test_agrees_with_robustbench(record: ClassifierRecord, monkeypatch: pytest.MonkeyPatch) -> None:
-    import_robustbench()
     from robustbench.model_zoo import cifar10, cifar100, model_dicts
     from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
 
@@ -43,11 +39,6 @@ def test_agrees_with_robustbench(record: ClassifierRecord, monkeypatch: pytest.M
     assert (built["num_classes"], built["depth"], built["width"]) == (record.classes, 28, 10)
     assert built["activation_fn"].__name__ in ("SiLU", "Swish")  # type: ignore[attr-defined]  # a class
     assert record.activation == "silu"
-
-
-@pytest.mark.parametrize("record", SHIPPED, ids=lambda record: record.name)
-def test_checksums_are_those_of_the_files(record: ClassifierRecord) -> None:
-    assert hashlib.sha256(record.file.read_bytes()).hexdigest() == record.sha256
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100"])

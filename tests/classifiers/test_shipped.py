@@ -11,6 +11,8 @@ from carso_cli.build import build_classifier, load_images
 from carso_cli.classifiers.registry import SHIPPED_FOLDER
 from carso_cli.recipe.load import load_recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("kind", "expected"), [("at", 348), ("clean", 349)])
 def test_clean_accuracy_is_that_of_the_card(kind: str, expected: int) -> None:

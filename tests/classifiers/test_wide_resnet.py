@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from carso_cli.classifiers.wide_resnet import WideResNet, folded
+from carso_cli.classifiers.inference import folded
+from carso_cli.classifiers.wide_resnet import WideResNet
 from carso_cli.errors import UsageError
-from carso_cli.runtime.third_party import import_robustbench
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 
@@ -20,12 +18,9 @@ def ours(depth: int = 10, width: int = 2, activation: str = "relu", **changes: A
     return WideResNet(depth=depth, width=width, activation=activation, **arguments)
 
 
-def theirs(depth: int, width: int, activation: str) -> nn.Module:
-    import_robustbench()
-    from robustbench.model_zoo.architectures.dm_wide_resnet import DMWideResNet, Swish
-
-    kinds = {"relu": nn.ReLU, "silu": Swish}
-    model: nn.Module = DMWideResNet(
+def theirs(zoo: Any, depth: int, width: int, activation: str) -> nn.Module:
+    kinds = {"relu": nn.ReLU, "silu": zoo.Swish}
+    model: nn.Module = zoo.DMWideResNet(
         num_classes=7, depth=depth, width=width, activation_fn=kinds[activation], mean=MEAN, std=STD
     )
     return model
@@ -52,8 +47,8 @@ def logits_and_gradient(model: nn.Module, images: Tensor) -> tuple[Tensor, Tenso
 @pytest.mark.parametrize(
     ("depth", "width", "activation"), [(10, 1, "relu"), (10, 2, "silu"), (16, 1, "silu"), (16, 2, "relu")]
 )
-def test_agrees_with_robustbench(depth: int, width: int, activation: str) -> None:
-    reference = theirs(depth, width, activation).eval()
+def test_agrees_with_robustbench(wide_resnets: Any, depth: int, width: int, activation: str) -> None:
+    reference = theirs(wide_resnets, depth, width, activation).eval()
     randomise_statistics(reference)
     model = ours(depth, width, activation).eval()
     model.load_state_dict(reference.state_dict(), strict=True)
@@ -64,19 +59,12 @@ def test_agrees_with_robustbench(depth: int, width: int, activation: str) -> Non
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_names_are_robustbenchs_for_the_papers_model() -> None:
+def test_names_are_robustbenchs_for_the_papers_model(wide_resnets: Any) -> None:
     with torch.device("meta"):
         model = ours(28, 10, "silu")
-        reference = theirs(28, 10, "silu")
+        reference = theirs(wide_resnets, 28, 10, "silu")
     assert list(model.state_dict()) == list(reference.state_dict())
     assert [name for name, _ in model.named_modules()] == [name for name, _ in reference.named_modules()]
-
-
-def test_reproduces_the_golden_classifier(golden_folder: Path) -> None:
-    tensors = load_file(golden_folder / "tensors.safetensors")
-    model = ours(10, 1, "silu", classes=10).eval()
-    model.load_state_dict(load_file(golden_folder / "classifier.safetensors"))
-    torch.testing.assert_close(model(tensors["x"]), tensors["classifier_logits"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [28, 33, 35, 64])

@@ -2,49 +2,42 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 from carso_cli import __version__
-from carso_cli.cli import app, processes
-from carso_cli.cli.options import (
-    DeviceOption,
-    EpsOption,
-    LimitOption,
-    NSamplesOption,
-    RecipeArgument,
-    SeedOption,
-    SetOption,
-    find_recipe_of_run,
-    read_recipe,
-)
+from carso_cli.cli import app, options, processes
+from carso_cli.cli.options import find_recipe_of_run, read_recipe
 from carso_cli.errors import (
     CarsoError,
     DataError,
     InterruptedRun,
     NumericsError,
     RecipeError,
+    SanityCheckError,
     StateError,
-    TrustError,
     UsageError,
     WeightsError,
 )
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-Capture = pytest.CaptureFixture[str]
+CARSO = f"{sys.executable} -m carso_cli"
+Command = Callable[..., Any]
 
 
 @pytest.fixture
-def register(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
+def register(monkeypatch: pytest.MonkeyPatch) -> Callable[[Command], None]:
     """Add a command `probe` that is the given function."""
 
-    def add(command: object) -> None:
+    def add(command: Command) -> None:
         module = types.ModuleType("carso_probe")
         module.__dict__["command"] = command
         monkeypatch.setitem(sys.modules, "carso_probe", module)
@@ -53,11 +46,20 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
     return add
 
 
-def raising(error: BaseException) -> Callable[[], None]:
-    def command() -> None:
-        raise error
+@pytest.fixture
+def failed(register: Callable[[Command], None], carso: Any) -> Callable[..., str]:
+    """Run a command that raises an error; return what is shown of it on stderr."""
 
-    return command
+    def run(error: BaseException, code: int = 1) -> str:
+        def command() -> None:
+            raise error
+
+        register(command)
+        shown = carso("probe", code=code)
+        assert shown.out == ""
+        return str(shown.err)
+
+    return run
 
 
 # Exit codes
@@ -72,147 +74,128 @@ def raising(error: BaseException) -> Callable[[], None]:
         (RecipeError("no"), 2),
         (DataError("no images"), 3),
         (WeightsError("no weights"), 3),
-        (TrustError("masked"), 4),
+        (SanityCheckError("masked"), 4),
         (StateError("another recipe"), 5),
         (InterruptedRun("saved"), 130),
     ],
 )
-def test_each_kind_of_error_has_its_exit_code(
-    error: CarsoError, code: int, register: Callable[[object], None], capsys: Capture
-) -> None:
+def test_each_kind_of_error_has_its_exit_code(error: CarsoError, code: int, failed: Any) -> None:
     error.hint = "do this next"
-    register(raising(error))
-    assert app.run(["probe"]) == code
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err == f"error: {error.message}\nhint: do this next\n"
+    assert failed(error, code) == f"error: {error.message}\nhint: do this next\n"
 
 
-def test_success_is_zero(register: Callable[[object], None], capsys: Capture) -> None:
-    def command() -> None:
-        typer.echo("done")
-
-    register(command)
-    assert app.run(["probe"]) == 0
-    assert capsys.readouterr().out == "done\n"
+def test_success_is_zero(register: Callable[[Command], None], carso: Any) -> None:
+    register(lambda: typer.echo("done"))
+    assert carso("probe").out == "done\n"
 
 
-def test_a_command_may_choose_its_exit_code(register: Callable[[object], None]) -> None:
-    register(raising(typer.Exit(4)))
-    assert app.run(["probe"]) == 4
+def test_a_command_may_choose_its_exit_code(failed: Any) -> None:
+    assert failed(typer.Exit(4), 4) == ""
 
 
-def test_an_interrupt_is_130(register: Callable[[object], None], capsys: Capture) -> None:
-    register(raising(KeyboardInterrupt()))
-    assert app.run(["probe"]) == 130
-    assert capsys.readouterr().err.strip() == "interrupted"
+def test_an_interrupt_is_130(failed: Any) -> None:
+    assert failed(KeyboardInterrupt(), 130).strip() == "interrupted"
 
 
-def test_markup_in_messages_is_shown_as_it_is(register: Callable[[object], None], capsys: Capture) -> None:
-    register(raising(CarsoError("layers [a, b] [bold]x[/bold] " + "long " * 40)))
-    app.run(["probe"])
-    assert "layers [a, b] [bold]x[/bold] " + "long " * 39 in capsys.readouterr().err
+def test_markup_in_messages_is_shown_as_it_is(failed: Any) -> None:
+    text = "layers [a, b] [bold]x[/bold] " + "long " * 40
+    assert text.rstrip() in failed(CarsoError(text))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "error: out of memory"),
+        (
+            OSError(36, "Too long", "some-file"),
+            "operating system error: Too long: some-file",
+        ),
+    ],
+)
+def test_limits_of_the_machine_are_no_bug(error: Exception, message: str, failed: Any) -> None:
+    shown = failed(error)
+    assert message in shown
+    assert "bug" not in shown
+    assert isinstance(error, OSError) or "evaluation.samples_per_pass" in shown
 
 
 # Bugs
 
 
-def test_an_unexpected_error_is_called_a_bug_without_a_traceback(
-    register: Callable[[object], None], capsys: Capture
-) -> None:
-    register(raising(ZeroDivisionError("division by zero")))
-    assert app.run(["probe"]) == 1
-    shown = capsys.readouterr().err
+def test_an_unexpected_error_is_called_a_bug_without_a_traceback(failed: Any) -> None:
+    shown = failed(ZeroDivisionError("division by zero"))
     assert "this is a bug in carso: ZeroDivisionError: division by zero" in shown
     assert "CARSO_DEBUG=1" in shown
     assert "Traceback" not in shown
     assert "in " in shown.splitlines()[1]
 
 
-def test_debugging_shows_the_traceback(
-    register: Callable[[object], None], capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_debugging_shows_the_traceback(failed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CARSO_DEBUG", "1")
-    register(raising(ZeroDivisionError("division by zero")))
-    assert app.run(["probe"]) == 1
-    shown = capsys.readouterr().err
+    shown = failed(ZeroDivisionError("division by zero"))
     assert "Traceback (most recent call last)" in shown
     assert "test_app.py" in shown
 
 
-def test_a_full_memory_is_no_bug(register: Callable[[object], None], capsys: Capture) -> None:
-    register(raising(MemoryError()))
-    assert app.run(["probe"]) == 1
-    shown = capsys.readouterr().err
-    assert shown.startswith("error: out of memory")
-    assert "evaluation.samples_per_pass" in shown
-
-
-def test_a_command_that_cannot_be_imported_is_a_bug(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_a_command_that_cannot_be_imported_is_a_bug(monkeypatch: pytest.MonkeyPatch, carso: Any) -> None:
     monkeypatch.setattr(app, "COMMANDS", (("probe", "carso_cli.cli.nowhere", "Nothing."),))
-    assert app.run(["probe"]) == 1
-    assert "ModuleNotFoundError: No module named 'carso_cli.cli.nowhere'" in capsys.readouterr().err
+    shown = carso("probe", code=1).err
+    assert "ModuleNotFoundError: No module named 'carso_cli.cli.nowhere'" in shown
 
 
 # Torchrun
 
 
+@pytest.fixture
+def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "SHARED", ("probe",))
+
+
+@pytest.mark.usefixtures("two_processes")
 @pytest.mark.parametrize(("rank", "shown"), [("0", "error in process 1 of 2: nan\n"), ("1", "")])
 def test_one_process_reports_what_all_of_them_meet(
-    rank: str,
-    shown: str,
-    register: Callable[[object], None],
-    capsys: Capture,
-    monkeypatch: pytest.MonkeyPatch,
+    rank: str, shown: str, failed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", rank)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(processes, "SHARED", ("probe",))
-    register(raising(NumericsError("nan")))
-    assert app.run(["probe"]) == 1
-    assert capsys.readouterr().err == shown
+    assert failed(NumericsError("nan")) == shown
 
 
+@pytest.mark.usefixtures("two_processes")
+@pytest.mark.parametrize(("rank", "shown"), [("0", "done\n"), ("1", "")])
 def test_one_process_writes_the_result(
-    register: Callable[[object], None], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    rank: str, shown: str, register: Callable[[Command], None], carso: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(processes, "SHARED", ("probe",))
     register(lambda: typer.echo("done"))
-    for rank, shown in (("0", "done\n"), ("1", "")):
-        monkeypatch.setenv("RANK", rank)
-        assert app.run(["probe"]) == 0
-        assert capsys.readouterr().out == shown
+    monkeypatch.setenv("RANK", rank)
+    assert carso("probe").out == shown
 
 
-def test_what_one_process_does_is_refused_to_several(
-    capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert app.run(["recipes", "ls"]) == 2
-    assert "torchrun started 2 processes, and carso recipes runs in one" in capsys.readouterr().err
+@pytest.mark.usefixtures("two_processes")
+def test_what_one_process_does_is_refused_to_several(carso: Any) -> None:
+    shown = carso("recipes", "ls", code=2).err
+    assert "torchrun started 2 processes, but carso recipes runs in one" in shown
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
         (
-            ["train-purifier", "cifar10", "--device", "cuda:0,1,2"],
+            "train-purifier cifar10 --device cuda:0,1,2",
             "torchrun --nproc-per-node 3 -m carso_cli train-purifier cifar10",
         ),
         (
-            ["evaluate", "--device=cuda:2,3", "--attack", "quick"],
+            "evaluate --device=cuda:2,3 --attack quick",
             "CUDA_VISIBLE_DEVICES=2,3 torchrun --nproc-per-node 2 -m carso_cli evaluate --attack quick",
         ),
     ],
 )
 def test_more_devices_than_processes_are_met_with_torchruns_line(
-    arguments: list[str], line: str, capsys: Capture
+    arguments: str, line: str, carso: Any
 ) -> None:
-    assert app.run(arguments) == 2
-    shown = capsys.readouterr().err
+    shown = carso(*arguments.split(), code=2).err
     assert "devices, and a process uses one" in shown
-    assert f"hint: start a process for each: {line}\n" in shown
+    assert f"hint: start one process per device: {line}\n" in shown
 
 
 # Usage errors
@@ -233,37 +216,32 @@ def test_more_devices_than_processes_are_met_with_torchruns_line(
     ],
 )
 def test_usage_errors_say_what_is_near_and_where_help_is(
-    arguments: list[str], message: str, capsys: Capture
+    arguments: list[str], message: str, carso: Any
 ) -> None:
-    assert app.run(arguments) == 2
-    shown = capsys.readouterr()
+    shown = carso(*arguments, code=2)
     assert message in shown.err
-    assert "--help` shows what it takes" in shown.err
+    assert "hint: see `carso" in shown.err
     assert shown.out == ""
 
 
-def test_no_arguments_show_help_and_are_a_usage_error(capsys: Capture) -> None:
-    assert app.run([]) == 2
-    assert "Usage: carso" in capsys.readouterr().out
+def test_no_arguments_show_help_and_are_a_usage_error(carso: Any) -> None:
+    assert "Usage: carso" in carso(code=2).out
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_lists_every_command_with_its_line(flag: str, capsys: Capture) -> None:
-    assert app.run([flag]) == 0
-    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+def test_help_lists_every_command_with_its_line(flag: str, carso: Any) -> None:
+    shown = " ".join(carso(flag).out.replace("│", " ").split())
     for name, _, summary in app.COMMANDS:
         assert f"{name} {summary}" in shown
 
 
-def test_version(capsys: Capture) -> None:
-    assert app.run(["--version"]) == 0
-    assert capsys.readouterr().out == f"carso {__version__}\n"
+def test_version(carso: Any) -> None:
+    assert carso("--version").out == f"carso {__version__}\n"
 
 
 @pytest.mark.parametrize("entry", app.COMMANDS, ids=lambda entry: entry[0])
-def test_every_registered_command_has_help(entry: tuple[str, str, str], capsys: Capture) -> None:
-    assert app.run([entry[0], "--help"]) == 0
-    shown = capsys.readouterr().out
+def test_every_registered_command_has_help(entry: tuple[str, str, str], carso: Any) -> None:
+    shown = carso(entry[0], "--help").out
     assert f"carso {entry[0]}" in shown
     # A docstring's "Args:" section is for Python readers; options have their own help.
     assert "Args:" not in shown
@@ -273,17 +251,17 @@ def test_every_registered_command_has_help(entry: tuple[str, str, str], capsys: 
 
 
 @pytest.fixture
-def probe(register: Callable[[object], None]) -> dict[str, object]:
+def probe(register: Callable[[Command], None]) -> dict[str, object]:
     seen: dict[str, object] = {}
 
     def command(
-        recipe: RecipeArgument = None,
-        overrides: SetOption = None,
-        device: DeviceOption = "auto",
-        seed: SeedOption = None,
-        limit: LimitOption = None,
-        n_samples: NSamplesOption = None,
-        eps: EpsOption = None,
+        recipe: options.RecipeArgument = None,
+        overrides: options.SetOption = None,
+        device: options.DeviceOption = "auto",
+        seed: options.SeedOption = None,
+        limit: options.LimitOption = None,
+        n_samples: options.NSamplesOption = None,
+        eps: options.EpsOption = None,
     ) -> None:
         """Probe the shared options."""
         seen.update(recipe=read_recipe(recipe, overrides, seed), device=device)
@@ -293,16 +271,16 @@ def probe(register: Callable[[object], None]) -> dict[str, object]:
     return seen
 
 
-def test_shared_options_reach_the_command(probe: dict[str, object]) -> None:
+def test_shared_options_reach_the_command(probe: dict[str, object], carso: Any) -> None:
     arguments = "probe cifar10 --set evaluation.n_samples=3 --set training.epochs=8 --seed 5 --device cuda:1"
-    assert app.run([*arguments.split(), "--limit", "7", "--n-samples", "2", "--eps", "8/255"]) == 0
+    carso(*arguments.split(), "--limit", "7", "--n-samples", "2", "--eps", "8/255")
     recipe = probe.pop("recipe")
     assert probe == {"device": "cuda:1", "limit": 7, "n_samples": 2, "eps": 8 / 255}
     assert recipe == read_recipe("cifar10", ["evaluation.n_samples=3", "training.epochs=8", "seed=5"])
 
 
-def test_shared_options_may_all_be_left_out(probe: dict[str, object]) -> None:
-    assert app.run(["probe"]) == 0
+def test_shared_options_may_all_be_left_out(probe: dict[str, object], carso: Any) -> None:
+    carso("probe")
     assert probe.pop("recipe") == read_recipe("digits", None)
     assert probe == {"device": "auto", "limit": None, "n_samples": None, "eps": None}
 
@@ -310,8 +288,8 @@ def test_shared_options_may_all_be_left_out(probe: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--device gpu", "'gpu' is no device; use auto, cpu, cuda, cuda:N or mps; did you mean 'cpu'?"),
-        ("--device cuda:x", "'cuda:x' is no device"),
+        ("--device gpu", "'gpu' is not allowed; use auto, cpu, cuda, cuda:N or mps; did you mean 'cpu'?"),
+        ("--device cuda:x", "'cuda:x' is not allowed; use auto, cpu, cuda, cuda:N or mps"),
         ("--eps 8/0", "'8/0' is not allowed (the denominator is zero)"),
         ("--eps ten", "'ten' is not allowed (not a number or a fraction); use a number such as 8/255"),
         ("--eps -0.1", "'-0.1' is not allowed; use a number above 0"),
@@ -322,44 +300,10 @@ def test_shared_options_may_all_be_left_out(probe: dict[str, object]) -> None:
     ],
 )
 def test_shared_options_refuse_what_they_cannot_mean(
-    arguments: str, message: str, probe: dict[str, object], capsys: Capture
+    arguments: str, message: str, probe: dict[str, object], carso: Any
 ) -> None:
-    assert app.run(["probe", *arguments.split()]) == 2
-    assert message in capsys.readouterr().err
+    assert message in carso("probe", *arguments.split(), code=2).err
     assert probe == {}
-
-
-# Processes
-
-
-def carso(*arguments: str, then: str = "") -> subprocess.CompletedProcess[str]:
-    call = f"from carso_cli.cli.app import run; code = run({list(arguments)!r})"
-    code = f"import sys\n{call}\n{then}\nsys.exit(code)"
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False
-    )
-
-
-HEAVY = ("torch", "torchvision", "numpy", "scipy", "sklearn", "matplotlib", "safetensors", "PIL")
-NO_HEAVY = f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\nassert not heavy, heavy"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        (("--help",), 0),
-        (("--version",), 0),
-        *(((name, "--help"), 0) for name, _, _ in app.COMMANDS),
-        (("nonsense",), 2),
-        (("recipes", "ls"), 0),
-        (("recipes", "show", "digits", "--set", "training.epochs=ten"), 2),
-        (("recipes", "validate", "recipes"), 0),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
-)
-def test_help_and_recipe_errors_import_nothing_heavy(arguments: tuple[str, ...], code: int) -> None:
-    done = carso(*arguments, then=NO_HEAVY)
-    assert (done.returncode, "AssertionError" in done.stderr) == (code, False), done.stderr
 
 
 @pytest.mark.parametrize("left", ["purifier.safetensors", "state.safetensors"])
@@ -371,59 +315,68 @@ def test_a_trained_run_without_its_recipe_is_no_run_of_the_default_one(tmp_path:
     assert find_recipe_of_run(None, tmp_path / "new", ())[0].name == "digits"
 
 
-def test_a_closed_pipe_is_quiet() -> None:
-    command = f"{sys.executable} -m carso_cli recipes show cifar10 --resolved"
-    # `exec <&-` closes the reading end at once; the writer then fails on its first flush.
-    done = subprocess.run(
-        ["bash", "-c", f"({command}; echo left $? >&2) | (exec <&-; sleep 2)"],
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.stderr == "left 1\n"
+def test_names_that_no_file_can_have_are_refused(carso: Any) -> None:
+    for name in (f"{'a' * 5000}.yaml", "~nobody-of-that-name/x.yaml", "a" * 5000):
+        assert name in carso("recipes", "validate", name, code=2).err
 
 
-@pytest.mark.parametrize(
-    ("streams", "code", "said"),
-    [
-        ("> /dev/full", 1, "error: the system refuses: No space left on device\n"),
-        (">&-", 0, ""),
-        ("<&- >&- 2>&-", 0, ""),
-    ],
-)
-def test_streams_that_are_full_or_closed(streams: str, code: int, said: str) -> None:
-    command = f"{sys.executable} -m carso_cli recipes show digits {streams}"
-    done = subprocess.run(
+# Processes
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         ["bash", "-c", command], cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False
     )
+
+
+HEAVY = ("torch", "torchvision", "numpy", "scipy", "sklearn", "matplotlib", "safetensors", "PIL")
+LIGHT = f"""
+import sys
+from carso_cli.cli.app import run
+code = run(sys.argv[1:])
+heavy = [name for name in {HEAVY!r} if name in sys.modules]
+assert not heavy, heavy
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("--help", 0),
+        ("--version", 0),
+        *((f"{name} --help", 0) for name, _, _ in app.COMMANDS),
+        ("nonsense", 2),
+        ("recipes ls", 0),
+        ("recipes show digits --set training.epochs=ten", 2),
+        ("recipes validate recipes", 0),
+    ],
+)
+def test_help_and_recipe_errors_import_nothing_heavy(arguments: str, code: int) -> None:
+    done = shell(f"{sys.executable} -c {shlex.quote(LIGHT)} {arguments}")
+    assert (done.returncode, "AssertionError" in done.stderr) == (code, False), done.stderr
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_is_quiet() -> None:
+    # `exec <&-` closes the reading end at once; the writer then fails on its first flush.
+    command = f"{CARSO} recipes show cifar10 --resolved"
+    assert shell(f"({command}; echo left $? >&2) | (exec <&-; sleep 2)").stderr == "left 1\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ("digits > /dev/full", 1, "error: operating system error: No space left on device\n"),
+        ("digits >&-", 0, ""),
+        ("digits <&- >&- 2>&-", 0, ""),
+        ("nothing", 2, "error: there is no file and no shipped recipe 'nothing'"),
+    ],
+)
+def test_the_module_with_streams_that_are_full_or_closed(arguments: str, code: int, said: str) -> None:
+    done = shell(f"{CARSO} recipes show {arguments}")
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr.startswith(said)
     assert said or not done.stderr
-
-
-def test_names_that_no_file_can_have_are_refused(capsys: Capture) -> None:
-    for name in (f"{'a' * 5000}.yaml", "~nobody-of-that-name/x.yaml", "a" * 5000):
-        assert app.run(["recipes", "validate", name]) == 2
-        assert name in capsys.readouterr().err
-
-
-def test_what_the_system_refuses_is_no_bug(register: Callable[[object], None], capsys: Capture) -> None:
-    register(raising(OSError(36, "File name too long", "some-file")))
-    assert app.run(["probe"]) == 1
-    assert "error: the system refuses: File name too long: some-file" in capsys.readouterr().err
-
-
-def test_the_module_is_an_entry_point() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "carso_cli", "recipes", "show", "nothing"],
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: there is no file and no shipped recipe 'nothing'")

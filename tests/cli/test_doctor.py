@@ -16,14 +16,12 @@ import torch
 import yaml
 
 from carso_cli.classifiers.registry import ClassifierRecord, Published
-from carso_cli.cli.app import run as carso
 from carso_cli.recipe.load import load_recipe, read_recipe_file
 from carso_cli.recipe.shipped import find_recipe, list_recipes
 from carso_cli.tools import assets
 from carso_cli.tools import doctor as workflow
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-Capture = pytest.CaptureFixture[str]
 
 
 class Site(Protocol):
@@ -42,9 +40,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
 
-def test_a_bare_machine_in_one_screen(capsys: Capture) -> None:
-    assert carso(["doctor"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_a_bare_machine_in_one_screen(carso: Any) -> None:
+    lines = carso("doctor").lines
     assert len(lines) <= 40
     assert max(len(line.rstrip()) for line in lines) <= 80
     rows = {line.split()[0]: line.partition(" ")[2].strip() for line in lines if line.strip()}
@@ -80,9 +77,8 @@ def test_a_bare_machine_in_one_screen(capsys: Capture) -> None:
         ),
     ],
 )
-def test_what_to_fetch_by_hand(recipe: str, sources: list[str], capsys: Capture) -> None:
-    assert carso(["doctor", recipe]) == 3
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+def test_what_to_fetch_by_hand(recipe: str, sources: list[str], carso: Any) -> None:
+    lines = [line.strip() for line in carso("doctor", recipe, code=3).lines]
     for source in sources:
         place = lines[lines.index(f"from {source}") + 1]
         assert place.startswith("to home/")
@@ -91,46 +87,43 @@ def test_what_to_fetch_by_hand(recipe: str, sources: list[str], capsys: Capture)
     assert lines[-1] == f"next:  carso doctor {recipe} --fetch"
 
 
-def test_a_damaged_file_comes_first(capsys: Capture) -> None:
+def test_a_damaged_file_comes_first(carso: Any) -> None:
     archive = Path("home/data/cifar-10-python.tar.gz")
     archive.parent.mkdir(parents=True)
     archive.write_bytes(b"half")
-    assert carso(["doctor", "cifar10"]) == 3
-    assert capsys.readouterr().out.splitlines()[-1] == f"next:  remove {archive}: it is damaged"
+    assert carso("doctor", "cifar10", code=3).lines[-1] == f"next:  remove {archive}: it is damaged"
 
 
-def test_a_recipe_of_ones_own(capsys: Capture) -> None:
+def test_a_recipe_of_ones_own(carso: Any) -> None:
     changes = {"family": "torchvision", "architecture": "resnet18", "at": {"source": "file", "file": "w.pt"}}
     recipe = yaml.safe_load(read_recipe_file("digits")) | {"name": "own", "classifier": changes}
     Path("mine.yaml").write_text(yaml.safe_dump(recipe))
-    assert carso(["doctor", "mine.yaml"]) == 3
-    assert capsys.readouterr().out.splitlines()[-1] == "next:  put w.pt into home/weights"
+    assert carso("doctor", "mine.yaml", code=3).lines[-1] == "next:  put w.pt into home/weights"
     Path("home/weights").mkdir(parents=True)
     torch.save({"weight": torch.ones(1)}, "home/weights/w.pt")
-    assert carso(["doctor", "mine.yaml"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "next:  carso train-purifier mine.yaml"
+    assert carso("doctor", "mine.yaml").lines[-1] == "next:  carso train-purifier mine.yaml"
     changes["architecture"] = "resnet19"
     Path("mine.yaml").write_text(yaml.safe_dump(recipe))
-    assert carso(["doctor", "mine.yaml"]) == 3
-    assert "torchvision has no 'resnet19'; did you mean 'resnet18'" in capsys.readouterr().out
+    assert (
+        "torchvision has no 'resnet19'; did you mean 'resnet18'" in carso("doctor", "mine.yaml", code=3).out
+    )
 
 
-def test_the_purifier_that_training_starts_from(capsys: Capture) -> None:
+def test_the_purifier_that_training_starts_from(carso: Any) -> None:
     for recipe, command in (
         ("digits-skip", "carso train-purifier digits"),
         ("digits-no-latent", "carso recipes show digits-no-latent"),
     ):
-        assert carso(["doctor", recipe]) == 3
-        assert capsys.readouterr().out.splitlines()[-1] == f"next:  {command}"
-        assert carso(["train-purifier", recipe, "--device", "cpu"]) == 3
-        assert f"next: {command}" in capsys.readouterr().err
+        assert carso("doctor", recipe, code=3).lines[-1] == f"next:  {command}"
+        carso("train-purifier", recipe, "--device", "cpu", code=3, err=f"next: {command}")
     elsewhere = "training.initial=other/digits/purifier.safetensors"
-    assert carso(["doctor", "digits-skip", "--set", elsewhere]) == 3
-    assert capsys.readouterr().out.splitlines()[-1] == "next:  carso recipes show digits-skip"
+    assert (
+        carso("doctor", "digits-skip", "--set", elsewhere, code=3).lines[-1]
+        == "next:  carso recipes show digits-skip"
+    )
     text = find_recipe("digits-skip").read_text().replace("name: digits-skip", "name: own")
     Path("own.yaml").write_text(f"{text}\ntraining:\n  initial: other/purifier.safetensors\n")
-    assert carso(["doctor", "own.yaml"]) == 3
-    assert capsys.readouterr().out.splitlines()[-1] == "next:  put purifier.safetensors into other"
+    assert carso("doctor", "own.yaml", code=3).lines[-1] == "next:  put purifier.safetensors into other"
 
 
 # --- --fetch ---
@@ -156,9 +149,8 @@ def published(monkeypatch: pytest.MonkeyPatch, site: Site, tmp_path: Path) -> Si
     return site
 
 
-def test_fetching_what_a_recipe_lacks(published: Site, capsys: Capture) -> None:
-    assert carso(["doctor", "cifar10", "--fetch", "--json"]) == 0
-    captured = capsys.readouterr()
+def test_fetching_what_a_recipe_lacks(published: Site, carso: Any) -> None:
+    captured = carso("doctor", "cifar10", "--fetch", "--json")
     found = json.loads(captured.out)["recipes"][0]
     assert [item["state"] for item in found["items"]] == ["present", "present", "missing"]
     assert found["next"] == "carso train-purifier cifar10"
@@ -168,46 +160,43 @@ def test_fetching_what_a_recipe_lacks(published: Site, capsys: Capture) -> None:
     assert Path("home/data/c.tar.gz").read_bytes() == published.content
     assert len(published.asked) == 2
     # A second call finds everything there.
-    assert carso(["doctor", "cifar10", "--fetch"]) == 0
-    assert "nothing, it is all here" in capsys.readouterr().err
+    assert "nothing, everything is here already" in carso("doctor", "cifar10", "--fetch").err
     assert len(published.asked) == 2
     # What is changed afterwards is found by the checksum of the download.
     weights.write_bytes(published.content[:-1] + b"?")
-    assert carso(["doctor", "cifar10"]) == 3
-    assert "it is not what was downloaded: its SHA-256 is not that in" in capsys.readouterr().out
+    assert (
+        "it is not what was downloaded: its SHA-256 is not that in" in carso("doctor", "cifar10", code=3).out
+    )
 
 
-def test_fetching_goes_on_where_it_stopped(published: Site, capsys: Capture) -> None:
+def test_fetching_goes_on_where_it_stopped(published: Site, carso: Any) -> None:
     published.cut_after = 700
-    assert carso(["doctor", "cifar10", "--fetch"]) == 3
-    assert "the connection ended after 700 of" in capsys.readouterr().err
+    carso("doctor", "cifar10", "--fetch", code=3, err="the connection ended after 700 of")
     assert not Path("home/data/c.tar.gz").exists()
     published.cut_after = None
-    assert carso(["doctor", "cifar10", "--fetch"]) == 0
+    carso("doctor", "cifar10", "--fetch")
     assert published.asked == [None, "bytes=700-", None]
     assert Path("home/data/c.tar.gz").read_bytes() == published.content
 
 
-def test_fetching_needs_a_recipe(capsys: Capture) -> None:
-    assert carso(["doctor", "--fetch"]) == 2
-    assert "--fetch needs a RECIPE" in capsys.readouterr().err
+def test_fetching_needs_a_recipe(carso: Any) -> None:
+    carso("doctor", "--fetch", code=2, err="--fetch needs a RECIPE")
 
 
 # --- the rest ---
 
 
-def test_json(capsys: Capture) -> None:
-    assert carso(["doctor", "tinyimagenet200", "--json"]) == 3
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+def test_json(carso: Any) -> None:
+    found: dict[str, Any] = carso("doctor", "tinyimagenet200", "--json", code=3).json
     assert found["ready"] is False
     assert [item["role"] for item in found["recipes"][0]["items"]] == ["data", "at", "clean"]
 
 
-def test_an_unknown_recipe(capsys: Capture) -> None:
-    assert carso(["doctor", "cifar11"]) == 2
-    assert "no shipped recipe 'cifar11'; did you mean 'cifar10'" in capsys.readouterr().err
+def test_an_unknown_recipe(carso: Any) -> None:
+    carso("doctor", "cifar11", code=2, err="no shipped recipe 'cifar11'; did you mean 'cifar10'")
 
 
+@pytest.mark.slow
 def test_a_broken_installation_is_told_and_not_met(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('libfoo.so: cannot open shared object file')")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(CHECKOUT)))}

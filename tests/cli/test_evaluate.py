@@ -11,7 +11,6 @@ from rich.console import Console
 from carso_cli import __version__
 from carso_cli.attacks.registry import ATTACKS
 from carso_cli.build import build_classifier, build_purifier, classifier_fingerprint
-from carso_cli.cli.app import run
 from carso_cli.cli.evaluation_tables import evaluation_tables
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.load import dump_recipe, load_recipe
@@ -20,15 +19,9 @@ from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.paper import paper_figures, paper_row
 
 SMALL = (
-    "purifier.condition_features=8",
-    "purifier.latent_features=4",
-    "evaluation.n_samples=2",
-    "evaluation.scoring_draws=3",
-    "evaluation.pgd_steps=2",
-    "evaluation.apgd_steps=2",
-    "evaluation.eot_draws=2",
-    "evaluation.pgd_eot_steps=2",
-    "evaluation.square_queries=3",
+    *("purifier.condition_features=8", "purifier.latent_features=4", "evaluation.n_samples=2"),
+    *("evaluation.scoring_draws=3", "evaluation.eot_draws=2", "evaluation.square_queries=3"),
+    *("evaluation.pgd_steps=2", "evaluation.apgd_steps=2", "evaluation.pgd_eot_steps=2"),
 )
 
 
@@ -52,64 +45,55 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.path
 
 
-def call(*arguments: object) -> int:
-    return run([str(argument) for argument in arguments])
-
-
-def test_a_single_attack(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_single_attack(trained: Path, carso: Any) -> None:
     command = ("evaluate", "--run", trained, "--attack", "pgd", "--limit", 10, "--n-samples", 3)
-    assert call(*command, "--json") == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert [(row["target"], row["attack"]) for row in printed["results"]] == [
-        ("classifier", "none"),
-        ("classifier", "pgd"),
-        ("defence", "none"),
-        ("defence", "pgd"),
-    ]
+    printed = carso(*command, "--json").json
+    measured = [f"{row['target']} {row['attack']}" for row in printed["results"]]
+    assert measured == ["classifier none", "classifier pgd", "defence none", "defence pgd"]
     assert printed["results"][-1]["n_samples"] == 3
     assert printed["n_images"] == 10
     assert printed["classifier"]["clean"] > 0.7
     # Again: refused, then shown from disk, then at another eps refused.
-    assert call(*command) == 2
-    assert "--resume goes on with it" in capsys.readouterr().err
-    assert call(*command, "--resume", "--json") == 0
-    assert json.loads(capsys.readouterr().out) == printed
-    assert call(*command, "--resume", "--eps", "8/255") == 5
-    assert "eps was 0.1, now 0.031372" in capsys.readouterr().err
-    assert call(*command, "--resume") == 0
-    assert "trust checks" in capsys.readouterr().out
+    carso(*command, code=2, err="--resume goes on with it")
+    assert carso(*command, "--resume", "--json").json == printed
+    carso(*command, "--resume", "--eps", "8/255", code=5, err="eps was 0.1, now 0.031372")
+    assert "sanity checks" in carso(*command, "--resume").out
 
 
-def test_strict_fails_after_the_result_is_stored(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_strict_fails_after_the_result_is_stored(trained: Path, carso: Any) -> None:
     # Majority vote has no gradient: nothing that an attack on it does can be trusted.
     command = ("evaluate", "--run", trained, "--attack", "pgd-eot", "--limit", 12, "--target", "defence")
-    assert call(*command, "--aggregation", "majority-vote", "--strict", "--json") == 4
-    captured = capsys.readouterr()
+    captured = carso(*command, "--aggregation", "majority-vote", "--strict", "--json", code=4)
     assert "zero-gradients" in json.loads(captured.out)["failed"]
-    assert "trust checks failed: " in captured.err
+    assert "sanity checks failed: " in captured.err
     assert list(trained.glob("evaluation/pgd-eot-*/summary.json"))
 
 
-def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("evaluate", "--run", tmp_path / "none", "--limit", 2) == 5
-    assert f"carso train-purifier digits --run {tmp_path / 'none'}" in capsys.readouterr().err
-    assert not (tmp_path / "none").exists()
-    assert (
-        call(
-            "evaluate", "--run", tmp_path / "none", "--limit", 2, "--target", "classifier", "--attack", "fgsm"
-        )
-        == 0
-    )
+def test_a_run_that_is_not_there(tmp_path: Path, carso: Any) -> None:
+    run = tmp_path / "none"
+    shown = carso("evaluate", "--run", run, "--limit", 2, code=5).err
+    assert f"carso train-purifier digits --run {run}" in shown
+    assert not run.exists()
+    carso("evaluate", "--run", run, "--limit", 2, "--target", "classifier", "--attack", "fgsm")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--attack", "pgd-eto"), "did you mean 'pgd-eot'"),
-        (("--view", "exakt"), "unknown view 'exakt'; did you mean 'exact'"),
-        (("--aggregation", "mean"), "unknown aggregation 'mean'"),
-        (("--target", "defense"), "unknown target 'defense'; did you mean 'defence'"),
-        (("--norm", "l1"), "unknown norm 'l1'"),
+        (
+            ("--view", "exakt"),
+            "use exact, log-probability or released; did you mean 'exact'",
+        ),
+        (
+            ("--aggregation", "mean"),
+            "'--aggregation': 'mean' is not allowed; use doubly-exponential,",
+        ),
+        (
+            ("--target", "defense"),
+            "'defense' is not allowed; use classifier or defence; did you mean",
+        ),
+        (("--norm", "l1"), "'--norm': 'l1' is not allowed; use linf or l2"),
         (("--attack", "aa", "--target", "defence"), "does not fit the target 'defence'"),
         (("--set", "evaluation.n_sample=3"), "n_samples"),
         (("--eps", "8"), "--eps: eps 8 is more than the whole range of pixels, [0, 1]; did you mean 8/255?"),
@@ -117,16 +101,13 @@ def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (("--set", "threat.eps=256"), "eps 256 is more than the whole range of pixels, [0, 1]"),
     ],
 )
-def test_wrong_input(
-    trained: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
-) -> None:
-    assert call("evaluate", "--run", trained, *options) == 2
-    assert message in capsys.readouterr().err
+def test_wrong_input(trained: Path, carso: Any, options: tuple[str, ...], message: str) -> None:
+    assert message in carso("evaluate", "--run", trained, *options, code=2).err
 
 
-def test_a_run_of_another_recipe_is_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("evaluate", "cifar10", "--run", trained) == 5
-    assert "was trained with recipe 'digits', not 'cifar10'" in capsys.readouterr().err
+def test_a_run_of_another_recipe_is_refused(trained: Path, carso: Any) -> None:
+    message = "was trained with recipe 'digits', not 'cifar10'"
+    carso("evaluate", "cifar10", "--run", trained, code=5, err=message)
 
 
 @pytest.mark.parametrize(
@@ -140,38 +121,34 @@ def test_a_run_of_another_recipe_is_refused(trained: Path, capsys: pytest.Captur
     ],
 )
 def test_what_a_trained_run_cannot_follow_is_refused(
-    trained: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+    trained: Path, carso: Any, override: str, message: str
 ) -> None:
     commands = (("evaluate",), ("attack", "--out", "x.safetensors"), ("ablate", "--n-samples", "1,2"))
     for command in commands:
-        assert call(*command, "--run", trained, "--set", override) == 5
-        assert message in capsys.readouterr().err
+        assert message in carso(*command, "--run", trained, "--set", override, code=5).err
 
 
-def test_under_l2_a_perturbation_may_be_longer_than_the_range_of_a_pixel(trained: Path) -> None:
+def test_under_l2_a_perturbation_may_be_longer_than_the_range_of_a_pixel(carso: Any, trained: Path) -> None:
     command = ("evaluate", "--run", trained, "--attack", "pgd", "--limit", 4, "--dry-run")
-    assert call(*command, "--norm", "l2", "--eps", "2") == 0
+    carso(*command, "--norm", "l2", "--eps", "2")
 
 
-def test_what_a_trained_run_may_be_given_afresh(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_trained_run_may_be_given_afresh(trained: Path, carso: Any) -> None:
     fresh = ("data.root=/nowhere", "precision=bf16", "threat.eps=0.2", "evaluation.pgd_steps=3")
     stored = ("purifier.latent_features=4", "training.epochs=12", "seed=0")
     options = [part for text in fresh + stored for part in ("--set", text)]
     command = ("evaluate", "--run", trained, "--attack", "pgd", "--limit", 4)
-    assert call(*command, *options, "--dry-run", "--json") == 0
-    settings = json.loads(capsys.readouterr().out)["settings"]
+    settings = carso(*command, *options, "--dry-run", "--json").json["settings"]
     assert (settings["eps"], settings["pgd_steps"]) == (0.2, 3)
 
 
-def test_a_run_in_a_recipes_place_is_named(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("evaluate", trained.parent / "." / trained.name) == 2
-    assert f"with --run {trained}" in capsys.readouterr().err
+def test_a_run_in_a_recipes_place_is_named(trained: Path, carso: Any) -> None:
+    carso("evaluate", trained.parent / "." / trained.name, code=2, err=f"give --run {trained}")
 
 
-def test_dry_run_predicts_and_does_nothing(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_predicts_and_does_nothing(trained: Path, carso: Any) -> None:
     before = sorted(trained.rglob("*"))
-    assert call("evaluate", "--run", trained, "--limit", 6, "--dry-run", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
+    found = carso("evaluate", "--run", trained, "--limit", 6, "--dry-run", "--json").json
     assert found["settings"]["eot_draws"] == 2
     jobs = {job["job"]: job["seconds"] for job in found["cost"]["jobs"]}
     checks = {check["check"]: check["seconds"] for check in found["cost"]["checks"]}
@@ -182,25 +159,22 @@ def test_dry_run_predicts_and_does_nothing(trained: Path, capsys: pytest.Capture
     assert checks["eot-adequacy"] > 0
     assert jobs["defence/rand-aa/exact"] > jobs["defence/pgd/exact"] > jobs["defence/noise"] > 0
     assert sorted(trained.rglob("*")) == before
-    assert call("evaluate", "--run", trained, "--limit", 6, "--dry-run") == 0
-    assert "in all, at most about" in capsys.readouterr().out
+    assert "in all, at most about" in carso("evaluate", "--run", trained, "--limit", 6, "--dry-run").out
 
 
-def test_attack_saves_examples(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_attack_saves_examples(trained: Path, tmp_path: Path, carso: Any) -> None:
     out = tmp_path / "found" / "examples.safetensors"
-    assert call("attack", "--run", trained, "--attack", "fgsm", "--limit", 4, "--out", out, "--json") == 0
-    found = json.loads(capsys.readouterr().out)
+    found = carso("attack", "--run", trained, "--attack", "fgsm", "--limit", 4, "--out", out, "--json").json
     assert (found["n_images"], found["target"]) == (4, "defence")
     assert out.is_file()
     assert out.with_suffix(".png").is_file()
-    assert call("attack", "--run", trained, "--attack", "quick") == 2
-    assert "'quick' is a protocol" in capsys.readouterr().err
+    carso("attack", "--run", trained, "--attack", "quick", code=2, err="'quick' is a protocol")
 
 
-def test_tables_fit_eighty_columns(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_tables_fit_eighty_columns(trained: Path, carso: Any) -> None:
     options = ("--attack", "published", "--limit", 10, "--json")
-    assert call("evaluate", "--run", trained, *options) == 0
-    summary: dict[str, Any] = json.loads(capsys.readouterr().out)
+    summary: dict[str, Any] = carso("evaluate", "--run", trained, *options).json
     summary["settings"]["reproduces"] = "Table 2, scenario (a)"
     # The longest names that there are.
     summary["results"][-1] |= {"attack": max(ATTACKS, key=len), "view": "log-probability"}

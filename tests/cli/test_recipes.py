@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from carso_cli.cli.app import run
 from carso_cli.recipe.load import load_recipe, load_recipe_text, read_recipe_file
 
 NAMES = [
@@ -18,15 +17,14 @@ NAMES = [
     "cifar10-rebuffi2021",
     "cifar10-small",
     *(f"cifar10-small-{kind}" for kind in ("adversarial", "augmented", "both", "no-latent")),
-    *(f"cifar10-small-{kind}" for kind in ("skip", "skip-longer", "skip-pgd", "trades")),
+    *(f"cifar10-small-{kind}" for kind in ("skip", "skip-longer", "skip-pgd")),
     "cifar100",
     "cifar100-rebuffi2021",
     "digits",
-    *(f"digits-{kind}" for kind in ("adversarial", "both", "no-latent", "skip", "trades")),
+    *(f"digits-{kind}" for kind in ("adversarial", "both", "no-latent", "skip")),
     "tinyimagenet-small",
     "tinyimagenet200",
 ]
-Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(autouse=True)
@@ -34,10 +32,9 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_ls_shows_every_recipe_uncut_at_80_columns(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ls_shows_every_recipe_uncut_at_80_columns(carso: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert run(["recipes", "ls"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = carso("recipes", "ls").lines
     assert max(len(line) for line in lines) <= 80
     for name in NAMES:
         (line,) = [line for line in lines if line.split()[:1] == [name]]
@@ -47,84 +44,77 @@ def test_ls_shows_every_recipe_uncut_at_80_columns(capsys: Capture, monkeypatch:
         assert recipe.reproduces in line
 
 
-def test_ls_as_json(capsys: Capture) -> None:
-    assert run(["recipes", "ls", "--json"]) == 0
-    shown = capsys.readouterr()
-    listed = json.loads(shown.out)
-    assert [recipe["name"] for recipe in listed] == NAMES
-    assert listed[0] | {"path": "", "description": ""} == {
-        "name": "cifar10",
-        "path": "",
-        "data": "cifar10",
-        "images": "3x32x32",
-        "classes": 10,
-        "classifier": "WRN-28-10",
-        "reproduces": "Table 2, scenario (a)",
-        "description": "",
+def test_ls_as_json(carso: Any) -> None:
+    shown = carso("recipes", "ls", "--json")
+    assert [recipe["name"] for recipe in shown.json] == NAMES
+    assert shown.json[0] | {"path": "", "description": ""} == {
+        **{"name": "cifar10", "path": "", "data": "cifar10", "images": "3x32x32", "classes": 10},
+        **{"classifier": "WRN-28-10", "reproduces": "Table 2, scenario (a)", "description": ""},
     }
     assert shown.err == ""
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_show_prints_the_file_as_it_is(name: str, capsys: Capture) -> None:
-    assert run(["recipes", "show", name]) == 0
-    assert capsys.readouterr().out == read_recipe_file(name)
+def test_show_prints_the_file_as_it_is(name: str, carso: Any) -> None:
+    assert carso("recipes", "show", name).out == read_recipe_file(name)
 
 
 @pytest.mark.parametrize(
     "arguments", [["--resolved"], ["--set", "threat.eps=1/4"], ["--resolved", "--set", "seed=3"]]
 )
-def test_show_resolved_prints_a_recipe_that_loads_equal(arguments: list[str], capsys: Capture) -> None:
-    assert run(["recipes", "show", "digits", *arguments]) == 0
+def test_show_resolved_prints_a_recipe_that_loads_equal(carso: Any, arguments: list[str]) -> None:
+    shown = carso("recipes", "show", "digits", *arguments).out
     overrides = [value for value in arguments if "=" in value]
-    assert load_recipe_text(capsys.readouterr().out) == load_recipe("digits", overrides)
+    assert load_recipe_text(shown) == load_recipe("digits", overrides)
 
 
-def test_show_takes_a_path(tmp_path: Path, capsys: Capture) -> None:
+def test_show_takes_a_path(tmp_path: Path, carso: Any) -> None:
     (tmp_path / "mine.yaml").write_text(read_recipe_file("digits") + "# mine\n")
-    assert run(["recipes", "show", "mine.yaml"]) == 0
-    assert capsys.readouterr().out.endswith("# mine\n")
+    assert carso("recipes", "show", "mine.yaml").out.endswith("# mine\n")
 
 
-def test_cp_writes_beside_the_user_and_says_where(tmp_path: Path, capsys: Capture) -> None:
-    assert run(["recipes", "cp", "cifar10"]) == 0
-    assert capsys.readouterr().out == "cifar10.yaml\n"
+def test_cp_writes_beside_the_user_and_says_where(tmp_path: Path, carso: Any) -> None:
+    assert carso("recipes", "cp", "cifar10").out == "cifar10.yaml\n"
     assert (tmp_path / "cifar10.yaml").read_text() == read_recipe_file("cifar10")
 
 
-def test_cp_takes_a_folder_or_a_name(tmp_path: Path, capsys: Capture) -> None:
+def test_cp_takes_a_folder_or_a_name(tmp_path: Path, carso: Any) -> None:
     (tmp_path / "folder").mkdir()
-    assert run(["recipes", "cp", "digits", "folder"]) == 0
-    assert run(["recipes", "cp", "digits", "folder/mine.yaml"]) == 0
+    carso("recipes", "cp", "digits", "folder")
+    carso("recipes", "cp", "digits", "folder/mine.yaml")
     assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["digits.yaml", "mine.yaml"]
 
 
-def test_cp_overwrites_only_when_forced(tmp_path: Path, capsys: Capture) -> None:
+def test_cp_overwrites_only_when_forced(tmp_path: Path, carso: Any) -> None:
     path = tmp_path / "digits.yaml"
     path.write_text("precious")
-    assert run(["recipes", "cp", "digits", str(path)]) == 2
-    shown = capsys.readouterr().err
+    shown = carso("recipes", "cp", "digits", str(path), code=2).err
     assert f"{path} exists already" in shown
     assert "--force" in shown
     assert path.read_text() == "precious"
-    assert run(["recipes", "cp", "digits", str(path), "--force"]) == 0
+    carso("recipes", "cp", "digits", str(path), "--force")
     assert path.read_text() == read_recipe_file("digits")
 
 
-def test_cp_onto_itself_is_refused_even_when_forced(tmp_path: Path, capsys: Capture) -> None:
+def test_cp_onto_itself_is_refused_even_when_forced(tmp_path: Path, carso: Any) -> None:
     (tmp_path / "mine.yaml").write_text(read_recipe_file("digits"))
-    assert run(["recipes", "cp", "mine.yaml", "mine.yaml", "--force"]) == 2
-    assert "mine.yaml is the recipe itself" in capsys.readouterr().err
+    carso("recipes", "cp", "mine.yaml", "mine.yaml", "--force", code=2, err="mine.yaml is the recipe itself")
     assert (tmp_path / "mine.yaml").read_text() == read_recipe_file("digits")
 
 
-def test_cp_into_nowhere_says_so(capsys: Capture) -> None:
-    assert run(["recipes", "cp", "digits", "nowhere/mine.yaml"]) == 1
-    assert "to nowhere/mine.yaml: No such file or directory" in capsys.readouterr().err
+def test_cp_into_nowhere_says_so(carso: Any) -> None:
+    carso(
+        "recipes",
+        "cp",
+        "digits",
+        "nowhere/mine.yaml",
+        code=1,
+        err="to nowhere/mine.yaml: No such file or directory",
+    )
 
 
 def test_cp_that_fails_halfway_leaves_what_was_there(
-    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, carso: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "digits.yaml"
     path.write_text("precious")
@@ -133,15 +123,13 @@ def test_cp_that_fails_halfway_leaves_what_was_there(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    assert run(["recipes", "cp", "digits", "--force"]) == 1
-    assert "to digits.yaml: No space left on device" in capsys.readouterr().err
+    carso("recipes", "cp", "digits", "--force", code=1, err="to digits.yaml: No space left on device")
     assert [entry.name for entry in tmp_path.iterdir()] == ["digits.yaml"]
     assert path.read_text() == "precious"
 
 
-def test_cp_of_an_unknown_recipe_names_the_nearest(capsys: Capture) -> None:
-    assert run(["recipes", "cp", "digit"]) == 2
-    assert "no shipped recipe 'digit'; did you mean 'digits' or " in capsys.readouterr().err
+def test_cp_of_an_unknown_recipe_names_the_nearest(carso: Any) -> None:
+    carso("recipes", "cp", "digit", code=2, err="no shipped recipe 'digit'; did you mean 'digits' or ")
 
 
 @pytest.fixture
@@ -158,10 +146,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_validate_shows_every_problem_of_every_file(folder: Path, capsys: Capture) -> None:
-    assert run(["recipes", "validate", "all", "cifar10", "missing.yaml"]) == 2
-    shown = capsys.readouterr()
-    assert shown.out.splitlines() == ["all/good.yaml: valid", "cifar10: valid"]
+def test_validate_shows_every_problem_of_every_file(folder: Path, carso: Any) -> None:
+    shown = carso("recipes", "validate", "all", "cifar10", "missing.yaml", code=2)
+    assert shown.lines == ["all/good.yaml: valid", "cifar10: valid"]
     assert "all/deeper/broken.yaml, line 1" in shown.err
     assert "all/two.yml has 2 problems" in shown.err
     assert "threat.epss: unknown key; did you mean 'eps'?" in shown.err
@@ -169,9 +156,8 @@ def test_validate_shows_every_problem_of_every_file(folder: Path, capsys: Captur
     assert "'missing.yaml'" in shown.err
 
 
-def test_validate_as_json(folder: Path, capsys: Capture) -> None:
-    assert run(["recipes", "validate", "all", "--json"]) == 2
-    listed = {entry["path"]: entry for entry in json.loads(capsys.readouterr().out)}
+def test_validate_as_json(folder: Path, carso: Any) -> None:
+    listed = {entry["path"]: entry for entry in carso("recipes", "validate", "all", "--json", code=2).json}
     assert {path: entry["valid"] for path, entry in listed.items()} == {
         "all/good.yaml": True,
         "all/two.yml": False,
@@ -181,12 +167,10 @@ def test_validate_as_json(folder: Path, capsys: Capture) -> None:
     assert listed["all/two.yml"]["error"].startswith("all/two.yml has 2 problems:")
 
 
-def test_validate_of_good_recipes_is_zero(capsys: Capture) -> None:
-    assert run(["recipes", "validate", *NAMES]) == 0
-    assert capsys.readouterr().out.splitlines() == [f"{name}: valid" for name in NAMES]
+def test_validate_of_good_recipes_is_zero(carso: Any) -> None:
+    assert carso("recipes", "validate", *NAMES).lines == [f"{name}: valid" for name in NAMES]
 
 
-def test_validate_of_a_folder_without_recipes_is_refused(tmp_path: Path, capsys: Capture) -> None:
+def test_validate_of_a_folder_without_recipes_is_refused(tmp_path: Path, carso: Any) -> None:
     (tmp_path / "empty").mkdir()
-    assert run(["recipes", "validate", "empty"]) == 2
-    assert "the folder empty holds no recipe" in capsys.readouterr().err
+    carso("recipes", "validate", "empty", code=2, err="the folder empty holds no recipe")

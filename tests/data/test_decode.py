@@ -17,7 +17,7 @@ from PIL import Image
 from carso_cli.data import decode as decoding
 from carso_cli.data.decode import decode_image, read_images
 from carso_cli.errors import DataError, UsageError
-from carso_cli.io import given_file
+from carso_cli.io import files as given_file
 
 WriteImage = Callable[..., Path]
 

@@ -14,7 +14,7 @@ import pytest
 from carso_cli.data import file_tree
 from carso_cli.data.file_tree import ZipStore, open_tree
 from carso_cli.errors import DataError
-from carso_cli.io.given_file import MAX_BYTES
+from carso_cli.io.files import MAX_BYTES
 
 
 def test_a_folder_and_its_zip_file_list_the_same(

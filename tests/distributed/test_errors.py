@@ -6,6 +6,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
 Launcher = Callable[..., "subprocess.CompletedProcess[str]"]
 FAILING = Path(__file__).with_name("failing.py")
 

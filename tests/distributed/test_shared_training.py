@@ -15,6 +15,7 @@ from carso_cli.io.json_files import read_json_lines
 from carso_cli.runs.checkpoints import load_tensors
 from carso_cli.runtime.reporter import SilentReporter
 
+pytestmark = pytest.mark.slow
 Answers = tuple[Path, list[dict[str, Any]]]
 
 

@@ -24,11 +24,11 @@ from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runtime.reporter import SilentReporter
-from carso_cli.training import classifier_step as classifier_steps
+from carso_cli.training import classifier as classifier_steps
 from carso_cli.training import purifier_step as purifier_steps
 from carso_cli.training.adversarial_cache import AdversarialCache
+from carso_cli.training.balanced_batch import BalancedBatch
 from carso_cli.training.classifier import train_classifier
-from carso_cli.training.classifier_state import ClassifierState
 from carso_cli.training.purifier import train_purifier
 
 # 60 images to train on: batches of 29, 29 and 2, the last of which leaves a third process without any.
@@ -97,7 +97,7 @@ def primitives(world: World, out: Path) -> dict[str, Any]:
         "on main": world.on_main(lambda: os.getpid() if world.is_main else -1),
         "raised": raised,
         "sum": world.sum(torch.tensor([1.0, world.rank])).tolist(),
-        "epoch": [batch[world.own(len(batch))].tolist() for batch in epoch_batches(23, 5, 0, 0)],
+        "epoch": [batch[world.shard(len(batch))].tolist() for batch in epoch_batches(23, 5, 0, 0)],
     }
 
 
@@ -106,10 +106,10 @@ def batch_norm(world: World) -> float:
     worst, source = 0.0, torch.Generator().manual_seed(0)
     for images, size in ((7, (5, 5)), (2, ()), (2, (1, 1))):
         values = torch.randn(images, 3, *size, dtype=torch.float64, generator=source)
-        slope, own = torch.randn(values.shape, generator=source), world.own(images)
+        slope, own = torch.randn(values.shape, generator=source), world.shard(images)
         kind = torch.nn.BatchNorm2d if size else torch.nn.BatchNorm1d
         whole, shared = (torch.nn.Sequential(kind(3)).double() for _ in range(2))
-        world.synchronise(shared)
+        world.sync_batch_norm(shared)
         weights: list[Any] = [whole[0], shared[0]]
         leaves: list[Any] = [values.clone().requires_grad_(), values[own].clone().requires_grad_()]
         outputs = whole(leaves[0]), shared(leaves[1])
@@ -153,7 +153,7 @@ def first_step(kind: str, fraction: float) -> Any:
 
 def _purifier_step(recipe: Recipe, train: Any, held_out: Any, device: torch.device, reporter: Any) -> Any:
     classifier = build_classifier(recipe, "at").double()
-    perturb = purifier_steps.balanced_batch(recipe, classifier)
+    perturb = BalancedBatch(recipe, classifier)
     pool = AdversarialCache(reuse=1)
     setup = purifier_steps.TrainingSetup(recipe, classifier, train, held_out, perturb, pool, device, reporter)
     state = purifier_steps.initial_state(setup)
@@ -165,12 +165,9 @@ def _purifier_step(recipe: Recipe, train: Any, held_out: Any, device: torch.devi
 def _classifier_step(
     recipe: Recipe, trained_as: Any, train: Any, held_out: Any, device: torch.device, reporter: Any
 ) -> Any:
-    threat = classifier_steps.threat_model(recipe)
-    setup = classifier_steps.ClassifierSetup(recipe, trained_as, threat, train, held_out, device, reporter)
+    setup = classifier_steps.ClassifierSetup(recipe, trained_as, train, held_out, device, reporter)
     classifier = classifier_steps.initial_classifier(recipe).train().double()
-    setup.world.synchronise(classifier)
-    optimiser = classifier_steps.make_optimiser(recipe, classifier)
-    state = ClassifierState(classifier, optimiser, setup.world, {})
+    state = classifier_steps.initial_state(setup, classifier)
     sums = classifier_steps.train_step(setup, state, torch.arange(29), (0, 0))
     return _gradients(classifier), sums.tolist(), fingerprint(classifier.state_dict())
 

@@ -33,13 +33,8 @@ def test_examples_are_saved_with_what_is_known_of_them(toys: ModuleType, tmp_pat
     assert result["out"] == str(tmp_path / "attacks" / f"pgd-eot-{target}.safetensors")
     tensors, metadata = load_tensors(Path(result["out"]))
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
-        "images": (5, 1, 4, 4),
-        "adversarial": (5, 1, 4, 4),
-        "labels": (5,),
-        "indices": (5,),
-        "predictions": (5,),
-        "correct": (5,),
-        "distances": (5,),
+        **dict.fromkeys(("images", "adversarial"), (5, 1, 4, 4)),
+        **dict.fromkeys(("labels", "indices", "predictions", "correct", "distances"), (5,)),
     }
     change = (tensors["adversarial"] - tensors["images"]).abs().flatten(1).amax(1)
     torch.testing.assert_close(change, tensors["distances"])
@@ -69,14 +64,9 @@ def test_image_files_take_the_targets_decision_as_label(tmp_path: Path, toys: Mo
 
     files = [tmp_path / "0.png", tmp_path / "1.png"]
     options: dict[str, Any] = {"classifier": classifier, "target": "classifier", "name": "pgd"}
-    result = attack(
-        toys.small_recipe("threat.eps=0.3", "evaluation.pgd_step_size=0.1"),
-        run=tmp_path,
-        reporter=SilentReporter(),
-        files=files,
-        device="cpu",
-        **options,
-    )
+    options |= {"run": tmp_path, "reporter": SilentReporter(), "device": "cpu"}
+    recipe = toys.small_recipe("threat.eps=0.3", "evaluation.pgd_step_size=0.1")
+    result = attack(recipe, files=files, **options)
     tensors, metadata = load_tensors(Path(result["out"]))
     assert tensors["labels"].tolist() == [0, 1]
     assert metadata["label_source"] == "prediction"
@@ -84,14 +74,7 @@ def test_image_files_take_the_targets_decision_as_label(tmp_path: Path, toys: Mo
     # 40/255 and 0.3 do not reach mid-grey; 200/255 less 0.3 does.
     assert tensors["predictions"].tolist() == [0, 0]
     with pytest.raises(DataError, match=r"gone\.png"):
-        attack(
-            toys.small_recipe(),
-            run=tmp_path,
-            reporter=SilentReporter(),
-            files=[tmp_path / "gone.png"],
-            device="cpu",
-            **options,
-        )
+        attack(recipe, files=[tmp_path / "gone.png"], **options)
 
 
 def test_a_protocol_is_refused(toys: ModuleType, tmp_path: Path) -> None:

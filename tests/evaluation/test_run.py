@@ -16,26 +16,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from carso_cli.attacks.pgd import PGD
 from carso_cli.errors import InterruptedRun, NumericsError, StateError, UsageError
-from carso_cli.evaluation import attack_batch as evaluation_jobs
-from carso_cli.evaluation import rerun_checks as rerun_checks
+from carso_cli.evaluation import rerun_checks
+from carso_cli.evaluation.models import run_recipe
 from carso_cli.evaluation.run import evaluate
 from carso_cli.io.json_files import read_json, read_json_lines
+from carso_cli.recipe.load import load_recipe
+from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import SilentReporter
 
 MINIMUM = {"schema", "recipe", "run", "n_images", "classifier", "results", "headline", "checks"}
-ROW = {
-    "target",
-    "attack",
-    "view",
-    "aggregation",
-    "n_samples",
-    "eps",
-    "accuracy",
-    "ci95",
-    "worst_of_draws",
-    "n_images",
-}
+ROW = {"target", "attack", "view", "aggregation", "n_samples", "eps"}
+ROW |= {"accuracy", "ci95", "worst_of_draws", "n_images"}
 
 
 class Breaking(SilentReporter):
@@ -60,20 +53,17 @@ class Breaking(SilentReporter):
 def run(
     toys: ModuleType, folder: Path, defence: Any, images: Any, *overrides: str, **options: Any
 ) -> dict[str, Any]:
-    return evaluate(
-        toys.small_recipe(*overrides),
-        run=folder,
-        reporter=SilentReporter(),
-        defence=defence,
-        images=images,
-        device="cpu",
-        **options,
-    )
+    options = {"defence": defence, "images": images, "device": "cpu", **options}
+    return evaluate(toys.small_recipe(*overrides), run=folder, **options)
+
+
+def records_file(folder: Path) -> Path:
+    (path,) = folder.glob("evaluation/*/records.jsonl")
+    return path
 
 
 def records_of(folder: Path) -> bytes:
-    (path,) = folder.glob("evaluation/*/records.jsonl")
-    return path.read_bytes()
+    return records_file(folder).read_bytes()
 
 
 def lasting(summary: dict[str, Any]) -> str:
@@ -96,7 +86,7 @@ def test_planted_examples_are_found_and_no_others(toys: ModuleType, tmp_path: Pa
     summary = run(toys, tmp_path, defence, images, attack="adaptive")
     by_image = {
         line["index"]: line["correct"] / line["draws"]
-        for line in read_json_lines(next(tmp_path.glob("evaluation/*/records.jsonl")))
+        for line in read_json_lines(records_file(tmp_path))
         if line["job"] == "defence/rand-aa/exact"
     }
     assert by_image == {100: 0.0, 101: 0.0, 102: 1.0, 103: 1.0}
@@ -120,17 +110,14 @@ def test_summary_holds_what_was_promised(whole: tuple[Path, dict[str, Any]]) -> 
     assert read_json(next(folder.glob("evaluation/*/summary.json"))) == summary
     low, high = summary["headline"]["ci95"]
     assert low < summary["headline"]["accuracy"] < high
-
-
-def test_headline_is_no_more_than_any_attack(whole: tuple[Path, dict[str, Any]]) -> None:
-    _, summary = whole
+    # The worst case is no more than any attack.
     rows = [row["accuracy"] for row in summary["results"] if row["target"] == "defence"]
     assert summary["headline"]["accuracy"] <= min(rows) + 1e-9
 
 
-def test_images_that_fail_with_certainty_leave_the_queue(whole: tuple[Path, dict[str, Any]]) -> None:
+def test_broken_images_leave_the_queue(whole: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = whole
-    lines = read_json_lines(next(folder.glob("evaluation/*/records.jsonl")))
+    lines = read_json_lines(records_file(folder))
     of_image = {line["job"]: line for line in lines if line["index"] == 109}
     assert of_image["defence/none"]["certain"]
     skipped = [line for job, line in of_image.items() if job.startswith("defence/") and job != "defence/none"]
@@ -142,6 +129,7 @@ def test_images_that_fail_with_certainty_leave_the_queue(whole: tuple[Path, dict
     assert sum(line["settled"] for line in first.values()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_interrupting_anywhere_gives_the_same_records(
     toys: ModuleType, whole: tuple[Path, dict[str, Any]], tmp_path: Path, seed: int
@@ -154,7 +142,7 @@ def test_interrupting_anywhere_gives_the_same_records(
             finished = toys.run_toy(tmp_path, reporter, resume=attempt > 0)
             break
         except InterruptedRun:
-            records = next(tmp_path.glob("evaluation/*/records.jsonl"))
+            records = next(tmp_path.glob("evaluation/*")) / "records.jsonl"
             if records.is_file() and source.random() < 0.5:
                 # As if the process had died while writing.
                 content = records.read_bytes()
@@ -165,6 +153,7 @@ def test_interrupting_anywhere_gives_the_same_records(
     assert lasting(finished) == lasting(whole[1])
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_resumed(
     toys: ModuleType, whole: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -185,7 +174,7 @@ def test_a_killed_process_is_resumed(
     assert lasting(summary) == lasting(whole[1])
 
 
-def test_a_rerun_for_a_trust_check_is_kept_as_it_finishes(
+def test_a_rerun_for_a_sanity_check_is_kept_as_it_finishes(
     toys: ModuleType,
     whole: tuple[Path, dict[str, Any]],
     tmp_path: Path,
@@ -221,11 +210,11 @@ def test_a_stored_result_is_shown_and_never_overwritten_unasked(toys: ModuleType
         run(toys, tmp_path, defence, images, attack="pgd")
     assert "--resume" in refused.value.hint
     assert "--force" in refused.value.hint
-    before = next(tmp_path.glob("evaluation/*/records.jsonl")).stat().st_mtime_ns
+    before = records_file(tmp_path).stat().st_mtime_ns
     assert run(toys, tmp_path, defence, images, attack="pgd", resume=True) == first
-    assert next(tmp_path.glob("evaluation/*/records.jsonl")).stat().st_mtime_ns == before
+    assert records_file(tmp_path).stat().st_mtime_ns == before
     again = run(toys, tmp_path, defence, images, attack="pgd", force=True)
-    assert next(tmp_path.glob("evaluation/*/records.jsonl")).stat().st_mtime_ns > before
+    assert records_file(tmp_path).stat().st_mtime_ns > before
     assert lasting(again) == lasting(first)
 
 
@@ -265,13 +254,12 @@ def test_other_weights_and_other_images_are_refused(toys: ModuleType, tmp_path: 
 
     linear = torch.nn.Linear(16, 4)
     module = torch.nn.Sequential(torch.nn.Flatten(), linear)
-    small: dict[str, Any] = {"classifier": module, "images": images, "attack": "pgd", "device": "cpu"}
-    where: dict[str, Any] = {"run": tmp_path / "module", "reporter": SilentReporter()}
-    evaluate(toys.small_recipe(), **where, **small)
+    folder, options = tmp_path / "module", {"classifier": module, "attack": "pgd"}
+    run(toys, folder, None, images, **options)
     with torch.no_grad():
         linear.weight[0, 0] += 1
     with pytest.raises(StateError, match=r"classifier was [0-9a-f]{12}, now [0-9a-f]{12}"):
-        evaluate(toys.small_recipe(), **where, **small, resume=True)
+        run(toys, folder, None, images, **options, resume=True)
 
 
 def test_scores_do_not_depend_on_batches_or_passes(toys: ModuleType, tmp_path: Path) -> None:
@@ -280,7 +268,7 @@ def test_scores_do_not_depend_on_batches_or_passes(toys: ModuleType, tmp_path: P
 
     def clean(name: str, *overrides: str) -> list[tuple[int, int, float]]:
         run(toys, tmp_path / name, defence, images, *overrides, attack="none", target="defence")
-        lines = read_json_lines(next((tmp_path / name).glob("evaluation/*/records.jsonl")))
+        lines = read_json_lines(records_file(tmp_path / name))
         return [(one["index"], one["correct"], one["margin"]) for one in lines if one["attack"] == "none"]
 
     first = clean("a")
@@ -293,9 +281,9 @@ def test_an_attack_that_leaves_the_ball_is_named(
     toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cheat(attack: Any, target: Any, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"pgd": (images + 0.11).clamp(0, 1)} if attack.name == "pgd" else {attack.name: images}
+        return {"pgd": (images + 0.11).clamp(0, 1)}
 
-    monkeypatch.setattr(evaluation_jobs, "candidates", cheat)
+    monkeypatch.setattr(PGD, "candidates", cheat)
     defence = toys.LinearDefence()
     with pytest.raises(NumericsError, match=r"attack 'pgd' .*left the ball.* 2 of 2 images: .*0\.11"):
         run(toys, tmp_path, defence, toys.images_with_margins(defence, [0.5, 1.5]), attack="pgd")
@@ -320,15 +308,15 @@ def test_published_is_labelled_and_says_whether_the_exact_view_was_attacked(
 def test_a_classifier_alone_needs_no_defence(toys: ModuleType, tmp_path: Path) -> None:
     defence = toys.LinearDefence()
     images = toys.images_with_margins(defence, [0.5, 0.97, 1.03, 1.5])
-    summary = evaluate(
-        toys.small_recipe(),
-        run=tmp_path,
-        reporter=SilentReporter(),
-        classifier=defence.classifier,
-        images=images,
-        attack="pgd",
-        device="cpu",
-    )
+    summary = run(toys, tmp_path, None, images, classifier=defence.classifier, attack="pgd")
     assert {row["target"] for row in summary["results"]} == {"classifier"}
     assert summary["headline"]["accuracy"] == 0.5
     assert summary["results"][0]["draws"] == 1
+
+
+def test_a_purifier_whose_recipe_is_lost_is_not_evaluated_by_another(tmp_path: Path) -> None:
+    recipe = load_recipe("digits")
+    assert run_recipe(recipe, RunFolder(tmp_path)) is recipe
+    (tmp_path / "purifier.safetensors").write_bytes(b"")
+    with pytest.raises(StateError, match=r"recipe\.yaml is missing: how the purifier beside it was trained"):
+        run_recipe(recipe, RunFolder(tmp_path))

@@ -12,7 +12,6 @@ from carso_cli.attacks.defence_target import DefenceTarget
 from carso_cli.evaluation.rerun_checks import mean_cosine, spread
 from carso_cli.evaluation.run import evaluate
 from carso_cli.evaluation.sanity_checks import chance_check
-from carso_cli.runtime.reporter import SilentReporter
 from carso_cli.runtime.seed import generator
 
 SHARES = [0.3, 0.6, 0.8, 0.9, 1.1, 1.3, 1.6, 0.5, 0.7, 2.0]
@@ -24,7 +23,6 @@ def checks_of(
     summary = evaluate(
         toys.small_recipe("evaluation.batch_size=16"),
         run=folder,
-        reporter=SilentReporter(),
         defence=defence,
         images=toys.images_with_margins(defence, SHARES),
         attack=attack,
@@ -56,14 +54,8 @@ def test_a_healthy_defence_passes(toys: ModuleType, tmp_path: Path, attack: str)
 @pytest.mark.parametrize(
     ("kind", "flags"),
     [
-        (
-            "SaturatingDefence",
-            {"nan-gradients", "saturated-outputs", "loss-rises", "surrogates"},
-        ),
-        (
-            "ShatteredDefence",
-            {"zero-gradients", "loss-rises", "surrogates", "eot-adequacy"},
-        ),
+        ("SaturatingDefence", {"nan-gradients", "saturated-outputs", "loss-rises", "surrogates"}),
+        ("ShatteredDefence", {"zero-gradients", "loss-rises", "surrogates", "eot-adequacy"}),
     ],
 )
 def test_a_masked_defence_is_flagged(toys: ModuleType, tmp_path: Path, kind: str, flags: set[str]) -> None:

@@ -67,6 +67,7 @@ def run_once(recipe: Recipe, run: Path) -> tuple[str, list[dict[str, object]]]:
     return fingerprint(load_tensors(run / "purifier.safetensors")[0]), read_json_lines(records)
 
 
+@pytest.mark.slow
 def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(recipe: Recipe, tmp_path: Path) -> None:
     first, again = run_once(recipe, tmp_path / "a"), run_once(recipe, tmp_path / "b")
     assert first == again

@@ -128,7 +128,7 @@ def one_worker_killed(workshop: Workshop, scene: Scene, work: Path, moment: floa
         os.kill(victim, signal.SIGKILL)
     assert job.end() == 0, job.stderr()
     check_messages(job)
-    told = "did not end well" in job.stderr() or "has died" in job.stderr()
+    told = "removed a stale lock" in job.stderr() or "has died" in job.stderr()
     return "continued" if told else "came too late"
 
 

@@ -156,7 +156,7 @@ class Workshop:
         if run.status == StateError.exit_code and NOTHING_YET.search(run.stderr):
             run = self.run(work, argv)
         elif run.status == 0 and epochs and scene.name.startswith("train"):
-            assert f"going on after {epochs} whole epochs" in run.stderr, run.stderr
+            assert f"resuming after {epochs} whole epochs" in run.stderr, run.stderr
         return run
 
     @staticmethod

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carso_cli.io.json_files import append_json_line, write_json
+from carso_cli.io.json_files import append_json_lines, write_json
 from carso_cli.recipe.load import dump_recipe, load_recipe
-from carso_cli.reports.html import checks_html, page_html, settings_html, table_html, tiles_html
+from carso_cli.reports.render import render_page
 from carso_cli.reports.table import Figure, ReportTable, Row, Trace
 from tests.hostile.conftest import Call
 
@@ -38,10 +38,10 @@ def page(text: str) -> str:
     row = Row("measured", (text, text, Figure(0.5, text=text)), Trace(text, {text: text}, (text,)))
     table = ReportTable("2", text, ("data", "figures", text), (row,), (text,))
     check: dict[str, Any] = {"name": text, "value": 0.5, "threshold": 1.0, "passed": True, "meaning": text}
-    content = table_html(table) + checks_html({"checks": [check], "failed": [text]}, text)
-    return page_html(
-        text, [("one", text, content + settings_html(text, text) + tiles_html([(text,) * 3]))], version=text
-    )
+    checks = [{"title": text, "open": True, "summary": {"checks": [check], "failed": [text]}}]
+    picture = {"title": text, "caption": text, "alt": text, "kind": "svg", "light": b"", "dark": b""}
+    run = {"title": text, "tiles": [(text,) * 3], "pictures": [picture]}
+    return render_page(text, runs=[run], tables=[table], checks=checks, settings=[(text, text)])
 
 
 @given(text=TEXT)
@@ -60,11 +60,8 @@ def test_a_whole_report_of_a_hostile_run(
     write_json(
         run / "environment.json", {"device": EVIL, "device_name": EVIL, "threads": 1, "classes": [EVIL]}
     )
-    append_json_line(
-        run / "metrics.jsonl",
-        {"epoch": 0, "seconds": 1.0, "images": 1, "loss": 1.0, "bce": 1.0, "kl": 1.0, "beta": 0.0}
-        | {"learning_rate": 0.1, "defence_clean_accuracy": 0.5},
-    )
+    line = {"epoch": 0, "seconds": 1.0, "images": 1, "loss": 1.0, "bce": 1.0, "kl": 1.0, "beta": 0.0}
+    append_json_lines(run / "metrics.jsonl", [line | {"learning_rate": 0.1, "defence_clean_accuracy": 0.5}])
     code, said = carso(["report", str(run), "--html", "page.html"])
     assert code == 0, said
     text = (tmp_path / "page.html").read_text()

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from carso_cli.errors import StateError
-from carso_cli.io.checksum import SEAL, add_checksum, remove_checksum
+from carso_cli.io.checksum import CHECKSUM_KEY, add_checksum, file_digest, fingerprint, remove_checksum
 from carso_cli.io.json_files import append_json_lines, read_json, read_json_lines, write_json
 
 VALUES: dict[Any, Any] = {"accuracy": 0.25, "job": "defence/pgd", "steps": [1, (2.5, None)], 3: {"é": True}}
@@ -32,7 +33,7 @@ def test_a_changed_value_is_named() -> None:
         remove_checksum({"accuracy": 0.75}, "here")
     with pytest.raises(StateError, match="here is damaged: its values do not match"):
         remove_checksum({**add_checksum({"accuracy": 0.25}), "accuracy": math.inf}, "here")
-    assert SEAL not in remove_checksum(add_checksum({}), "here")
+    assert CHECKSUM_KEY not in remove_checksum(add_checksum({}), "here")
 
 
 @pytest.mark.parametrize("kind", ["object", "lines"])
@@ -57,3 +58,16 @@ def test_no_flipped_bit_of_a_stored_number_is_read_as_a_number(tmp_path: Path, k
         values = [{key: one[key] for key in records[0]} for one in found]
         assert values == records[: len(values)]
     assert named == {True}
+
+
+def test_fingerprint_depends_on_names_and_shapes() -> None:
+    values = torch.arange(6.0)
+    assert fingerprint({"a": values}) != fingerprint({"b": values})
+    assert fingerprint({"a": values}) != fingerprint({"a": values.reshape(2, 3)})
+    assert fingerprint({"a": values, "b": values}) == fingerprint({"b": values.clone(), "a": values})
+
+
+def test_digests(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert file_digest(tmp_path / "a", "md5") == "900150983cd24fb0d6963f7d28e17f72"
+    assert file_digest(tmp_path / "a", "sha256").startswith("ba7816bf8f01cfea414140de5dae2223b00361a3")

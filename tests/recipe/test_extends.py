@@ -87,7 +87,6 @@ def test_variants_change_what_they_say_and_nothing_else(base: str) -> None:
     for kind, changes in {
         "both": ["training.objective=both"],
         "skip": ["purifier.input_share=0.5"],
-        "trades": ["training.adversarial.trades_weight=6"],
         "no-latent": [
             "purifier.latent_features=0",
             f"training.initial=runs/{base}-no-latent-start/purifier.safetensors",

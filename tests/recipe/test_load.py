@@ -258,13 +258,8 @@ def test_errors_in_overrides_say_so() -> None:
 
 def schedule(recipe: Recipe) -> tuple[int, ...]:
     rate, beta = recipe.training.learning_rate, recipe.training.beta_increase
-    return (
-        rate.warmup_epochs,
-        rate.plateau_epochs,
-        rate.annealing_epochs,
-        beta.first_epoch,
-        beta.last_epoch,
-    )
+    lengths = (rate.warmup_epochs, rate.plateau_epochs, rate.annealing_epochs)
+    return (*lengths, beta.first_epoch, beta.last_epoch)
 
 
 @pytest.mark.parametrize(
@@ -283,19 +278,23 @@ def test_fewer_epochs_scale_the_schedules(name: str, epochs: int, expected: tupl
 
 @settings(deadline=None)
 @given(st.integers(1, 10_000))
+@pytest.mark.slow
 def test_scaled_schedules_always_add_up(epochs: int) -> None:
     recipe = load_recipe_text(DIGITS, overrides=[f"training.epochs={epochs}"])
     assert sum(schedule(recipe)[:3]) == epochs == recipe.training.epochs
 
 
-def test_schedules_given_too_are_not_scaled() -> None:
-    message = refused(DIGITS, "training.epochs=10", "training.learning_rate.warmup_epochs=1")
-    assert "warm-up, plateau and annealing last 12 epochs together; epochs is 10" in message
-
-
-def test_epochs_of_a_file_are_not_scaled() -> None:
-    message = refused(DIGITS.replace("  epochs: 12", "  epochs: 13"))
-    assert "warm-up, plateau and annealing last 12 epochs together; epochs is 13" in message
+@pytest.mark.parametrize(
+    ("text", "overrides", "epochs"),
+    [
+        (DIGITS, ("training.epochs=10", "training.learning_rate.warmup_epochs=1"), 10),
+        (DIGITS.replace("  epochs: 12", "  epochs: 13"), (), 13),
+    ],
+    ids=["schedules are given too", "epochs of a file"],
+)
+def test_what_is_not_scaled(text: str, overrides: tuple[str, ...], epochs: int) -> None:
+    message = refused(text, *overrides)
+    assert f"warm-up, plateau and annealing last 12 epochs together; epochs is {epochs}" in message
 
 
 # Classifiers of other libraries
@@ -346,6 +345,7 @@ def test_a_dumped_recipe_loads_back_equal(name: str) -> None:
 @example(text="08", number=1e-8)
 @example(text="null", number=0.1)
 @given(text=st.text(min_size=1), number=st.floats(1e-300, 1e300))
+@pytest.mark.slow
 def test_any_text_and_number_survive_a_dump(text: str, number: float) -> None:
     base = load_recipe_text(DIGITS)
     changed = base.model_copy(
@@ -360,19 +360,23 @@ def test_the_hash_is_of_values_not_of_how_they_are_written() -> None:
     assert len(recipe_hash(recipe)) == 64
 
 
-def test_a_hash_outlives_a_new_version() -> None:
-    # Of the recipe as it was before classifier.architecture, classifier.training.initial and
-    # training.objective were keys: stored runs must still be known.
-    assert recipe_hash(load_recipe("digits"), ["classifier"]) == (
-        "36f2686044b3613bf0b0dd258c1498c569665933b822aa38b870fa4d6ae4c9c8"
-    )
-    assert recipe_hash(load_recipe("digits"), ["training"]) == (
-        "81b1a125db4bb40b377f55400982a82ce4d9a8c693243aedd10fa46685c659b1"
-    )
-    # As it was before training.adversarial.augment was one.
-    assert recipe_hash(load_recipe("digits-adversarial"), ["training"]) == (
-        "0e4ee2ee594d19c56f01071f606292a3bdce46ad72c8bb981c80ac94e704d423"
-    )
+@pytest.mark.parametrize(
+    ("name", "section", "expected"),
+    [
+        # Of the recipe as it was before classifier.architecture, classifier.training.initial and
+        # training.objective were keys: stored runs must still be known.
+        ("digits", "classifier", "36f2686044b3613bf0b0dd258c1498c569665933b822aa38b870fa4d6ae4c9c8"),
+        ("digits", "training", "81b1a125db4bb40b377f55400982a82ce4d9a8c693243aedd10fa46685c659b1"),
+        # As it was before training.adversarial.augment was one.
+        (
+            "digits-adversarial",
+            "training",
+            "0e4ee2ee594d19c56f01071f606292a3bdce46ad72c8bb981c80ac94e704d423",
+        ),
+    ],
+)
+def test_a_hash_outlives_a_new_version(name: str, section: str, expected: str) -> None:
+    assert recipe_hash(load_recipe(name), [section]) == expected
 
 
 def test_where_files_lie_is_not_hashed() -> None:

@@ -33,8 +33,10 @@ def test_a_wheel_uses_its_own_and_not_a_neighbour(tmp_path: Path, monkeypatch: p
     (package / "shipped_recipes" / "b.yaml").touch()
     (package / "shipped_recipes" / "notes.txt").touch()
     (package / "shipped_recipes" / "ablations" / "a.yaml").touch()
-    assert [recipe.name for recipe in list_recipes()] == ["ablations/a", "b"]
-    assert find_recipe("ablations/a") == package / "shipped_recipes" / "ablations" / "a.yaml"
+    assert [recipe.name for recipe in list_recipes()] == ["a", "b"]
+    assert (
+        find_recipe("a") == find_recipe("ablations/a") == package / "shipped_recipes" / "ablations" / "a.yaml"
+    )
 
 
 def test_an_incomplete_installation_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,10 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def run(write_run: Any, write_evaluation: Any, both: Any) -> Path:
-    path: Path = write_run()
-    write_evaluation(path, "adaptive", both, failed=["zero-gradients"])
-    write_evaluation(path, "adaptive", both, eps=0.2)
+def run(write: Any) -> Path:
+    path: Path = write.run()
+    write.evaluation(path, "adaptive", write.both, failed=["zero-gradients"])
+    write.evaluation(path, "adaptive", write.both, eps=0.2)
     return path
 
 
@@ -36,21 +36,21 @@ def test_tables_fit_the_terminal_and_lose_no_figure(
     text = " ".join(" ".join(own).split())
     for figure in ("0.375", "0.7613", "0.9568", "< 0.7070", "> 0.99", "159"):
         assert figure in text
-    assert any("Trust checks failed: zero-gradients" in line for line in lines if line.startswith("("))
+    assert any("Sanity checks failed: zero-gradients" in line for line in lines if line.startswith("("))
 
 
 @pytest.mark.parametrize("name", ["cifar10-small-longer", "digits-adversarial"])
 def test_a_comparison_of_two_classifiers_is_a_table_at_80_columns(
-    name: str, write_run: Any, write_evaluation: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    write: Any, name: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    paths = [write_run(name), write_run(f"{name}-still-longer")]
+    paths = [write.run(name), write.run(f"{name}-still-longer")]
     for place, path in enumerate(paths):
         alone: dict[tuple[str, str, None], list[int]] = {
             ("classifier", "none", None): [1, 1, 1, 1],
             ("classifier", "pgd", None): [1, 1, 1 - place, 0],
         }
-        write_evaluation(
+        write.evaluation(
             path, "pgd", alone, classifier=f"c{place}", second_classifier=None, purifier=None, n_samples=None
         )
     assert carso(["report", *map(str, paths), "--table", "comparison"]) == 0
@@ -85,7 +85,10 @@ def test_every_format(run: Path, form: str, start: str, capsys: Capture) -> None
 
 def test_unknown_format_and_table_are_usage_errors(run: Path, capsys: Capture) -> None:
     assert carso(["report", str(run), "--format", "markdwon"]) == 2
-    assert "unknown format 'markdwon'; did you mean 'markdown'?" in capsys.readouterr().err
+    assert (
+        "'markdwon' is not allowed; use rich, markdown, latex, csv, json or html; did you mean 'markdown'?"
+        in capsys.readouterr().err
+    )
     assert carso(["report", str(run), "--table", "6"]) == 2
     assert "there is no table '6' to draw" in capsys.readouterr().err
 
@@ -119,25 +122,18 @@ def test_a_run_without_training_takes_the_recipe_its_evaluation_names(run: Path,
 
 
 def test_a_folder_of_ablations_alone_is_reported(
-    write_run: Any,
-    write_evaluation: Any,
-    write_ablation: Any,
-    both: Any,
-    tmp_path: Path,
-    capsys: Capture,
-    monkeypatch: pytest.MonkeyPatch,
+    write: Any, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As `carso ablate --first clean` leaves it where the recipe's own purifier is not trained.
     root = tmp_path / "runs" / "digits"
     root.mkdir(parents=True)
-    variant = write_run("runs/digits-first-clean", overrides=["representation.kind=clean"])
+    variant = write.run("runs/digits-first-clean", overrides=["representation.kind=clean"])
     row: Any = (
         "clean/AT",
-        {"first": "clean", "second": "at"},
-        write_evaluation(variant, "adaptive", both),
+        write.evaluation(variant, "adaptive", write.both),
         {},
     )
-    write_ablation(root, "first-second", [row], recipe="digits")
+    write.ablation(root, "first-second", [row], recipe="digits")
     page = tmp_path / "page.html"
     assert carso(["report", str(root), "--table", "17", "--format", "csv", "--html", str(page)]) == 0
     assert "digits; measured, adaptive; clean/AT" in capsys.readouterr().out
@@ -146,7 +142,7 @@ def test_a_folder_of_ablations_alone_is_reported(
     monkeypatch.chdir(tmp_path)
     assert carso(["report", "--table", "17", "--format", "csv"]) == 0
     assert "digits; measured, adaptive; clean/AT" in capsys.readouterr().out
-    write_ablation(root, "first-second", [row], recipe="mine")
+    write.ablation(root, "first-second", [row], recipe="mine")
     assert carso(["report", str(root)]) == 5
     assert "the recipe 'mine' of" in capsys.readouterr().err
 
@@ -173,13 +169,13 @@ def test_page_and_pictures(run: Path, tmp_path: Path, capsys: Capture) -> None:
     assert "http" not in text.replace("http-equiv", "")
 
 
-def test_a_page_heads_a_run_with_what_it_has(write_run: Any, write_evaluation: Any, tmp_path: Path) -> None:
-    run, page = write_run(), tmp_path / "page.html"
+def test_a_page_heads_a_run_with_what_it_has(write: Any, tmp_path: Path) -> None:
+    run, page = write.run(), tmp_path / "page.html"
     alone = {("classifier", "none", None): [1, 1, 1, 0], ("classifier", "pgd", None): [1, 0, 0, 0]}
     facts = {"classifier": "c0", "second_classifier": None, "purifier": None, "n_samples": None}
-    write_evaluation(run, "pgd", alone, eps=0.2, **facts)
+    write.evaluation(run, "pgd", alone, eps=0.2, **facts)
     noise = {("defence", "none", None): [2, 2, 2, 2], ("defence", "noise", None): [2, 2, 2, 0]}
-    write_evaluation(run, "noise", noise, eps=0.2)
+    write.evaluation(run, "noise", noise, eps=0.2)
     assert carso(["report", str(run), "--html", str(page)]) == 0
     text = page.read_text()
     assert "classifier alone, worst case of pgd" in text

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 import torch
@@ -9,15 +12,11 @@ import torch
 from carso_cli.errors import CarsoError, StateError
 from carso_cli.runs import checkpoints
 from carso_cli.runs.checkpoints import load_state, load_tensors, save_state, save_tensors
-from carso_cli.runtime.reporter import SilentReporter
+from carso_cli.runtime.reporter import SILENT, Reporter
 
 
-class Listening(SilentReporter):
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-
-    def warning(self, message: str) -> None:
-        self.heard.append(message)
+class Recorder(Reporter, Protocol):
+    warned: list[str]
 
 
 def save(path: Path, epoch: int) -> None:
@@ -37,40 +36,34 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state.safetensors"
 
 
-def epoch_of(path: Path, reporter: SilentReporter) -> int:
+def epoch_of(path: Path, reporter: Reporter) -> int:
     found = load_state(path, reporter)
     assert found is not None
     assert torch.equal(found[0]["weights"], torch.full((8,), float(found[1]["epoch"])))
     return int(found[1]["epoch"])
 
 
-def test_the_newest_state_is_used_without_a_word(path: Path) -> None:
-    reporter = Listening()
-    assert epoch_of(path, reporter) == 2
-    assert reporter.heard == []
-    assert load_state(path.with_name("other.safetensors"), reporter) is None
+def test_the_newest_state_is_used_without_a_warning(path: Path, recorder: Recorder) -> None:
+    assert epoch_of(path, recorder) == 2
+    assert recorder.warned == []
+    assert load_state(path.with_name("other.safetensors"), recorder) is None
 
 
-def test_a_damaged_state_gives_way_to_the_one_before(path: Path) -> None:
-    damage(path)
-    reporter = Listening()
-    assert epoch_of(path, reporter) == 1
-    assert "state.safetensors is damaged" in reporter.heard[0]
-    assert "going on from" in reporter.heard[0]
-
-
-def test_a_lost_state_gives_way_to_the_one_before(path: Path) -> None:
-    path.unlink()
-    reporter = Listening()
-    assert epoch_of(path, reporter) == 1
-    assert "state.safetensors does not exist" in reporter.heard[0]
+@pytest.mark.parametrize(("spoil", "reason"), [(damage, "is damaged"), (Path.unlink, "does not exist")])
+def test_a_damaged_or_lost_state_gives_way_to_the_one_before(
+    path: Path, recorder: Recorder, spoil: Callable[[Path], None], reason: str
+) -> None:
+    spoil(path)
+    assert epoch_of(path, recorder) == 1
+    assert f"state.safetensors {reason}" in recorder.warned[0]
+    assert "resuming from" in recorder.warned[0]
 
 
 def test_two_damaged_states_are_both_named(path: Path) -> None:
     damage(path)
     damage(path.with_name("previous-state.safetensors"))
     with pytest.raises(StateError, match=r"/state\.safetensors is damaged.*previous-state\.safetensors is"):
-        load_state(path, SilentReporter())
+        load_state(path, SILENT)
 
 
 def test_dying_at_any_rename_leaves_a_whole_state(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,11 +83,11 @@ def test_dying_at_any_rename_leaves_a_whole_state(path: Path, monkeypatch: pytes
             patch.setattr(os, "replace", die)
             with pytest.raises(KeyboardInterrupt):
                 save(path, 3)
-        seen.add(epoch_of(path, SilentReporter()))
+        seen.add(epoch_of(path, SILENT))
     # The third rename only puts aside what the second had already put in its place.
     assert seen == {2}
     save(path, 3)
-    assert epoch_of(path, SilentReporter()) == 3
+    assert epoch_of(path, SILENT) == 3
 
 
 def test_a_state_that_does_not_come_back_never_replaces_one(
@@ -106,7 +99,7 @@ def test_a_state_that_does_not_come_back_never_replaces_one(
     monkeypatch.setattr(checkpoints, "write_atomically", failing_disk)
     with pytest.raises(CarsoError, match="though it was written just now: the disk may be failing"):
         save(path, 3)
-    assert epoch_of(path, SilentReporter()) == 2
+    assert epoch_of(path, SILENT) == 2
 
 
 def test_a_changed_header_is_found(tmp_path: Path) -> None:
@@ -117,3 +110,35 @@ def test_a_changed_header_is_found(tmp_path: Path) -> None:
     path.write_bytes(content.replace(b'"12"', b'"13"'))
     with pytest.raises(StateError, match="do not match the checksum"):
         load_tensors(path)
+
+
+def test_tensors_come_back_with_their_metadata(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(3, 4), "empty": torch.zeros(0), "count": torch.tensor(7)}
+    save_tensors(tmp_path / "x.safetensors", tensors, {"layers": ["one", "two"], "step": 3})
+    loaded, metadata = load_tensors(tmp_path / "x.safetensors")
+    assert metadata["layers"] == ["one", "two"]
+    assert metadata["step"] == 3
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+
+
+def test_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": torch.randn(64)}, {})
+    damage(path)
+    with pytest.raises(StateError, match="do not match the checksum"):
+        load_tensors(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors at all", (10**9).to_bytes(8, "little")])
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(StateError, match="not a readable safetensors file"):
+        load_tensors(path)
+
+
+def test_metadata_is_json(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {"epoch": 2})
+    header_length = int.from_bytes((tmp_path / "x.safetensors").read_bytes()[:8], "little")
+    header = json.loads((tmp_path / "x.safetensors").read_bytes()[8 : 8 + header_length])
+    assert header["__metadata__"]["epoch"] == "2"

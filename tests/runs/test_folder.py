@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from carso_cli.errors import CarsoError, StateError, UsageError
-from carso_cli.io.json_files import append_json_line, write_atomically
+from carso_cli.io.json_files import append_json_lines, write_atomically
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import SilentReporter
 
@@ -34,7 +34,7 @@ def test_files_that_lead_out_of_the_run_are_replaced_or_refused(outside: Path) -
     target = outside.parent / "run" / "metrics.jsonl"
     target.symlink_to(outside / "precious")
     with pytest.raises(CarsoError, match="cannot write"):
-        append_json_line(target, {"epoch": 0})
+        append_json_lines(target, [{"epoch": 0}])
     write_atomically(target, "new")
     assert not target.is_symlink()
     assert (outside / "precious").read_text() == "untouched"
@@ -70,11 +70,11 @@ def test_a_claimed_run_is_refused_to_others(tmp_path: Path) -> None:
 def test_a_log_that_has_lost_epochs_is_named(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.read_metrics(2) == []
-    append_json_line(folder.metrics, {"epoch": 0})
+    append_json_lines(folder.metrics, [{"epoch": 0}])
     folder.state.write_bytes(b"")
     assert folder.read_metrics(2) == [{"epoch": 0}]
     folder.purifier.write_bytes(b"")
     with pytest.raises(StateError, match=r"metrics\.jsonl holds 1 of the 2 epochs that were trained"):
         folder.read_metrics(2)
-    append_json_line(folder.metrics, {"epoch": 1})
+    append_json_lines(folder.metrics, [{"epoch": 1}])
     assert len(folder.read_metrics(2)) == 2

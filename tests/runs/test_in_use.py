@@ -18,14 +18,16 @@ from carso_cli.training.classifier import train_classifier
 from carso_cli.training.purifier import train_purifier
 
 QUIET = SilentReporter()
+REFUSED = "is in use by another process"
 
 
+@pytest.mark.slow
 def test_training(tmp_path: Path) -> None:
     recipe = load_recipe("digits", ["data.train_limit=40"])
     with locked(tmp_path, QUIET):
-        with pytest.raises(StateError, match="is in use by another process"):
+        with pytest.raises(StateError, match=REFUSED):
             train_purifier(recipe, run=tmp_path, reporter=QUIET, device="cpu")
-        with pytest.raises(StateError, match="is in use by another process"):
+        with pytest.raises(StateError, match=REFUSED):
             train_classifier(recipe, "at", run=tmp_path, reporter=QUIET, device="cpu")
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
@@ -35,7 +37,7 @@ def test_one_evaluation_and_another(toys: ModuleType, tmp_path: Path) -> None:
     (folder,) = tmp_path.glob("evaluation/pgd-*")
     before = (folder / "records.jsonl").read_bytes()
     with locked(folder, QUIET):
-        with pytest.raises(StateError, match="is in use by another process"):
+        with pytest.raises(StateError, match=REFUSED):
             toys.run_toy(tmp_path, QUIET, attack="pgd", force=True)
         assert (folder / "records.jsonl").read_bytes() == before
         # What is complete can be read, and another evaluation made.
@@ -45,8 +47,5 @@ def test_one_evaluation_and_another(toys: ModuleType, tmp_path: Path) -> None:
 
 def test_ablations(tmp_path: Path) -> None:
     recipe = load_recipe("digits")
-    with (
-        locked(ensure_folder(tmp_path / "ablations"), QUIET),
-        pytest.raises(StateError, match="is in use by another process"),
-    ):
+    with locked(ensure_folder(tmp_path / "ablations"), QUIET), pytest.raises(StateError, match=REFUSED):
         ablate(recipe, sample_counts(recipe, [1, 2]), run=tmp_path, reporter=QUIET, device="cpu", limit=2)

@@ -10,12 +10,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from carso_cli.errors import CarsoError, StateError
 from carso_cli.runs.lock import LOCK_FILE, locked
-from carso_cli.runtime.reporter import SilentReporter
+from carso_cli.runtime.reporter import Reporter, SilentReporter
 
 HOLD = """
 import sys, time
@@ -28,14 +29,9 @@ with locked(Path(sys.argv[1]), SilentReporter()):
 """
 
 
-class Listening(SilentReporter):
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-
-    def info(self, message: str) -> None:
-        self.heard.append(message)
-
-    warning = info
+class Recorder(Reporter, Protocol):
+    said: list[str]
+    warned: list[str]
 
 
 @pytest.fixture
@@ -51,6 +47,7 @@ def end(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_and_told_who_is_there(
     holder: subprocess.Popen[str], tmp_path: Path
 ) -> None:
@@ -62,20 +59,21 @@ def test_a_second_process_is_refused_and_told_who_is_there(
     end(holder)
 
 
-def test_the_lock_of_a_killed_process_is_void_and_its_leftovers_go(
-    holder: subprocess.Popen[str], tmp_path: Path
+@pytest.mark.slow
+def test_a_stale_lock_and_temporary_files_are_removed(
+    holder: subprocess.Popen[str], tmp_path: Path, recorder: Recorder
 ) -> None:
     (tmp_path / ".state.safetensors.1.tmp").write_text("half")
     end(holder)
-    reporter = Listening()
-    with locked(tmp_path, reporter):
+    with locked(tmp_path, recorder):
         assert not (tmp_path / ".state.safetensors.1.tmp").exists()
         assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
-    assert [f"process {holder.pid} on" in line for line in reporter.heard] == [True]
-    reporter = Listening()
-    with locked(tmp_path, reporter):
+    (told,) = recorder.said
+    assert f"removed a stale lock on {tmp_path} left by process {holder.pid} on" in told
+    with locked(tmp_path, recorder):
         pass
-    assert reporter.heard == []
+    assert recorder.said == [told]
+    assert recorder.warned == []
 
 
 def test_an_error_inside_gives_the_lock_back(tmp_path: Path) -> None:
@@ -93,14 +91,15 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_file_system_without_locks_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: Recorder
+) -> None:
     def none(*_: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "not supported")
 
     monkeypatch.setattr(fcntl, "flock", none)
-    reporter = Listening()
-    with locked(tmp_path, reporter), locked(tmp_path, reporter):
+    with locked(tmp_path, recorder), locked(tmp_path, recorder):
         pass
-    assert "keeps no locks" in reporter.heard[0]
-    assert f"{os.getpid()} on" in reporter.heard[1]
-    assert "may be at work there" in reporter.heard[1]
+    assert "has no locks" in recorder.warned[0]
+    assert f"{os.getpid()} on" in recorder.warned[1]
+    assert "may be at work there" in recorder.warned[1]

@@ -1,47 +1,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from carso_cli.errors import StateError
-from carso_cli.io.json_files import append_json_line
+from carso_cli.io.json_files import append_json_lines
 from carso_cli.runs.records import EvaluationFolder, Record, evaluation_id, find_to_resume
 from carso_cli.runtime.reporter import SilentReporter
 
-
-def record(index: int, *, job: str = "defence/pgd", block: int = 0, **changes: Any) -> Record:
-    base = Record(
-        job=job,
-        block=block,
-        index=index,
-        label=1,
-        target="defence",
-        attack="pgd",
-        part="pgd",
-        view="exact",
-        aggregation="logit-mean",
-        n_samples=8,
-        eps=0.1,
-        norm="linf",
-        seed=0,
-        draws=20,
-        correct=13,
-        correct_selection=12,
-        majority_correct=True,
-        margin=0.25,
-        clean_margin=1.5,
-        loss=0.75,
-        distance=0.1,
-        disagreements=0,
-        broken=False,
-        skipped=False,
-        skipped_by=None,
-    )
-    return replace(base, **changes)
+Make = Callable[..., Record]
 
 
 def health(block: int, job: str = "defence/pgd") -> dict[str, Any]:
@@ -52,7 +23,7 @@ SIZES = {("defence/pgd", 0): 2, ("defence/pgd", 1): 2}
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> EvaluationFolder:
+def folder(tmp_path: Path, record: Make) -> EvaluationFolder:
     folder = EvaluationFolder(tmp_path / "pgd-1234")
     folder.start({"identity": {"attack": "pgd", "eps": 0.1}})
     folder.append_block([record(0), record(1)], health(0))
@@ -60,13 +31,13 @@ def folder(tmp_path: Path) -> EvaluationFolder:
     return folder
 
 
-def test_blocks_come_back(folder: EvaluationFolder) -> None:
+def test_blocks_come_back(folder: EvaluationFolder, record: Make) -> None:
     blocks = folder.read_blocks(SIZES, SilentReporter())
     assert blocks["defence/pgd", 0] == [record(0), record(1)]
     assert [line["block"] for line in folder.read_health()] == [0, 1]
 
 
-def test_a_number_that_is_not_finite_is_stored_as_null(folder: EvaluationFolder) -> None:
+def test_a_number_that_is_not_finite_is_stored_as_null(folder: EvaluationFolder, record: Make) -> None:
     assert record(0, margin=float("nan"), loss=float("inf")).as_dict()["margin"] is None
     assert json.dumps(record(0, loss=float("inf")).as_dict(), allow_nan=False)
 
@@ -84,7 +55,7 @@ def test_every_cut_leaves_whole_blocks(folder: EvaluationFolder) -> None:
         assert {line["block"] for line in folder.read_health()} == {place[1] for place in blocks}
 
 
-def test_an_image_counted_twice_is_refused(folder: EvaluationFolder) -> None:
+def test_an_image_counted_twice_is_refused(folder: EvaluationFolder, record: Make) -> None:
     folder.append_block([record(2, block=1)], health(1))
     with pytest.raises(StateError, match="block 1 of 'defence/pgd' counts images twice"):
         folder.read_blocks(SIZES, SilentReporter())
@@ -95,8 +66,8 @@ def test_an_unplanned_job_is_refused(folder: EvaluationFolder) -> None:
         folder.read_blocks({("defence/pgd", 0): 2}, SilentReporter())
 
 
-def test_a_field_of_another_version_is_refused(folder: EvaluationFolder) -> None:
-    append_json_line(folder.records, {**record(0).as_dict(), "colour": "red"})
+def test_a_field_of_another_version_is_refused(folder: EvaluationFolder, record: Make) -> None:
+    append_json_lines(folder.records, [{**record(0).as_dict(), "colour": "red"}])
     with pytest.raises(StateError, match="'colour'"):
         folder.read_blocks(SIZES, SilentReporter())
 
@@ -129,7 +100,7 @@ def test_settings_edited_by_hand_are_refused(tmp_path: Path) -> None:
         find_to_resume(tmp_path, identity)
 
 
-def test_a_carried_record_names_who_settled_it() -> None:
+def test_a_carried_record_names_who_settled_it(record: Make) -> None:
     first = record(0, job="defence/a", broken=True, correct=0)
     second = first.carried_to("defence/b", 0, attack="b")
     third = second.carried_to("defence/c", 0, attack="c")

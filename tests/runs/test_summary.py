@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import random
+from collections.abc import Callable
 
 import pytest
 
@@ -8,49 +9,19 @@ from carso_cli.runs.intervals import wilson
 from carso_cli.runs.records import Record
 from carso_cli.runs.summary import attack_row, headline, job_health, worst_case
 
-BASE = Record(
-    job="defence/none",
-    block=0,
-    index=0,
-    label=0,
-    target="defence",
-    attack="none",
-    part="none",
-    view=None,
-    aggregation="logit-mean",
-    n_samples=8,
-    eps=0.0,
-    norm="linf",
-    seed=0,
-    draws=20,
-    correct=20,
-    correct_selection=20,
-    majority_correct=True,
-    margin=1.0,
-    clean_margin=1.0,
-    loss=0.1,
-    distance=0.0,
-    disagreements=0,
-    broken=False,
-    skipped=False,
-    skipped_by=None,
-)
+Made = Callable[..., Record]
 
 
-def made(job: str, index: int, selection: int, report: int, margin: float | None = 0.0) -> Record:
-    return replace(
-        BASE,
-        job=job,
-        attack=job,
-        index=index,
-        correct_selection=selection,
-        correct=report,
-        majority_correct=report > 10,
-        margin=margin,
-    )
+@pytest.fixture
+def made(record: Callable[..., Record]) -> Made:
+    def make(job: str, index: int, selection: int, report: int, margin: float | None = 0.0) -> Record:
+        counts = {"correct_selection": selection, "correct": report, "majority_correct": report > 10}
+        return record(index, job=job, attack=job, margin=margin, **counts)
+
+    return make
 
 
-def test_a_row_counts_every_draw() -> None:
+def test_a_row_counts_every_draw(made: Made) -> None:
     row = attack_row([made("a", 0, 20, 20), made("a", 1, 10, 13), made("a", 2, 0, 0), made("a", 3, 9, 10)])
     assert row["accuracy"] == pytest.approx((1 + 0.65 + 0 + 0.5) / 4)
     assert row["ci95"] == pytest.approx(wilson(2.15, 4))
@@ -59,7 +30,7 @@ def test_a_row_counts_every_draw() -> None:
     assert (row["n_images"], row["attacked"], row["draws"]) == (4, 4, 20)
 
 
-def test_the_worst_attack_is_chosen_on_one_set_and_counted_on_the_other() -> None:
+def test_the_worst_attack_is_chosen_on_one_set_and_counted_on_the_other(made: Made) -> None:
     # `b` is worse on the selection draws, `a` on the report draws: b's report stands.
     records = [made("a", 0, 12, 3), made("b", 0, 10, 14)]
     assert [record.job for record in worst_case(records)] == ["b"]
@@ -68,15 +39,13 @@ def test_the_worst_attack_is_chosen_on_one_set_and_counted_on_the_other() -> Non
     assert found["picked"] == {"b": 1}
 
 
-def test_ties_go_to_the_lower_margin() -> None:
+def test_ties_go_to_the_lower_margin(made: Made) -> None:
     records = [made("a", 0, 0, 2, -1.0), made("b", 0, 0, 1, -3.0), made("c", 0, 0, 0, None)]
     assert worst_case(records)[0].job == "b"
 
 
-def test_choosing_among_equal_attacks_does_not_flatter_the_attacker() -> None:
+def test_choosing_among_equal_attacks_does_not_flatter_the_attacker(made: Made) -> None:
     # Twelve attacks that are equally strong: the truth is 0.5 whatever is chosen.
-    import random
-
     source = random.Random(0)
 
     def tosses() -> int:

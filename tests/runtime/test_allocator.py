@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+
 # Blocks of 64 MB, above every size that glibc keeps by default.
 PROGRAM = """
 import resource
@@ -34,7 +36,6 @@ def run(**variables: str) -> tuple[str, int]:
     return kept, int(faults)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_freed_blocks_are_reused() -> None:
     kept, faults = run()
     if kept == "False":
@@ -42,7 +43,6 @@ def test_freed_blocks_are_reused() -> None:
     assert faults < 1000  # 3 blocks are 49,152 pages of 4 kB
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_thresholds_of_the_environment_hold() -> None:
     kept, faults = run(MALLOC_TRIM_THRESHOLD_="131072")
     assert kept == "False"

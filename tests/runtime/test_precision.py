@@ -27,8 +27,8 @@ from carso_cli.evaluation.setup import prepare_evaluation
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.intervals import wilson
-from carso_cli.runtime.precision import full, in_precision, reduced
-from carso_cli.runtime.reporter import SilentReporter
+from carso_cli.runtime.precision import autocast, in_precision, to_float32
+from carso_cli.runtime.reporter import SILENT
 from carso_cli.runtime.seed import generator
 from carso_cli.training.purifier import train_purifier
 
@@ -38,16 +38,17 @@ SETTINGS = (
     "data.train_limit=120",
     "evaluation.n_samples=2",
 )
+Runs = dict[str, tuple[Path, dict[str, Any]]]
 LAYER = "layer.0.block.0.conv_0"
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any]]]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """The same training in both precisions."""
     found = {}
     for precision in ("fp32", "bf16"):
         run = tmp_path_factory.mktemp(precision) / "run"
-        metrics = train_purifier(recipe_in(precision), run=run, reporter=SilentReporter(), device="cpu")
+        metrics = train_purifier(recipe_in(precision), run=run, reporter=SILENT, device="cpu")
         found[precision] = run, metrics
     return found
 
@@ -76,15 +77,12 @@ class LeastSquares(nn.Module):
             self.linear.bias.copy_(weights[-1])
 
     def condition(self, representation: Mapping[str, Tensor]) -> Tensor:
-        return full(functional.avg_pool2d(representation[LAYER], 4).flatten(1))
+        return to_float32(functional.avg_pool2d(representation[LAYER], 4).flatten(1))
 
     def decode(self, latents: Tensor, condition: Tensor) -> Tensor:
-        grey = full(self.linear(condition)) + 0.1 * latents
-        return (
-            functional.interpolate(grey.reshape(-1, 1, 8, 8), scale_factor=4)
-            .expand(-1, 3, -1, -1)
-            .clamp(0, 1)
-        )
+        grey = to_float32(self.linear(condition)) + 0.1 * latents
+        images = functional.interpolate(grey.reshape(-1, 1, 8, 8), scale_factor=4)
+        return images.expand(-1, 3, -1, -1).clamp(0, 1)
 
 
 def test_products_are_in_bfloat16_and_answers_in_float32() -> None:
@@ -96,9 +94,9 @@ def test_products_are_in_bfloat16_and_answers_in_float32() -> None:
         seen[precision] = answer.item()
     # bfloat16 has 8 significant bits: the factor is rounded to 1.
     assert seen == {"fp32": 1.0 + 2.0**-8, "bf16": 1.0}
-    with reduced("bf16", torch.device("cpu")):
+    with autocast("bf16", torch.device("cpu")):
         assert (torch.ones(1, 1) @ factor).dtype == torch.bfloat16
-    assert full(torch.ones(1, dtype=torch.float64)).dtype == torch.float64
+    assert to_float32(torch.ones(1, dtype=torch.float64)).dtype == torch.float64
 
 
 def test_tf32_is_refused_where_it_means_nothing() -> None:
@@ -106,25 +104,21 @@ def test_tf32_is_refused_where_it_means_nothing() -> None:
         device_for(load_recipe("digits", ["precision=tf32"]), "cpu")
 
 
+@pytest.mark.slow
 def test_training_in_bfloat16_follows_training_in_float32(
-    runs: dict[str, tuple[Path, dict[str, Any]]],
+    runs: Runs,
 ) -> None:
     losses = {precision: metrics["loss"] for precision, (_, metrics) in runs.items()}
     assert losses["bf16"] != losses["fp32"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
 
 
-def test_what_a_defence_aggregates_is_float32(runs: dict[str, tuple[Path, dict[str, Any]]]) -> None:
-    evaluation = prepare_evaluation(
-        recipe_in("bf16"),
-        run=runs["bf16"][0],
-        reporter=SilentReporter(),
-        attack="pgd-eot",
-        limit=4,
-        device="cpu",
-    )
+@pytest.mark.slow
+def test_what_a_defence_aggregates_is_float32(runs: Runs) -> None:
+    options: dict[str, Any] = {"run": runs["bf16"][0], "reporter": SILENT, "device": "cpu"}
+    evaluation = prepare_evaluation(recipe_in("bf16"), attack="pgd-eot", limit=4, **options)
     defence = evaluation.setting.models.require_defence()
-    images, labels, _ = evaluation.setting.pixels(range(4))
+    images, labels, _ = evaluation.setting.batch(range(4))
     condition = defence.condition(images)
     logits = defence.sample_logits(condition, defence.draw_latents(4))
     assert {condition.dtype, logits.dtype, defence.aggregate(logits).dtype} == {torch.float32}
@@ -135,6 +129,7 @@ def test_what_a_defence_aggregates_is_float32(runs: dict[str, tuple[Path, dict[s
     assert answer.gradient.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_an_attack_in_bfloat16_is_no_weaker_on_the_classifier() -> None:
     recipe = load_recipe("digits")
     images = load_images(recipe, "test", limit=200)
@@ -152,6 +147,7 @@ def test_an_attack_in_bfloat16_is_no_weaker_on_the_classifier() -> None:
     assert right["fp32"] / 200 < 0.9
 
 
+@pytest.mark.slow
 def test_an_attack_in_bfloat16_is_no_weaker_on_the_defence() -> None:
     recipe = load_recipe("digits")
     digits = load_images(recipe, "train", limit=600).pixels(slice(0, 600))
@@ -177,20 +173,16 @@ def test_an_attack_in_bfloat16_is_no_weaker_on_the_defence() -> None:
     assert right["fp32"] < clean - 15
 
 
+@pytest.mark.slow
 def test_results_of_another_precision_are_not_gone_on_with(
-    runs: dict[str, tuple[Path, dict[str, Any]]],
+    runs: Runs,
 ) -> None:
     run, _ = runs["fp32"]
-    options: dict[str, Any] = {
-        "run": run,
-        "reporter": SilentReporter(),
-        "device": "cpu",
-        "limit": 10,
-        "target": "classifier",
-    }
+    options: dict[str, Any] = {"run": run, "reporter": SILENT, "device": "cpu"}
+    options |= {"limit": 10, "target": "classifier"}
     # The precision of an evaluation is chosen apart from that of the training.
     evaluate(recipe_in("bf16"), attack="none", **options)
     with pytest.raises(StateError, match="recipe was"):
         evaluate(recipe_in("fp32"), attack="none", resume=True, **options)
     with pytest.raises(StateError, match="belongs to another run: its recipe is"):
-        train_purifier(recipe_in("bf16"), run=run, reporter=SilentReporter(), device="cpu", resume=True)
+        train_purifier(recipe_in("bf16"), run=run, reporter=SILENT, device="cpu", resume=True)

@@ -20,7 +20,7 @@ from carso_cli.defence.aggregation import RULES
 from carso_cli.defence.defended_model import Defence
 from carso_cli.defence.vae import Purifier
 from carso_cli.errors import NumericsError, StateError, UsageError
-from carso_cli.io.json_files import file_sha256
+from carso_cli.io.checksum import file_digest
 from carso_cli.recipe.load import load_recipe
 from carso_cli.runtime.reporter import SilentReporter
 from carso_cli.tools import export as module
@@ -118,7 +118,7 @@ def test_the_description_says_what_a_program_takes(run: Path, out: Path) -> None
     assert stored["weights"]["classifier"] == classifier_fingerprint(load_defence(run).classifier)
     assert sorted(stored["files"]) == ["defence.onnx", "defence.pt2"]
     for name, facts in stored["files"].items():
-        assert facts["sha256"] == file_sha256(out / name)
+        assert facts["sha256"] == file_digest(out / name)
         assert facts["largest_difference"] <= 1e-4
 
 

@@ -87,7 +87,7 @@ def test_image_files_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureF
         (("extract", "digits"), "--out FILE is needed", 2),
         (
             ("extract", "digits", "--split", "val", "--list"),
-            "--split val is not allowed; use train or test",
+            "'--split': 'val' is not allowed; use train or test",
             2,
         ),
         (("extract", "digits", "absent.png", "--out", "x.safetensors"), "absent.png", 3),

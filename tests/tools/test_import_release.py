@@ -23,7 +23,7 @@ from carso_cli.cli.app import run as carso
 from carso_cli.defence.release_format import PUBLISHED_PARTS
 from carso_cli.errors import StateError, UsageError, WeightsError
 from carso_cli.evaluation.run import evaluate
-from carso_cli.io.json_files import file_sha256
+from carso_cli.io.checksum import file_digest
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.checkpoints import load_tensors
@@ -192,7 +192,7 @@ def test_the_run_says_what_it_is(trained: Path, released: Path, imported: Path) 
     assert recipe_of(imported) == recipe_of(trained)
     _, metadata = load_tensors(imported / "purifier.safetensors")
     assert metadata["inference_only"] is True
-    assert metadata["imported_from"] == {path.name: file_sha256(path) for path in sorted(released.iterdir())}
+    assert metadata["imported_from"] == {path.name: file_digest(path) for path in sorted(released.iterdir())}
 
 
 def test_a_share_of_the_input_has_no_place_in_the_published_form(tmp_path: Path) -> None:

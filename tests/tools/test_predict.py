@@ -189,4 +189,4 @@ def test_a_run_that_is_not_there(tmp_path: Path, capsys: Capture) -> None:
     assert carso(["predict", "x.png", "--run", str(tmp_path / "none")]) == 5
     assert "holds no trained purifier" in capsys.readouterr().err
     assert carso(["predict", "x.png", "--aggregation", "mean"]) == 2
-    assert "unknown aggregation 'mean'" in capsys.readouterr().err
+    assert "'--aggregation': 'mean' is not allowed; use doubly-exponential" in capsys.readouterr().err

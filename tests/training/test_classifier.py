@@ -22,11 +22,11 @@ from carso_cli.io.json_files import read_json_lines
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Kind, Recipe
 from carso_cli.runs.checkpoints import load_tensors
-from carso_cli.runtime.reporter import SilentReporter
+from carso_cli.runtime.reporter import SILENT
 from carso_cli.training import classifier as workflow
-from carso_cli.training import classifier_step as classifier_steps
-from carso_cli.training.classifier import estimate_cost, train_classifier
-from carso_cli.training.classifier_state import ClassifierState
+from carso_cli.training.checkpoint import Checkpoint
+from carso_cli.training.classifier import ClassifierState, train_classifier
+from carso_cli.training.preflight import estimate_classifier_cost, noise_images
 
 EPOCHS = 3
 SMALL = (f"classifier.training.epochs={EPOCHS}", "classifier.training.batch_size=24", "data.holdout=0.25")
@@ -38,7 +38,7 @@ def recipe(*overrides: str) -> Recipe:
 
 def train(run: Path, *overrides: str, kind: Kind = "at", **options: Any) -> dict[str, Any]:
     return train_classifier(
-        recipe(*overrides), kind, run=run, reporter=SilentReporter(), device="cpu", **{"limit": 80} | options
+        recipe(*overrides), kind, run=run, reporter=SILENT, device="cpu", **{"limit": 80} | options
     )
 
 
@@ -51,7 +51,7 @@ def metrics_of(run: Path) -> list[dict[str, Any]]:
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, epoch: int, batch: int) -> None:
-    original = classifier_steps.train_step
+    original = workflow.train_step
 
     def step(setup: Any, state: ClassifierState, positions: Tensor, place: tuple[int, int]) -> Tensor:
         if place == (epoch, batch):
@@ -89,6 +89,19 @@ def test_writes_weights_metrics_and_recipe(finished: tuple[Path, dict[str, Any]]
     assert lines[-1]["learning_rate"] == pytest.approx(0.2 * (0.5 / 9) / 0.6)
 
 
+def test_the_state_file_keeps_its_format(finished: tuple[Path, dict[str, Any]]) -> None:
+    # States that are stored already must be resumed: no name in here may change.
+    tensors, header = load_tensors(finished[0] / "state.safetensors")
+    classifier = workflow.initial_classifier(recipe())
+    assert set(tensors) == {
+        *(f"weights.{name}" for name in classifier.state_dict()),
+        *(f"momentum.{name}" for name, _ in classifier.named_parameters()),
+    }
+    assert set(header) == {"identity", "metrics", "open"}
+    assert set(header["identity"]) == {"recipe", "architecture", "training", "kind", "images", "initial"}
+    assert header["open"] == {"batches": 0, "sums": [], "seconds": 0.0}
+
+
 def test_weights_say_what_they_are(finished: tuple[Path, dict[str, Any]]) -> None:
     _, header = load_tensors(finished[0] / "classifier.safetensors")
     clean, robust = header.pop("held_out_clean_accuracy"), header.pop("held_out_pgd_accuracy")
@@ -122,6 +135,7 @@ def test_a_recipe_takes_the_trained_weights(finished: tuple[Path, dict[str, Any]
         assert torch.equal(tensor, stored[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [(0, 1), (1, 2), (2, 0)])
 def test_a_killed_and_resumed_run_ends_in_the_same_weights(
     tmp_path: Path,
@@ -135,7 +149,7 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights(
         with pytest.raises(InterruptedRun, match=f"{place[0]} of {EPOCHS} epochs are saved") as caught:
             train(run)
     assert caught.value.hint == (
-        f"go on with: carso train-classifier {run / 'recipe.yaml'} --kind at --run {run} --resume"
+        f"resume with: carso train-classifier {run / 'recipe.yaml'} --kind at --run {run} --resume"
     )
     assert not (run / "classifier.safetensors").exists()
     train(run, resume=True)
@@ -146,18 +160,19 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights(
     assert metrics_of(run) == metrics_of(finished[0])
 
 
+@pytest.mark.slow
 def test_an_epoch_logged_but_not_saved_is_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: tuple[Path, dict[str, Any]]
 ) -> None:
-    run, original = tmp_path / "killed", ClassifierState.save
+    run, original = tmp_path / "killed", Checkpoint.save
 
-    def save(state: ClassifierState, folder: Any) -> None:
-        if state.epochs_done == 2:
+    def save(checkpoint: Checkpoint) -> None:
+        if checkpoint.epochs_done == 2:
             raise KeyboardInterrupt
-        original(state, folder)
+        original(checkpoint)
 
     with monkeypatch.context() as patched:
-        patched.setattr(ClassifierState, "save", save)
+        patched.setattr(Checkpoint, "save", save)
         with pytest.raises(InterruptedRun, match="1 of 3 epochs are saved"):
             train(run)
     assert len(metrics_of(run)) == 2
@@ -194,6 +209,7 @@ def test_refuses_the_state_of_another_run(
         train(finished[0], *overrides, resume=True, **options)
 
 
+@pytest.mark.slow
 def test_damaged_state_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "damaged"
     interrupt_at(monkeypatch, 1, 0)
@@ -225,11 +241,12 @@ def test_trains_only_wide_resnets(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_clean_training_learns_without_an_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("clean training attacked its images")
 
-    monkeypatch.setattr(classifier_steps, "_training_attack", refuse)
+    monkeypatch.setattr(workflow, "training_attack", refuse)
     result = train(tmp_path / "run", "classifier.training.epochs=8", kind="clean", limit=200)
     assert result["clean_accuracy"] > 0.25  # ten classes: 0.1 is chance
 
@@ -244,20 +261,12 @@ def test_clean_training_learns_without_an_attack(tmp_path: Path, monkeypatch: py
 )
 def test_the_training_attack_is_what_the_recipe_says(overrides: list[str], steps: int, size: float) -> None:
     chosen = recipe(*overrides)
-    images = workflow._blank_images(chosen)
-    setup = classifier_steps.ClassifierSetup(
-        chosen,
-        "at",
-        classifier_steps.threat_model(chosen),
-        images,
-        images,
-        torch.device("cpu"),
-        SilentReporter(),
-    )
-    attack = classifier_steps._training_attack(setup, 1)
+    images = noise_images(chosen)
+    setup = workflow.ClassifierSetup(chosen, "at", images, images, torch.device("cpu"), SILENT)
+    attack = workflow.training_attack(setup, 1)
     assert (attack.steps, attack.random_start) == (steps, True)
     assert attack.step_size == pytest.approx(size)
-    classifier = classifier_steps.initial_classifier(chosen)
+    classifier = workflow.initial_classifier(chosen)
     clean, labels = images.pixels(slice(0, 8)), images.labels[:8]
     perturbed = attack(classifier, clean, labels)
     assert (perturbed - clean).abs().max() <= 0.1 + 1e-6
@@ -267,6 +276,7 @@ def test_the_training_attack_is_what_the_recipe_says(overrides: list[str], steps
     assert loss(classifier(perturbed), labels) > loss(classifier(clean), labels)
 
 
+@pytest.mark.slow
 def test_another_seed_trains_another_classifier(
     finished: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -275,43 +285,45 @@ def test_another_seed_trains_another_classifier(
 
 
 def test_predicts_the_cost() -> None:
-    cost = estimate_cost(recipe(), "at", device="cpu", limit=100)
+    cost = estimate_classifier_cost(recipe(), "at", device="cpu", limit=100)
     assert cost["parameters"] == 77_850
     assert cost["images"] == 100
     assert cost["seconds"] == pytest.approx(cost["seconds_per_image"] * 100 * EPOCHS)
-    assert "seconds" not in estimate_cost(
+    assert "seconds" not in estimate_classifier_cost(
         recipe("data.name=image-folder", "data.train=a.zip", "data.test=b.zip"), "at", device="cpu"
     )
 
 
-GOING_ON = ("classifier.training.initial=at", "classifier.training.method=pgd", "classifier.training.steps=2")
+FURTHER = ("classifier.training.initial=at", "classifier.training.method=pgd", "classifier.training.steps=2")
 
 
-def test_goes_on_from_the_recipes_own_weights(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_starts_from_the_recipes_own_weights(tmp_path: Path) -> None:
     shipped = build_classifier(recipe(), "at")
-    started = classifier_steps.initial_classifier(recipe(*GOING_ON))
+    started = workflow.initial_classifier(recipe(*FURTHER))
     assert all(parameter.requires_grad for parameter in started.parameters())
     for name, tensor in shipped.state_dict().items():
         assert torch.equal(started.state_dict()[name], tensor)
     gently = ("classifier.training.epochs=1", "classifier.training.peak_learning_rate=0.01")
-    result = train(tmp_path / "on", *GOING_ON, *gently)
+    result = train(tmp_path / "on", *FURTHER, *gently)
     assert result["clean_accuracy"] >= 0.9
     _, header = load_tensors(tmp_path / "on" / "classifier.safetensors")
     assert header["initial"] == classifier_fingerprint(shipped)
 
 
+@pytest.mark.slow
 def test_resuming_from_other_weights_is_refused(tmp_path: Path) -> None:
-    short = (*GOING_ON, "classifier.training.epochs=1")
+    short = (*FURTHER, "classifier.training.epochs=1")
     train(tmp_path / "on", *short)
     trained = f"classifier.at={{source: file, file: {tmp_path / 'on' / 'classifier.safetensors'}}}"
     with pytest.raises(StateError, match="belongs to another run: its initial is"):
         train(tmp_path / "on", *short, trained, resume=True)
 
 
-def test_weights_to_go_on_from_are_checked(tmp_path: Path) -> None:
+def test_weights_to_start_from_are_checked(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"classifier\.at go with another mean than data\.mean"):
-        train(tmp_path / "run", *GOING_ON, "data.mean=[0.5, 0.5, 0.5]")
+        train(tmp_path / "run", *FURTHER, "data.mean=[0.5, 0.5, 0.5]")
     absent = "classifier.at={source: file, file: absent.safetensors}"
     with pytest.raises(WeightsError, match=r"absent\.safetensors"):
-        train(tmp_path / "run", *GOING_ON, absent)
+        train(tmp_path / "run", *FURTHER, absent)
     assert not (tmp_path / "run").exists()

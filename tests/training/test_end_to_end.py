@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,80 +22,50 @@ from carso_cli.build import (
     load_images,
 )
 from carso_cli.data.augmentation import augment
+from carso_cli.data.image_set import epoch_batches, split_holdout
+from carso_cli.defence.representation import extract_representation
 from carso_cli.defence.vae import ENCODER_PARTS
 from carso_cli.distributed.world import World
-from carso_cli.errors import InterruptedRun, NumericsError, RecipeError, StateError, WeightsError
+from carso_cli.errors import NumericsError, RecipeError, StateError, WeightsError
 from carso_cli.io.json_files import read_json_lines
-from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.checkpoints import load_tensors, save_tensors
-from carso_cli.runtime.reporter import SilentReporter
+from carso_cli.runtime.reporter import SILENT
 from carso_cli.runtime.seed import derive_seed, generator, seeded
-from carso_cli.training import end_to_end as through_defence
-from carso_cli.training import purifier as workflow
-from carso_cli.training import purifier_step as purifier_steps
+from carso_cli.training import end_to_end, purifier_step
 from carso_cli.training.adversarial_cache import AdversarialCache
+from carso_cli.training.balanced_batch import BalancedBatch
 from carso_cli.training.end_to_end import EndToEnd, adversarial_terms, perturbed
-from carso_cli.training.purifier import train_purifier
+from carso_cli.training.optim import Lookahead, kl_weight, learning_rate
 
-SMALL = (
-    "representation.layers=[layer.0.block.0.conv_1, layer.2.block.0.conv_1]",
-    *("purifier.condition_features=16", "purifier.latent_features=4", "data.holdout=0.1"),
-    *("training.batch_size=10", "training.attack_mix.pgd_steps=1", "evaluation.n_samples=2"),
-    *("training.adversarial.steps=2", "training.adversarial.n_samples=2"),
-)
 PLACE = (1, 2)
 
 
-def recipe(*overrides: str, epochs: int = 2) -> Recipe:
-    lengths = (
-        *(f"training.epochs={epochs}", f"training.learning_rate.plateau_epochs={epochs - 1}"),
-        *("training.learning_rate.warmup_epochs=1", "training.learning_rate.annealing_epochs=0"),
-        *("training.beta_increase.first_epoch=0", "training.beta_increase.last_epoch=1"),
-        "training.learning_rate.plateau=0.002",
-    )
-    return load_recipe("digits", (*SMALL, *lengths, *overrides))
+@pytest.fixture(scope="module")
+def through(small: Any, elbo_run: Path) -> Callable[..., Recipe]:
+    """Loads a recipe that trains through the defence, from the purifier of a run."""
 
+    def through(*overrides: str, start: Path = elbo_run) -> Recipe:
+        initial = f"training.initial={start / 'purifier.safetensors'}"
+        rates = (f"training.learning_rate.{name}=0.005" for name in ("plateau", "final"))
+        recipe: Recipe = small("training.objective=adversarial", initial, *rates, *overrides)
+        return recipe
 
-def through(initial: Path, *overrides: str, epochs: int = 2) -> Recipe:
-    start = f"training.initial={initial / 'purifier.safetensors'}"
-    return recipe("training.objective=adversarial", start, *overrides, epochs=epochs)
-
-
-def train(chosen: Recipe, run: Path, limit: int = 30, **options: Any) -> dict[str, Any]:
-    return train_purifier(chosen, run=run, reporter=SilentReporter(), device="cpu", limit=limit, **options)
+    return through
 
 
 @pytest.fixture(scope="module")
-def elbo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on the paper's objective, to start from and to compare with; not to be changed."""
-    run = tmp_path_factory.mktemp("elbo") / "run"
-    train(recipe(epochs=3), run, limit=120)
-    return run
-
-
-@pytest.fixture(scope="module")
-def adversarial_run(elbo_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run through the defence, from `elbo_run`; not to be changed."""
+def adversarial_run(through: Any, train: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run through the defence; not to be changed."""
     run = tmp_path_factory.mktemp("adversarial") / "run"
-    train(through(elbo_run, epochs=4), run)
+    train(through(), run, limit=48)
     return run
 
 
-@pytest.mark.parametrize(
-    ("objective", "trades"), [("adversarial", None), ("adversarial", 3.0), ("both", None), ("both", 3.0)]
-)
-def test_gradients_are_those_of_the_written_out_loss_in_float64(objective: str, trades: float | None) -> None:
-    chosen = recipe(
-        *(
-            f"training.objective={objective}",
-            f"training.adversarial.trades_weight={'null' if trades is None else trades}",
-        ),
-        *(
-            "training.initial=any.safetensors",
-            "training.adversarial.steps=2",
-            "training.adversarial.elbo_weight=0.01",
-        ),
+@pytest.mark.parametrize("objective", ["adversarial", "both"])
+def test_gradients_are_those_of_the_written_out_loss_in_float64(through: Any, objective: str) -> None:
+    chosen = through(
+        *(f"training.objective={objective}", "training.adversarial.elbo_weight=0.01"),
         *("training.adversarial.adversarial_fraction=0.6", "training.adversarial.n_samples=3"),
     )
     classifier = build_classifier(chosen, "at")
@@ -119,11 +90,7 @@ def test_gradients_are_those_of_the_written_out_loss_in_float64(objective: str, 
         samples = wide.sample_logits(wide.condition(batch), drawn)
         return samples.logsumexp(dim=1).log_softmax(dim=1)
 
-    found, clean = log_p(inputs.double(), latents), log_p(images[:3].double(), latents[:3])
-    judged = found if trades is None else torch.cat((clean, found[3:]))
-    expected = -judged.gather(1, labels[:, None]).sum()
-    if trades is not None:
-        expected = expected + trades * (clean.exp() * (clean - found[:3])).sum()
+    expected = -log_p(inputs.double(), latents).gather(1, labels[:, None]).sum()
     if objective == "both":
         condition, target = wide.condition(inputs.double()), images.double()
         mean, log_variance = wide.purifier.encode(inputs.double(), condition)
@@ -143,30 +110,24 @@ def test_gradients_are_those_of_the_written_out_loss_in_float64(objective: str, 
             assert error < 1e-3, name
 
 
-def test_the_elbo_is_trained_on_as_written_out_step_by_step(tmp_path: Path) -> None:
-    train(recipe(), tmp_path / "run")
-    found, header = load_tensors(tmp_path / "run" / "purifier.safetensors")
+@pytest.mark.slow
+def test_the_elbo_is_trained_on_as_written_out_step_by_step(small: Any, elbo_run: Path) -> None:
+    found, header = load_tensors(elbo_run / "purifier.safetensors")
     assert header["objective"] == "elbo"
-    for name, tensor in _straightforward_elbo(recipe(), 30).items():
+    for name, tensor in _naive_elbo(small(), 80).items():
         assert torch.equal(found[name], tensor), name
 
 
-def _straightforward_elbo(chosen: Recipe, limit: int) -> dict[str, Tensor]:
+def _naive_elbo(chosen: Recipe, limit: int) -> dict[str, Tensor]:
     """The paper's training without anything that other objectives need."""
-    from carso_cli.data.image_set import epoch_batches, split_holdout
-    from carso_cli.defence.representation import extract_representation
-    from carso_cli.training.lookahead import Lookahead
-    from carso_cli.training.purifier_step import balanced_batch
-    from carso_cli.training.schedules import kl_weight, learning_rate
-
     classifier, section = build_classifier(chosen, "at"), chosen.training
     with seeded(chosen.seed, "purifier weights"):
         purifier = build_purifier(chosen, classifier)
     channels_last(purifier)
     images, _ = split_holdout(load_images(chosen, "train", limit=limit), chosen.data.holdout, chosen.seed)
-    perturb = balanced_batch(chosen, classifier)
+    perturb = BalancedBatch(chosen, classifier)
     optimiser = torch.optim.RAdam(purifier.parameters())
-    lookahead = Lookahead(list(purifier.parameters()), steps=6, decay=0.8)
+    lookahead = Lookahead(dict(purifier.named_parameters()), steps=6, decay=0.8)
     for epoch in range(section.epochs):
         optimiser.param_groups[0]["lr"] = learning_rate(epoch, **section.learning_rate.model_dump())
         beta = kl_weight(epoch, **section.beta_increase.model_dump())
@@ -182,11 +143,12 @@ def _straightforward_elbo(chosen: Recipe, limit: int) -> dict[str, Tensor]:
             optimiser.step()
             lookahead.step()
     with torch.no_grad():
-        for parameter, slow in zip(purifier.parameters(), lookahead.slow, strict=True):
-            parameter.copy_(slow)
+        for name, parameter in purifier.named_parameters():
+            parameter.copy_(lookahead.slow[name])
     return dict(purifier.state_dict())
 
 
+@pytest.mark.slow
 def test_training_goes_down_the_loss_and_moves_only_what_it_should(
     elbo_run: Path, adversarial_run: Path
 ) -> None:
@@ -204,105 +166,87 @@ def test_training_goes_down_the_loss_and_moves_only_what_it_should(
     assert later[1]["objective"] == "adversarial"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flip", [False, True])
-def test_images_are_shifted_and_mirrored_as_for_the_classifier(elbo_run: Path, flip: bool) -> None:
+def test_images_are_shifted_and_mirrored_as_for_the_classifier(through: Any, flip: bool) -> None:
     more = "training.adversarial.augment=true", f"classifier.training.flip={str(flip).lower()}"
-    images = load_images(recipe(), "train", limit=20)
+    images = load_images(through(), "train", limit=20)
     moved = augment(images.pixels(slice(None)), flip=flip, generator=generator(0, "augmentation", *PLACE))
 
-    def setup(chosen: Recipe) -> purifier_steps.TrainingSetup:
+    def setup(chosen: Recipe) -> purifier_step.TrainingSetup:
         classifier = build_classifier(chosen, "at")
-        perturb, pool = purifier_steps.balanced_batch(chosen, classifier), AdversarialCache(reuse=1)
-        device = torch.device("cpu")
-        return purifier_steps.TrainingSetup(
-            chosen, classifier, images, images, perturb, pool, device, SilentReporter()
+        perturb, cache = BalancedBatch(chosen, classifier), AdversarialCache(reuse=1)
+        return purifier_step.TrainingSetup(
+            chosen, classifier, images, images, perturb, cache, torch.device("cpu"), SILENT
         )
 
     losses = []
-    for chosen in (through(elbo_run, *more), through(elbo_run)):
+    for chosen in (through(*more), through()):
         whole = setup(chosen)
-        state = purifier_steps.initial_state(whole)
-        sums = purifier_steps.train_step(whole, state, torch.arange(20), PLACE, 1.0)
+        state = purifier_step.initial_state(whole)
+        sums = purifier_step.train_step(whole, state, torch.arange(20), PLACE, 1.0)
         losses.append(sums[0].item())
-    fresh = purifier_steps.initial_state(setup(through(elbo_run))).trained
+    fresh = purifier_step.initial_state(setup(through())).trained
     assert isinstance(fresh, EndToEnd)
     terms = adversarial_terms(fresh, fresh, moved, images.labels, PLACE, 1.0, World(torch.device("cpu")))
     assert losses[0] == pytest.approx(terms["loss"].item(), rel=1e-5)
     assert losses[1] != pytest.approx(losses[0], rel=1e-4)
 
 
-def test_a_killed_run_resumes_to_the_same_weights(
-    elbo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # `both` draws all that `adversarial` draws, and the posterior's noise.
-    chosen = through(elbo_run, "training.objective=both")
-    steps, original = 0, purifier_steps.train_step
-
-    def stop_in_the_second_epoch(*arguments: Any) -> Tensor:
-        nonlocal steps
-        steps += 1
-        if steps == 5:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    train(chosen, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(workflow, "train_step", stop_in_the_second_epoch)
-        with pytest.raises(InterruptedRun, match="1 of 2 epochs"):
-            train(chosen, tmp_path / "stopped")
-    train(chosen, tmp_path / "stopped", resume=True)
-    whole, header = load_tensors(tmp_path / "whole" / "purifier.safetensors")
-    resumed, _ = load_tensors(tmp_path / "stopped" / "purifier.safetensors")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    started, _ = load_tensors(elbo_run / "purifier.safetensors")
-    assert not torch.equal(whole["decoder.last.weight"], started["decoder.last.weight"])
-    assert {"loss", "accuracy", "bce", "kl", "beta"} <= set(
-        read_json_lines(tmp_path / "whole" / "metrics.jsonl")[-1]
-    )
-    assert header["initial"] != header["classifier"]
-
-
+@pytest.mark.slow
 def test_resuming_from_another_start_or_for_another_aggregation_is_refused(
-    elbo_run: Path, adversarial_run: Path, tmp_path: Path
+    through: Any, train: Any, elbo_run: Path, adversarial_run: Path, tmp_path: Path
 ) -> None:
-    other = through(elbo_run, "evaluation.aggregation=logit-mean", epochs=4)
+    other = through("evaluation.aggregation=logit-mean")
     with pytest.raises(StateError, match="its aggregation is doubly-exponential, not logit-mean"):
-        train(other, adversarial_run, resume=True)
+        train(other, adversarial_run, limit=48, resume=True)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     tensors, header = load_tensors(elbo_run / "purifier.safetensors")
     tensors["decoder.last.bias"] += 1.0
     save_tensors(elsewhere / "purifier.safetensors", tensors, header)
     with pytest.raises(StateError, match="belongs to another run: its initial is"):
-        train(through(elsewhere, epochs=4), adversarial_run, resume=True)
+        train(
+            through(start=elsewhere),
+            adversarial_run,
+            limit=48,
+            resume=True,
+        )
 
 
-def test_what_training_starts_from_is_checked(elbo_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        WeightsError, match=r"the purifier to start from, .*purifier\.safetensors, is missing"
-    ):
-        train(through(tmp_path), tmp_path / "run")
-    with pytest.raises(WeightsError, match=r"was trained on layers \['layer\.0") as caught:
-        train(through(elbo_run, "representation.layers=[layer.2.block.0.conv_1]"), tmp_path / "run")
-    assert "training.initial takes" in caught.value.hint
-    with pytest.raises(WeightsError, match="does not fit the architecture"):
-        train(through(elbo_run, "purifier.latent_features=5"), tmp_path / "run")
-    with pytest.raises(WeightsError, match="was trained for a classifier with checksum"):
-        train(through(elbo_run, "representation.kind=clean"), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["representation.layers=[layer.2.block.0.conv_1]"], r"was trained on layers \['layer\.0"),
+        (["purifier.latent_features=5"], "does not fit the architecture"),
+        (["representation.kind=clean"], "was trained for a classifier with checksum"),
+        (["training.initial=none.safetensors"], r"the purifier to start from, none\.safetensors, is missing"),
+    ],
+)
+def test_what_training_starts_from_is_checked(
+    through: Any, train: Any, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(WeightsError, match=message) as caught:
+        train(through(*overrides), tmp_path / "run")
+    if "layers" in message:
+        assert "training.initial takes" in caught.value.hint
     assert not (tmp_path / "run").exists()
 
 
-def test_a_reconstruction_that_is_not_finite_ends_training_in_words(elbo_run: Path, tmp_path: Path) -> None:
+def test_a_reconstruction_that_is_not_finite_stops_training(
+    through: Any, train: Any, elbo_run: Path, tmp_path: Path
+) -> None:
     tensors, header = load_tensors(elbo_run / "purifier.safetensors")
     # The standard deviation overflows; what is trained through the defence draws from the prior and does not.
     tensors["to_log_variance.bias"] += 1e3
     save_tensors(tmp_path / "purifier.safetensors", tensors, header)
     with pytest.raises(NumericsError, match=r"became .* in epoch 1, batch 1"):
-        train(through(tmp_path, "training.objective=both"), tmp_path / "run")
+        train(through("training.objective=both", start=tmp_path), tmp_path / "run")
 
 
-def test_batches_are_drawn_anew_in_every_epoch_whatever_is_reused(
-    elbo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.slow
+def test_every_epoch_draws_its_own_batches_whatever_is_reused(
+    through: Any, train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[list[int]] = []
     original = AdversarialCache.batches
@@ -313,21 +257,23 @@ def test_batches_are_drawn_anew_in_every_epoch_whatever_is_reused(
         return found
 
     monkeypatch.setattr(AdversarialCache, "batches", batches)
-    train(through(elbo_run, "training.attack_mix.reuse=2"), tmp_path / "run")
-    assert len(drawn) == 2
+    train(through("training.attack_mix.reuse=3"), tmp_path / "run", limit=24)
+    assert len(drawn) == 3
     assert sorted(drawn[0]) == sorted(drawn[1])
     assert drawn[0] != drawn[1]
 
 
-def test_an_objective_without_a_start_or_a_rule_without_gradients_is_refused(elbo_run: Path) -> None:
-    with pytest.raises(RecipeError, match="objective 'both' goes on from a purifier trained on the ELBO"):
-        recipe("training.objective=both")
+def test_an_objective_without_a_start_or_a_rule_without_gradients_is_refused(
+    small: Any, through: Any
+) -> None:
+    with pytest.raises(RecipeError, match="objective 'both' starts from a purifier trained on the ELBO"):
+        small("training.objective=both")
     with pytest.raises(RecipeError, match=r"'adversarial' needs an evaluation\.aggregation with gradients"):
-        through(elbo_run, "evaluation.aggregation=majority-vote")
+        through("evaluation.aggregation=majority-vote")
 
 
-def test_images_are_perturbed_within_the_ball_to_raise_the_loss(elbo_run: Path) -> None:
-    chosen, defence = through(elbo_run), load_defence(elbo_run, device="cpu")
+def test_images_are_perturbed_within_the_ball_to_raise_the_loss(through: Any, elbo_run: Path) -> None:
+    chosen, defence = through(), load_defence(elbo_run, device="cpu")
     images = load_images(chosen, "train", limit=8)
     pixels, labels = images.pixels(slice(None)), images.labels
     attacked = perturbed(chosen, defence, pixels, labels, seed=4)
@@ -343,8 +289,9 @@ def test_images_are_perturbed_within_the_ball_to_raise_the_loss(elbo_run: Path) 
     assert not torch.equal(attacked, perturbed(chosen, defence, pixels, labels, seed=5))
 
 
-def test_training_by_one_step_is_followed_by_an_attack_of_more(
-    elbo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.slow
+def test_training_by_one_step_is_validated_by_an_attack_of_more(
+    through: Any, train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[int, float]] = []
 
@@ -352,16 +299,16 @@ def test_training_by_one_step_is_followed_by_an_attack_of_more(
         made.append((steps, step_size / threat.eps))
         return PGDEoT(threat, steps=steps, step_size=step_size, **options)
 
-    monkeypatch.setattr(through_defence, "PGDEoT", noted)
-    train(through(elbo_run, "training.adversarial.steps=1", epochs=2), tmp_path / "run")
+    monkeypatch.setattr(end_to_end, "PGDEoT", noted)
+    train(through("training.adversarial.steps=1"), tmp_path / "run", limit=24)
     # Wong et al. (2020) for the single step, Madry et al. (2018) for ten.
     assert set(made) == {(1, 1.25), (10, 0.25)}
 
 
-def test_a_second_classifier_is_trained_through(elbo_run: Path) -> None:
+def test_a_second_classifier_is_trained_through(through: Any, elbo_run: Path) -> None:
     defence, first = load_defence(elbo_run, device="cpu"), {}
     for kind in ("at", "clean"):
-        chosen = through(elbo_run, f"evaluation.second_kind={kind}")
+        chosen = through(f"evaluation.second_kind={kind}")
         second = build_second_classifier(chosen)
         trained = EndToEnd(chosen, defence.classifier, defence.purifier, second)
         images = load_images(chosen, "train", limit=4).pixels(slice(None))
@@ -373,10 +320,10 @@ def test_a_second_classifier_is_trained_through(elbo_run: Path) -> None:
     assert not torch.equal(first["at"], first["clean"])
 
 
-def test_it_runs_in_the_recipes_precision(elbo_run: Path) -> None:
+def test_it_runs_in_the_recipes_precision(through: Any, elbo_run: Path) -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
-        chosen = through(elbo_run, f"precision={precision}", "training.objective=both")
+        chosen = through(f"precision={precision}", "training.objective=both")
         defence = load_defence(elbo_run, device="cpu")
         trained = EndToEnd(chosen, defence.classifier, defence.purifier, None)
         images = load_images(chosen, "train", limit=4)
@@ -392,12 +339,11 @@ def test_it_runs_in_the_recipes_precision(elbo_run: Path) -> None:
 
 
 def test_what_two_processes_make_of_a_batch_adds_up_to_the_whole(
-    elbo_run: Path, monkeypatch: pytest.MonkeyPatch
+    through: Any, elbo_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Attacks draw from each process's own source: one that draws nothing stands in for them.
-    monkeypatch.setattr(through_defence, "perturbed", lambda _, __, images, *___: 0.9 * images)
-    shares = ("training.adversarial.adversarial_fraction=0.6", "training.adversarial.trades_weight=2")
-    chosen = through(elbo_run, "training.objective=both", *shares)
+    # Attacks draw other latents in each process; this one draws nothing.
+    monkeypatch.setattr(end_to_end, "perturbed", lambda _, __, images, *___: 0.9 * images)
+    chosen = through("training.objective=both", "training.adversarial.adversarial_fraction=0.6")
     defence = load_defence(elbo_run, device="cpu")
     trained = EndToEnd(chosen, defence.classifier, defence.purifier, None)
     images = load_images(chosen, "train", limit=5)

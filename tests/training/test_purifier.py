@@ -1,3 +1,5 @@
+"""Training the purifier: what a run holds, how it stops and resumes, and what it refuses."""
+
 from __future__ import annotations
 
 import os
@@ -14,53 +16,32 @@ from carso_cli.build import load_images
 from carso_cli.errors import InterruptedRun, NumericsError, RecipeError, StateError, UsageError, WeightsError
 from carso_cli.io.json_files import read_json, read_json_lines
 from carso_cli.recipe.load import load_recipe
-from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.checkpoints import load_tensors
-from carso_cli.runtime.reporter import SilentReporter
 from carso_cli.training import purifier as workflow
-from carso_cli.training import purifier_step as purifier_steps
-from carso_cli.training.balanced_batch import BalancedBatch, quarter_size
+from carso_cli.training import purifier_step
+from carso_cli.training.preflight import estimate_cost
 from carso_cli.training.purifier import train_purifier
 
-SHORT = (
-    "training.epochs=3",
-    "training.learning_rate.warmup_epochs=1",
-    "training.learning_rate.plateau_epochs=1",
-    "training.learning_rate.annealing_epochs=1",
-    "training.beta_increase.first_epoch=0",
-    "training.beta_increase.last_epoch=2",
-    "training.batch_size=8",
-    "training.attack_mix.pgd_steps=2",
-    "purifier.condition_features=16",
-    "purifier.latent_features=4",
-    "data.holdout=0.25",
-)
-
-
-@pytest.fixture(scope="module")
-def recipe() -> Recipe:
-    return load_recipe("digits", SHORT)
-
-
-@pytest.fixture(scope="module")
-def trained(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """One whole run, to be read and not changed, and what training returned."""
-    run = tmp_path_factory.mktemp("trained") / "run"
-    return run, train(recipe, run)
+BOTH = "training.objective=both"
 
 
 @pytest.fixture
-def copied(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
+def copied(elbo_run: Path, tmp_path: Path) -> Path:
     """A copy of the run, to be changed."""
-    return shutil.copytree(trained[0], tmp_path / "run")
+    return shutil.copytree(elbo_run, tmp_path / "run")
 
 
-def train(recipe: Recipe, run: Path, **options: Any) -> dict[str, Any]:
-    return train_purifier(recipe, run=run, reporter=SilentReporter(), device="cpu", limit=80, **options)
+def assert_same(one: Path, other: Path) -> None:
+    """Two runs ended in the same weights, by way of the same losses."""
+    first, second = (load_tensors(run / "purifier.safetensors")[0] for run in (one, other))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    logs = [read_json_lines(run / "metrics.jsonl") for run in (one, other)]
+    assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
 
 
-def test_run_folder_and_defence(recipe: Recipe, trained: tuple[Path, dict[str, Any]]) -> None:
-    run, result = trained
+def test_run_folder_and_defence(small: Any, trained: tuple[Path, dict[str, Any]]) -> None:
+    recipe, (run, result) = small(), trained
     assert sorted(entry.name for entry in run.iterdir()) == [
         ".lock",
         "environment.json",
@@ -80,6 +61,7 @@ def test_run_folder_and_defence(recipe: Recipe, trained: tuple[Path, dict[str, A
     assert read_json(run / "environment.json")["classes"] == [str(digit) for digit in range(10)]
     for line in metrics:
         assert line["loss"] == pytest.approx(line["bce"] + line["beta"] * line["kl"])
+    assert metrics[2]["bce"] < 0.9 * metrics[0]["bce"]
     assert result["seconds_total"] == pytest.approx(sum(line["seconds"] for line in metrics))
     _, metadata = load_tensors(run / "purifier.safetensors")
     assert tuple(metadata["layers"]) == recipe.representation.layers
@@ -96,48 +78,72 @@ def test_run_folder_and_defence(recipe: Recipe, trained: tuple[Path, dict[str, A
     assert not any(parameter.requires_grad for parameter in defence.parameters())
 
 
-def test_training_lowers_the_loss(trained: tuple[Path, dict[str, Any]]) -> None:
-    losses = [line["bce"] for line in read_json_lines(trained[0] / "metrics.jsonl")]
-    assert losses[2] < 0.9 * losses[0]
+def test_the_state_file_keeps_its_format(elbo_run: Path) -> None:
+    # States that are stored already must be resumed: no name in here may change.
+    tensors, header = load_tensors(elbo_run / "state.safetensors")
+    purifier = load_defence(elbo_run, device="cpu").purifier
+    parameters = [name for name, _ in purifier.named_parameters()]
+    moments = ("step", "exp_avg", "exp_avg_sq")
+    assert set(tensors) == {
+        *(f"fast.{name}" for name in purifier.state_dict()),
+        *(f"slow.{name}" for name in parameters),
+        *(f"optimiser.{name}.{moment}" for name in parameters for moment in moments),
+    }
+    assert set(header) == {"identity", "metrics", "open", "steps"}
+    assert set(header["identity"]) == {"recipe", "classifier", "images", "initial"}
+    assert header["metrics"] == read_json_lines(elbo_run / "metrics.jsonl")
+    assert header["open"] == {"batches": 0, "sums": [], "seconds": 0.0}
+    assert header["steps"] == 3 * 8
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "limit", "step", "saved"),
+    # Reused perturbations are made again within a group; `both` draws all that `adversarial` draws, and the
+    # posterior's noise.
+    [((), 80, 12, 1), (("training.attack_mix.reuse=3",), 80, 20, 2), ((BOTH,), 30, 5, 1)],
+)
 def test_a_killed_run_resumes_to_the_same_weights(
-    recipe: Recipe, trained: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Any,
+    train: Any,
+    kill: Any,
+    elbo_run: Path,
+    tmp_path: Path,
+    overrides: tuple[str, ...],
+    limit: int,
+    step: int,
+    saved: int,
 ) -> None:
-    steps = 0
-    original = purifier_steps.train_step
-
-    def stop_in_the_second_epoch(*arguments: Any) -> torch.Tensor:
-        nonlocal steps
-        steps += 1
-        if steps == 12:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(workflow, "train_step", stop_in_the_second_epoch)
-        with pytest.raises(InterruptedRun, match="1 of 3 epochs are saved"):
-            train(recipe, tmp_path / "stopped")
-    assert not (tmp_path / "stopped" / "purifier.safetensors").exists()
-    train(recipe, tmp_path / "stopped", resume=True)
-    whole, _ = load_tensors(trained[0] / "purifier.safetensors")
-    resumed, _ = load_tensors(tmp_path / "stopped" / "purifier.safetensors")
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    logs = [read_json_lines(run / "metrics.jsonl") for run in (trained[0], tmp_path / "stopped")]
-    assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
+    start = (f"training.initial={elbo_run / 'purifier.safetensors'}",) if BOTH in overrides else ()
+    recipe, whole, stopped = small(*overrides, *start), tmp_path / "whole", tmp_path / "stopped"
+    if overrides:
+        train(recipe, whole, limit)
+    message = kill(recipe, stopped, step, limit=limit)
+    assert message == f"stopped; {saved} of 3 epochs are saved in {stopped}"
+    assert not (stopped / "purifier.safetensors").exists()
+    train(recipe, stopped, limit, resume=True)
+    assert_same(whole if overrides else elbo_run, stopped)
+    if start:
+        tensors, header = load_tensors(whole / "purifier.safetensors")
+        before, _ = load_tensors(elbo_run / "purifier.safetensors")
+        assert not torch.equal(tensors["decoder.last.weight"], before["decoder.last.weight"])
+        assert header["initial"] != header["classifier"]
+        last = read_json_lines(whole / "metrics.jsonl")[-1]
+        assert {"loss", "accuracy", "bce", "kl", "beta"} <= set(last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_after_the_step_and_loses_nothing(
-    recipe: Recipe,
-    trained: tuple[Path, dict[str, Any]],
+    small: Any,
+    train: Any,
+    elbo_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
 ) -> None:
     places: list[tuple[int, int]] = []
-    original = purifier_steps.train_step
+    original = purifier_step.train_step
 
     def stop_in_the_second_epoch(*arguments: Any) -> torch.Tensor:
         places.append(arguments[3])
@@ -148,21 +154,20 @@ def test_a_signal_stops_after_the_step_and_loses_nothing(
         return original(*arguments)
 
     monkeypatch.setattr(workflow, "train_step", stop_in_the_second_epoch)
-    before = signal.getsignal(number)
-    with pytest.raises(InterruptedRun, match="1 of 3 epochs and 4 batches of the next are saved"):
-        train(recipe, tmp_path / "run")
+    before, run = signal.getsignal(number), tmp_path / "run"
+    with pytest.raises(InterruptedRun, match="1 of 3 epochs and 4 batches of the next are saved") as caught:
+        train(small(), run)
+    assert caught.value.hint == (
+        f"resume with: carso train-purifier {run / 'recipe.yaml'} --run {run} --resume"
+    )
     assert signal.getsignal(number) is before
-    train(recipe, tmp_path / "run", resume=True)
+    train(small(), run, resume=True)
     assert places == [(epoch, batch) for epoch in range(3) for batch in range(8)]
-    whole, _ = load_tensors(trained[0] / "purifier.safetensors")
-    resumed, _ = load_tensors(tmp_path / "run" / "purifier.safetensors")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    logs = [read_json_lines(run / "metrics.jsonl") for run in (trained[0], tmp_path / "run")]
-    assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
+    assert_same(elbo_run, run)
 
 
 def test_an_impatient_second_signal_stops_at_once(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Any, train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("carso_cli.runtime.signals._SAME_EVENT", 0.0)
 
@@ -172,49 +177,66 @@ def test_an_impatient_second_signal_stops_at_once(
 
     monkeypatch.setattr(workflow, "train_step", never_ending)
     with pytest.raises(InterruptedRun, match="0 of 3 epochs are saved"):
-        train(recipe, tmp_path / "run")
+        train(small(), tmp_path / "run")
 
 
-def test_a_warm_up_too_short_for_radam_is_warned_of(recipe: Recipe, tmp_path: Path) -> None:
-    warnings: list[str] = []
-
-    class Listening(SilentReporter):
-        def warning(self, message: str) -> None:
-            warnings.append(message)
-
-    short = load_recipe("digits", (*SHORT, "training.batch_size=60", "training.learning_rate.plateau=1e-8"))
-    train_purifier(short, run=tmp_path / "run", reporter=Listening(), device="cpu", limit=80)
-    assert warnings == [
+@pytest.mark.slow
+def test_a_warm_up_too_short_for_radam_is_warned_of(small: Any, tmp_path: Path, recorder: Any) -> None:
+    short = small("training.batch_size=60", "training.learning_rate.plateau=1e-8")
+    train_purifier(short, run=tmp_path / "run", reporter=recorder, device="cpu", limit=80)
+    assert recorder.warned == [
         "the warm-up lasts 1 optimiser step; below 6, RAdam takes plain gradient steps at the full "
         "learning rate and may diverge"
     ]
 
 
-def test_resuming_another_recipe_is_refused(copied: Path) -> None:
-    other = load_recipe("digits", (*SHORT, "seed=7"))
+@pytest.mark.slow
+def test_the_last_epoch_is_saved_whatever_lies_between_two_states(
+    small: Any, train: Any, elbo_run: Path, tmp_path: Path
+) -> None:
+    train(small("training.save_every_epochs=2"), tmp_path / "run")
+    _, header = load_tensors(tmp_path / "run" / "state.safetensors")
+    assert len(header["metrics"]) == 3
+    assert_same(elbo_run, tmp_path / "run")
+
+
+def test_starting_over_a_run_or_resuming_another_is_refused(small: Any, train: Any, copied: Path) -> None:
     with pytest.raises(StateError, match="belongs to another run: its recipe is"):
-        train(other, copied, resume=True)
-
-
-def test_starting_over_a_run_is_refused(recipe: Recipe, copied: Path, tmp_path: Path) -> None:
+        train(small("seed=7"), copied, resume=True)
     with pytest.raises(UsageError, match="already holds a run") as caught:
-        train(recipe, copied)
+        train(small(), copied)
     assert "--resume" in caught.value.hint
     with pytest.raises(StateError, match="holds no run to resume"):
-        train(recipe, tmp_path / "empty", resume=True)
+        train(small(), copied / "empty", resume=True)
 
 
-def test_missing_weights_leave_no_folder_behind(tmp_path: Path) -> None:
-    absent = load_recipe("digits", [*SHORT, "classifier.at={source: file, file: absent.safetensors}"])
+def test_missing_weights_leave_no_folder_behind(small: Any, train: Any, tmp_path: Path) -> None:
+    absent = small("classifier.at={source: file, file: absent.safetensors}")
     with pytest.raises(WeightsError, match=r"absent\.safetensors"):
         train(absent, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_diverging_run_stops_and_names_the_term(tmp_path: Path) -> None:
-    recipe = load_recipe("digits", (*SHORT, "training.learning_rate.plateau=1e30"))
+def test_training_with_trades_is_refused(small: Any, train: Any, tmp_path: Path) -> None:
+    overrides = ("training.adversarial.trades_weight=6", "training.initial=any.safetensors")
+    asked = small(*overrides, "training.objective=adversarial")
+    for refuse in (lambda: train(asked, tmp_path / "run"), lambda: estimate_cost(asked, device="cpu")):
+        with pytest.raises(
+            RecipeError, match=r"^digits: training\.adversarial\.trades_weight is 6,"
+        ) as caught:
+            refuse()
+        assert "training.objective adversarial" in caught.value.hint
+        assert "or both" in caught.value.hint
+    assert not (tmp_path / "run").exists()
+    # The ELBO never read it.
+    with pytest.raises(WeightsError, match=r"any\.safetensors, is missing"):
+        train(small(*overrides), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_diverging_run_stops_and_names_the_term(small: Any, train: Any, tmp_path: Path) -> None:
     with pytest.raises(NumericsError, match=r"became (nan|inf) in epoch \d, batch \d"):
-        train(recipe, tmp_path / "run")
+        train(small("training.learning_rate.plateau=1e30"), tmp_path / "run")
     assert not (tmp_path / "run" / "purifier.safetensors").exists()
 
 
@@ -238,35 +260,21 @@ def test_a_recipe_changed_after_training_is_noticed(copied: Path) -> None:
     assert "recipe.yaml was changed" in caught.value.hint
 
 
+def test_a_run_that_was_trained_with_trades_still_loads(copied: Path) -> None:
+    recipe = copied / "recipe.yaml"
+    text = recipe.read_text().partition("\n")[2]
+    for old, new in (
+        ("  objective: elbo\n  initial: null", "  objective: adversarial\n  initial: any.safetensors"),
+        ("trades_weight: null", "trades_weight: 6.0"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    recipe.write_text(text)
+    assert load_recipe(str(recipe)).training.adversarial.trades_weight == 6.0
+    assert load_defence(copied, device="cpu").n_samples == 2
+
+
 def test_missing_run_names_the_command_that_trains_it(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="holds no trained purifier") as caught:
         load_defence(tmp_path / "none")
     assert "carso train-purifier" in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("batch", "fraction", "quarter"), [(5120, 0.5, 640), (2560, 0.15, 96), (1024, 0.01, 2), (10, 0.3, 0)]
-)
-def test_even_split_of_the_perturbed_share(batch: int, fraction: float, quarter: int) -> None:
-    assert quarter_size(batch, fraction) == quarter
-
-
-def test_balanced_batch_holds_four_attacks_within_their_budgets() -> None:
-    weights = torch.randn(3, 3 * 8 * 8)
-
-    class Linear(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return images.flatten(1) @ weights.T
-
-    images, labels = 0.3 + 0.4 * torch.rand(18, 3, 8, 8), torch.arange(18) % 3
-    perturb = BalancedBatch(
-        Linear(), norm="linf", eps=0.08, adversarial_fraction=0.5, pgd_steps=20, pgd_step_size=0.01
-    )
-    perturbed = perturb(images, labels, seed=3)
-    distance = (perturbed - images).abs().flatten(1).amax(1)
-    expected = torch.tensor([0.04] * 2 + [0.08] * 2 + [0.04] * 2 + [0.08] * 2 + [0.0] * 10)
-    torch.testing.assert_close(distance, expected)
-    before = torch.nn.functional.cross_entropy(Linear()(images[:8]), labels[:8], reduction="none")
-    after = torch.nn.functional.cross_entropy(Linear()(perturbed[:8]), labels[:8], reduction="none")
-    assert (after > before).all()
-    assert torch.equal(perturbed, perturb(images, labels, seed=3))

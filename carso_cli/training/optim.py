@@ -1,0 +1,99 @@
+"""Learning rates, the weight of the KL term, and Lookahead (Table 16). Steps and epochs count from 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def learning_rate(
+    epoch: int,
+    *,
+    initial: float,
+    plateau: float,
+    final: float,
+    warmup_epochs: int,
+    plateau_epochs: int,
+    annealing_epochs: int,
+) -> float:
+    """Return the purifier's learning rate in an epoch: linear warm-up, plateau, linear annealing.
+
+    The first epoch has `initial`, the first after the warm-up `plateau`, the last of the annealing `final`.
+    """
+    if epoch < warmup_epochs:
+        return initial + (plateau - initial) * epoch / warmup_epochs
+    annealed = epoch - warmup_epochs - plateau_epochs + 1
+    if annealed <= 0 or annealing_epochs == 0:
+        return plateau
+    return plateau + (final - plateau) * min(annealed / annealing_epochs, 1.0)
+
+
+def kl_weight(epoch: int, *, first_epoch: int, last_epoch: int) -> float:
+    """Return beta in an epoch: 0 up to `first_epoch`, then linear, 1 from `last_epoch`."""
+    # In this order: where both epochs are the same, there is no line to divide by.
+    if epoch >= last_epoch:
+        return 1.0
+    if epoch <= first_epoch:
+        return 0.0
+    return (epoch - first_epoch) / (last_epoch - first_epoch)
+
+
+def one_cycle_rate(step: int, steps: int, *, peak: float, warmup_share: float) -> float:
+    """Return the classifier's learning rate at a step: a linear rise from 0 to `peak`, a linear fall to 0.
+
+    The triangular cycle of Wong, Rice and Kolter (2020), after Smith and Topin (2018),
+    https://arxiv.org/abs/1708.07120.
+
+    Args:
+        step: Number of the step.
+        steps: Steps in the whole training.
+        peak: The largest rate.
+        warmup_share: Share of the steps over which the rate rises, in [0, 1].
+    """
+    # The middle of the step: its start would be rate 0 for the first one.
+    position = (step + 0.5) / steps
+    if position < warmup_share:
+        return peak * position / warmup_share
+    return peak * (1.0 - position) / (1.0 - warmup_share)
+
+
+class Lookahead:
+    """Slow weights that follow the optimiser's fast ones (Zhang et al., 2019b, Algorithm 1; Table 16).
+
+    Every `steps` calls of `step`, slow <- slow + decay * (fast - slow), and the fast weights restart from
+    there. Call it after the inner optimiser's own step.
+
+    Args:
+        parameters: The fast weights by name, updated in place.
+        steps: Inner steps between two synchronisations.
+        decay: Share of the way that the slow weights move, in [0, 1]; alpha in the source, `averaging decay`
+            in Table 16.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], *, steps: int, decay: float) -> None:
+        self.fast = dict(parameters)
+        self.slow = {name: parameter.detach().clone() for name, parameter in self.fast.items()}
+        self.steps = steps
+        self.decay = decay
+        self.taken = 0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Count one inner step, and synchronise when it is due."""
+        self.taken += 1
+        if self.taken % self.steps:
+            return
+        for name, fast in self.fast.items():
+            self.slow[name].lerp_(fast.detach(), self.decay)
+            fast.copy_(self.slow[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the slow weights by name; `taken` is stored apart, since it is no tensor."""
+        return self.slow
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy slow weights in place, onto the device of the fast ones."""
+        for name, slow in self.slow.items():
+            slow.copy_(tensors[name])
