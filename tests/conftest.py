@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import lzma
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,14 +13,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
 from hypothesis import settings
 
 from carso_cli.recipe.load import load_recipe
-from carso_cli.recipe.schema import Recipe
-from carso_cli.runtime.reporter import Progress, SilentReporter
+from carso_cli.runtime.reporter import Progress
+
+if TYPE_CHECKING:
+    from tests.toys import DigitsRun
 
 # `--hypothesis-profile long --hypothesis-seed N` tries twenty times as many cases, and others each time.
 settings.register_profile("suite", max_examples=100, deadline=None, derandomize=True)
@@ -31,6 +35,8 @@ if WORKER:
     # Workers share the processors: one thread each. torch reads this when it is first imported, which is why
     # nothing above imports it; processes that tests start inherit it.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads that wait by spinning slow each other down many times over on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -72,59 +78,28 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Make], Path
     return folder
 
 
-TINY = (
-    "representation.layers=[layer.1.block.0.conv_0, layer.2.block.0.conv_1]",
-    "data.train_limit=48",
-    "data.holdout=0.1",
-    "training.epochs=2",
-    "training.learning_rate.warmup_epochs=1",
-    "training.learning_rate.plateau_epochs=1",
-    "training.learning_rate.annealing_epochs=0",
-    "training.beta_increase.first_epoch=0",
-    "training.beta_increase.last_epoch=1",
-    "training.batch_size=24",
-    "training.attack_mix.pgd_steps=1",
-    "purifier.condition_features=16",
-    "purifier.latent_features=4",
-    "purifier.layer_convolutions=1",
-    "evaluation.n_samples=3",
-    "evaluation.scoring_draws=3",
-    "evaluation.batch_size=3",
-    "evaluation.pgd_steps=3",
-    "evaluation.pgd_step_size=0.05",
-    "evaluation.eot_draws=1",
-    "evaluation.pgd_eot_steps=3",
-    "evaluation.pgd_eot_step_size=0.04",
-    "evaluation.apgd_steps=4",
-    "evaluation.square_queries=10",
-)
+@pytest.fixture(scope="session")
+def digits_run(once: Callable[[str, Make], Path]) -> DigitsRun:
+    """A finished tiny run on digits, which every test may read; to write into it, copy its folder."""
+    from carso_cli.training.purifier import train_purifier
+    from tests.toys import TINY, DigitsRun
 
-
-@dataclass(frozen=True)
-class DigitsRun:
-    """A finished tiny run on digits, shared by all tests: read it; to write into it, copy `folder` first."""
-
-    folder: Path
-    recipe: Recipe
-    overrides: tuple[str, ...]
-    """What `recipe` changes of the shipped recipe `digits`."""
-
-    @property
-    def options(self) -> list[str]:
-        """The overrides as words of a command line."""
-        return [word for value in self.overrides for word in ("--set", value)]
+    recipe = load_recipe("digits", TINY)
+    folder = once("digits-run", lambda run: train_purifier(recipe, run=run, device="cpu"))
+    return DigitsRun(folder, recipe, TINY)
 
 
 @pytest.fixture(scope="session")
-def digits_run(once: Callable[[str, Make], Path]) -> DigitsRun:
-    from carso_cli.training.purifier import train_purifier
+def stored_run(once: Callable[[str, Make], Path]) -> Path:
+    """The trained run of version 0.1.0 that the repository holds, as a run folder to read only."""
+    stored = Path(__file__).with_name("stored_run")
 
-    recipe = load_recipe("digits", TINY)
+    def unpack(run: Path) -> None:
+        shutil.copytree(stored / "run", run, dirs_exist_ok=True)
+        packed = (stored / "purifier.safetensors.xz").read_bytes()
+        (run / "purifier.safetensors").write_bytes(lzma.decompress(packed))
 
-    def train(run: Path) -> None:
-        train_purifier(recipe, run=run, reporter=SilentReporter(), device="cpu")
-
-    return DigitsRun(once("digits-run", train), recipe, TINY)
+    return once("stored-run", unpack)
 
 
 @pytest.fixture(scope="session")
@@ -214,14 +189,10 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture(scope="session")
 def toys() -> ModuleType:
-    """The toy defences, loaded by path: tests are no package."""
-    path = Path(__file__).with_name("toys.py")
-    found = importlib.util.spec_from_file_location("toys", path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+    """The toy defences, as a fixture: where none is asked for, torch need not be imported."""
+    from tests import toys
+
+    return toys
 
 
 @dataclass

@@ -177,6 +177,7 @@ def accuracies(result: dict[str, Any]) -> dict[str, float]:
     return {row["target"]: row["accuracy"] for row in result["results"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*ROBUSTBENCH, "tinyimagenet200", "cifar10-small"])
 def test_published_files_give_a_defence_that_is_evaluated(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
 import tomllib
-import types
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +11,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
-from carso_cli.classifiers import load
 from carso_cli.cli.app import run as carso
-from carso_cli.recipe.load import read_recipe_file
+from carso_cli.recipe.load import dump_recipe, load_recipe, read_recipe_file
 from carso_cli.runtime.third_party import prepare, quiet
+from tests.toys import TINY, OwnClassifier, offer
 
+pytestmark = pytest.mark.slow
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-SHORT = {
-    "training": {
-        "epochs": 1,
-        "learning_rate": {"warmup_epochs": 1, "plateau_epochs": 0, "annealing_epochs": 0},
-        "beta_increase": {"first_epoch": 0, "last_epoch": 0},
-        "batch_size": 20,
-        "attack_mix": {"pgd_steps": 1},
-    },
-    "purifier": {"condition_features": 12, "latent_features": 4},
-    "evaluation": {"n_samples": 2, "scoring_draws": 2, "pgd_steps": 2},
-    "data": {"train_limit": 40},
-}
 Capture = pytest.CaptureFixture[str]
 
 
@@ -46,30 +31,11 @@ def blocks(section: str, language: str) -> list[str]:
 CLASSIFIERS = [yaml.safe_load(block)["classifier"] for block in blocks("Your own classifier", "yaml")[:2]]
 
 
-def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    for key, change in changes.items():
-        values[key] = merged(values[key], change) if isinstance(change, dict) else change
-    return values
-
-
 def write_recipe(classifier: dict[str, Any], layers: list[str]) -> None:
-    """Write `mine.yaml`: that of digits, short, with a classifier as the README writes it."""
-    values = merged(yaml.safe_load(read_recipe_file("digits")), SHORT)
+    """Write `mine.yaml`: a tiny variant of digits with a classifier as the README writes it."""
+    values = yaml.safe_load(dump_recipe(load_recipe("digits", TINY)))
     values |= {"name": "mine", "classifier": classifier, "representation": {"layers": layers}}
     Path("mine.yaml").write_text(yaml.safe_dump(values))
-
-
-class Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(3)
-            self.first, self.second = nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 6, 3, stride=2)
-            self.head = nn.Linear(6, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.second(self.first(images).relu()).relu().mean(dim=(2, 3)))
-        return logits
 
 
 @pytest.fixture(autouse=True)
@@ -114,21 +80,15 @@ def test_an_architecture_with_a_weights_file(library: str, capsys: Capture) -> N
 
 
 def test_an_entry_point(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    package = types.ModuleType("my_package")
-    package.__dict__["build"] = Model
-    monkeypatch.setitem(sys.modules, "my_package", package)
-    (group, named), *_ = tomllib.loads(blocks("Your own classifier", "toml")[0])["project"][
-        "entry-points"
-    ].items()
-    points = [EntryPoint(name, value, group) for name, value in named.items()]
-    monkeypatch.setattr(load, "entry_points", lambda group: [p for p in points if p.group == group])
-    assert use(capsys, CLASSIFIERS[1]) == ["first", "second"]
+    project = tomllib.loads(blocks("Your own classifier", "toml")[0])["project"]
+    offer(monkeypatch, project["entry-points"])
+    assert use(capsys, CLASSIFIERS[1]) == ["stage.0", "stage.2"]
 
 
 def test_a_module_in_python() -> None:
     digits = yaml.safe_load(read_recipe_file("digits"))["classifier"]
-    write_recipe(digits, ["first", "second"])
-    names: dict[str, Any] = {"my_model": Model()}
+    write_recipe(digits, ["stage.0", "stage.2"])
+    names: dict[str, Any] = {"my_model": OwnClassifier()}
     exec(blocks("Your own classifier", "python")[0], names)
     assert {row["target"] for row in names["result"]["results"]} == {"classifier", "defence"}
     assert names["defence"](torch.rand(2, 3, 32, 32)).shape == (2, 10)

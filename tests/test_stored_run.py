@@ -8,7 +8,6 @@ version made of it: log P of the first four test images under stored latents, an
 from __future__ import annotations
 
 import json
-import lzma
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ from carso_cli.cli.app import run as carso
 from carso_cli.io.json_files import read_json, read_json_lines
 from carso_cli.recipe.load import load_recipe
 
-STORED = Path(__file__).with_name("stored_run")
-EXPECTED: dict[str, Any] = json.loads((STORED / "expected.json").read_text())
+EXPECTED: dict[str, Any] = json.loads(
+    Path(__file__).with_name("stored_run").joinpath("expected.json").read_text()
+)
 ADAPTIVE = "evaluation/adaptive-df6611b3"
 # What the rounding of another processor can change, where the sign of a small gradient decides. The rest of
 # a record says which image was attacked how, and is the same everywhere.
@@ -34,12 +34,9 @@ MEASURED = {
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run(stored_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(STORED / "run", tmp_path / "run")
-    packed = (STORED / "purifier.safetensors.xz").read_bytes()
-    (tmp_path / "run" / "purifier.safetensors").write_bytes(lzma.decompress(packed))
-    return tmp_path / "run"
+    return shutil.copytree(stored_run, tmp_path / "run")
 
 
 def call(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:

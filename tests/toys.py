@@ -1,18 +1,52 @@
-"""Small defences whose robustness is known: one healthy, two that mask their gradients."""
+"""A tiny run on digits, and toy defences of known robustness: one healthy, two that mask gradients."""
 
 from __future__ import annotations
 
+import sys
+import types
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from carso_cli.classifiers import load
 from carso_cli.data.image_set import ImageSet
 from carso_cli.defence.aggregation import aggregate
 from carso_cli.evaluation.run import evaluate
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
+
+TINY = (
+    "representation.layers=[layer.1.block.0.conv_0, layer.2.block.0.conv_1]",
+    "data.train_limit=48",
+    "data.holdout=0.1",
+    "training.epochs=2",
+    "training.learning_rate.warmup_epochs=1",
+    "training.learning_rate.plateau_epochs=1",
+    "training.learning_rate.annealing_epochs=0",
+    "training.beta_increase.first_epoch=0",
+    "training.beta_increase.last_epoch=1",
+    "training.batch_size=24",
+    "training.attack_mix.pgd_steps=1",
+    "purifier.condition_features=16",
+    "purifier.latent_features=4",
+    "purifier.layer_convolutions=1",
+    "evaluation.n_samples=3",
+    "evaluation.scoring_draws=3",
+    "evaluation.batch_size=3",
+    "evaluation.pgd_steps=3",
+    "evaluation.pgd_step_size=0.05",
+    "evaluation.eot_draws=1",
+    "evaluation.pgd_eot_steps=3",
+    "evaluation.pgd_eot_step_size=0.04",
+    "evaluation.apgd_steps=4",
+    "evaluation.square_queries=10",
+)
+
 
 EPS = 0.1
 SHAPE = (1, 4, 4)
@@ -30,6 +64,49 @@ BUDGET = (
     "evaluation.scoring_draws=5",
     "evaluation.n_samples=3",
 )
+
+
+@dataclass(frozen=True)
+class DigitsRun:
+    """A trained run, its recipe, and what that changes of the shipped recipe `digits`."""
+
+    folder: Path
+    recipe: Recipe
+    overrides: tuple[str, ...]
+
+    @property
+    def options(self) -> list[str]:
+        """The overrides as words of a command line."""
+        return [word for value in self.overrides for word in ("--set", value)]
+
+
+class OwnClassifier(nn.Module):
+    """No WideResNet: two convolutions of any image size, its weights those of a fixed seed."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            first, second = nn.Conv2d(channels, 4, 3, stride=2), nn.Conv2d(4, 6, 3, stride=2)
+            self.head = nn.Linear(6, 10)
+        self.stage = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.stage(images).mean(dim=(2, 3)))
+        return logits
+
+
+def offer(
+    monkeypatch: pytest.MonkeyPatch, groups: dict[str, dict[str, str]], build: object = OwnClassifier
+) -> None:
+    """Install a package `my_package` with the function `build` and these entry points."""
+    package = types.ModuleType("my_package")
+    package.__dict__["build"] = build
+    monkeypatch.setitem(sys.modules, "my_package", package)
+    points = [
+        EntryPoint(name, value, group) for group, named in groups.items() for name, value in named.items()
+    ]
+    monkeypatch.setattr(load, "entry_points", lambda group: [p for p in points if p.group == group])
 
 
 class LinearDefence:

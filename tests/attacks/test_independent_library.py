@@ -6,6 +6,7 @@ Same images and budget, on a trained classifier whose robust accuracy lies well 
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,9 +23,7 @@ from carso_cli.build import build_classifier, load_defence, load_images
 from carso_cli.defence.defended_model import Defence
 from carso_cli.evaluation.scoring import REPORT, SELECTION, DefenceScorer
 from carso_cli.recipe.load import load_recipe
-from carso_cli.runtime.reporter import SilentReporter
 from carso_cli.runtime.seed import generator
-from carso_cli.training.purifier import train_purifier
 
 RECIPE = load_recipe("digits")
 STEPS = 20
@@ -85,24 +84,13 @@ def test_foolbox_finds_no_more_on_a_classifier(
     assert theirs.sum() - ours.sum() <= 0.01 * len(labels)
 
 
-SHORT_TRAINING = (
-    "training.epochs=2",
-    "training.batch_size=32",
-    "training.learning_rate.plateau_epochs=1",
-    "training.learning_rate.annealing_epochs=0",
-    "training.attack_mix.adversarial_fraction=0.25",
-    "training.attack_mix.pgd_steps=1",
-    "training.attack_mix.pgd_step_size=0.1",
-)
 EPS, DEFENCE_STEPS, EOT_SAMPLES = 0.1, 10, 4
 
 
 @pytest.fixture(scope="module")
-def defence(tmp_path_factory: pytest.TempPathFactory) -> Defence:
-    """A defence of two samples, trained for seconds: right on clean images, half broken under attack."""
-    run = tmp_path_factory.mktemp("independent") / "run"
-    train_purifier(load_recipe("digits", SHORT_TRAINING), run=run, reporter=SilentReporter(), device="cpu")
-    trained = load_defence(run, device="cpu")
+def defence(stored_run: Path) -> Defence:
+    """A defence of two samples: right on most clean images, half broken under attack."""
+    trained = load_defence(stored_run, device="cpu")
     trained.n_samples = 2
     return trained
 

@@ -47,11 +47,14 @@ def torchrun(tmp_path_factory: pytest.TempPathFactory) -> Launcher:
 
 @pytest.fixture(scope="session", params=[2, 3])
 def answers(
-    request: pytest.FixtureRequest, torchrun: Launcher, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, torchrun: Launcher, once: Callable[..., Path]
 ) -> tuple[Path, list[dict[str, Any]]]:
     """What two and three processes make of the same work: a folder, and what each process says."""
     size = request.param
-    out = tmp_path_factory.mktemp(f"size{size}")
-    ended = torchrun(size, str(WORKER), str(out))
-    assert ended.returncode == 0, ended.stderr
+
+    def work(out: Path) -> None:
+        ended = torchrun(size, str(WORKER), str(out))
+        assert ended.returncode == 0, ended.stderr
+
+    out = once(f"size{size}", work)
     return out, [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(size)]

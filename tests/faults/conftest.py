@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-_workshops: list[Any] = []
+from tests.faults.workshop import Workshop
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    found = importlib.util.spec_from_file_location("workshop", Path(__file__).with_name("workshop.py"))
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    # Where dataclasses look for it.
-    sys.modules["workshop"] = module
-    found.loader.exec_module(module)
-    folder = tmp_path_factory.mktemp("faults")
-    made = module.Workshop(folder)
-    _workshops.append(made)
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    made = Workshop(tmp_path_factory.mktemp("faults"))
     yield made
     made.close()
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "trial" in metafunc.fixturenames:
-        metafunc.parametrize("trial", range(metafunc.config.getoption("--faults")))
+@pytest.fixture
+def work(workshop: Workshop) -> Iterator[Path]:
+    """The folder that a trial works in."""
+    folder = workshop.folder / "work"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    for made in _workshops:
-        for kind, results in sorted(made.tally.items()):
-            told = ", ".join(f"{result} {count}" for result, count in sorted(results.items()))
-            terminalreporter.write_line(f"faults, {kind}: {told}")
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    properties = [
+        getattr(report, "user_properties", ()) for report in reports if getattr(report, "when", "") == "call"
+    ]
+    counts = Counter(value for found in properties for name, value in found if name == "fault")
+    for told, count in sorted(counts.items()):
+        terminalreporter.write_line(f"faults, {told}: {count}")

@@ -10,42 +10,48 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from carso_cli.errors import StateError
+from tests.faults.workshop import Run, Scene, Workshop
 
 _FAILED = {1, 2, 3, 5}
 _HARMLESS = {".lock"}
 _ENDS = {int(signal.SIGKILL): {-9, 0}, int(signal.SIGINT): {130, 0}, int(signal.SIGTERM): {130, -15, 0}}
 
 
-@pytest.fixture
-def work(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = workshop.folder / "work"
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+pytestmark = pytest.mark.slow
+Trial = Callable[[Workshop, Scene, Path, random.Random], str]
 
 
-def test_a_fault(workshop: Any, work: Path, trial: int, request: pytest.FixtureRequest) -> None:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    metafunc.parametrize("trial", range(metafunc.config.getoption("--faults")))
+
+
+def test_a_fault(
+    workshop: Workshop,
+    work: Path,
+    trial: int,
+    request: pytest.FixtureRequest,
+    record_property: Callable[[str, object], None],
+) -> None:
     source = random.Random(f"{request.config.getoption('--seed')} {trial}")
     kind = list(KINDS)[trial % len(KINDS)]
     names = ["train-classifier"] if kind == "data taken away" else list(workshop.scenes)
     scene = workshop.scenes[source.choice(names)]
     workshop.reference(scene)
     workshop.prepare(scene, work)
-    workshop.count(f"{kind}", KINDS[kind](workshop, scene, work, source))
+    record_property("fault", f"{kind}: {KINDS[kind](workshop, scene, work, source)}")
 
 
-def stopped_by(number: int) -> Callable[[Any, Any, Path, random.Random], str]:
+def stopped_by(number: int) -> Trial:
     """A signal at a random moment."""
 
-    def trial(workshop: Any, scene: Any, work: Path, source: random.Random) -> str:
+    def trial(workshop: Workshop, scene: Scene, work: Path, source: random.Random) -> str:
         moment = source.uniform(0.01, workshop.whole[scene.name].cpu)
         run = workshop.run(work, scene.argv, signal=number, after=moment)
         assert run.status in _ENDS[number], run.stderr
@@ -54,29 +60,29 @@ def stopped_by(number: int) -> Callable[[Any, Any, Path, random.Random], str]:
     return trial
 
 
-def killed_at_a_file_call(workshop: Any, scene: Any, work: Path, source: random.Random) -> str:
+def killed_at_a_file_call(workshop: Workshop, scene: Scene, work: Path, source: random.Random) -> str:
     run = workshop.run(work, scene.argv, call=source.randint(1, 60))
     assert run.status in (-signal.SIGKILL, 0), run.stderr
     return must_continue(workshop, scene, work, run)
 
 
-def killed_in_a_write(workshop: Any, scene: Any, work: Path, source: random.Random) -> str:
-    run = workshop.run(work, scene.argv, file_limit=_size(work, workshop, scene, source), fatal=True)
+def killed_in_a_write(workshop: Workshop, scene: Scene, work: Path, source: random.Random) -> str:
+    run = workshop.run(work, scene.argv, file_limit=_size(workshop, scene, source), fatal=True)
     assert run.status in (-signal.SIGXFSZ, 0), run.stderr
     return must_continue(workshop, scene, work, run)
 
 
-def full_disk_in_a_write(workshop: Any, scene: Any, work: Path, source: random.Random) -> str:
-    run = workshop.run(work, scene.argv, file_limit=_size(work, workshop, scene, source), fatal=False)
+def full_disk_in_a_write(workshop: Workshop, scene: Scene, work: Path, source: random.Random) -> str:
+    run = workshop.run(work, scene.argv, file_limit=_size(workshop, scene, source), fatal=False)
     return must_say(workshop, scene, work, run, "cannot write")
 
 
-def full_disk_at_a_file_call(workshop: Any, scene: Any, work: Path, source: random.Random) -> str:
+def full_disk_at_a_file_call(workshop: Workshop, scene: Scene, work: Path, source: random.Random) -> str:
     run = workshop.run(work, scene.argv, full_call=source.randint(1, 60))
     return must_say(workshop, scene, work, run, "cannot write")
 
 
-def read_only_folder(workshop: Any, scene: Any, work: Path, source: random.Random) -> str:
+def read_only_folder(workshop: Workshop, scene: Scene, work: Path, source: random.Random) -> str:
     modes = {path: path.stat().st_mode for path in [work, *work.rglob("*")]}
     for path in modes:
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -87,10 +93,10 @@ def read_only_folder(workshop: Any, scene: Any, work: Path, source: random.Rando
     return must_say(workshop, scene, work, run, "cannot write")
 
 
-def damaged(harm: Callable[[Path, random.Random], None]) -> Callable[[Any, Any, Path, random.Random], str]:
+def damaged(harm: Callable[[Path, random.Random], None]) -> Trial:
     """One file of a run, unfinished or finished, that is no longer as it was written."""
 
-    def trial(workshop: Any, scene: Any, work: Path, source: random.Random) -> str:
+    def trial(workshop: Workshop, scene: Scene, work: Path, source: random.Random) -> str:
         workshop.run(work, scene.argv, call=source.randint(1, 80))
         files = [path for path in sorted(work.glob("run*/**/*")) if path.is_file()]
         files = [path for path in files if path.stat().st_size and path.name not in _HARMLESS]
@@ -134,7 +140,7 @@ def remove(path: Path, source: random.Random) -> None:
     path.unlink()
 
 
-def data_taken_away(workshop: Any, scene: Any, work: Path, source: random.Random) -> str:
+def data_taken_away(workshop: Workshop, scene: Scene, work: Path, source: random.Random) -> str:
     moment = source.uniform(0.01, workshop.whole[scene.name].cpu)
     workshop.run(work, scene.argv, signal=int(signal.SIGKILL), after=moment)
     epochs = workshop.stored_epochs(work)
@@ -154,14 +160,14 @@ def data_taken_away(workshop: Any, scene: Any, work: Path, source: random.Random
     return "named" if run.status else "not needed"
 
 
-def _size(work: Path, workshop: Any, scene: Any, source: random.Random) -> int:
+def _size(workshop: Workshop, scene: Scene, source: random.Random) -> int:
     """Draw a number of bytes that some file of the scene is larger than."""
     whole = workshop.folder / "whole" / scene.name
     sizes = [path.stat().st_size for path in whole.glob("run*/**/*") if path.is_file()]
     return source.randrange(1, max(2, source.choice(sizes)))
 
 
-def must_say(workshop: Any, scene: Any, work: Path, run: Any, message: str) -> str:
+def must_say(workshop: Workshop, scene: Scene, work: Path, run: Run, message: str) -> str:
     """Hold a run that could not write against its message; then go on."""
     check_message(run)
     if run.status:
@@ -170,7 +176,7 @@ def must_say(workshop: Any, scene: Any, work: Path, run: Any, message: str) -> s
     return must_continue(workshop, scene, work, run)
 
 
-def must_continue(workshop: Any, scene: Any, work: Path, run: Any) -> str:
+def must_continue(workshop: Workshop, scene: Scene, work: Path, run: Run) -> str:
     """Go on, and compare with what the scene leaves without a fault."""
     check_message(run)
     again = workshop.finish(scene, work)
@@ -179,13 +185,13 @@ def must_continue(workshop: Any, scene: Any, work: Path, run: Any) -> str:
     return "continued" if run.status else "came too late"
 
 
-def check_message(run: Any) -> None:
+def check_message(run: Run) -> None:
     assert "Traceback" not in run.stderr, run.stderr
     assert "this is a bug" not in run.stderr, run.stderr
     assert run.status <= 0 or run.status == 130 or run.status in _FAILED, run.stderr
 
 
-KINDS: dict[str, Callable[[Any, Any, Path, random.Random], str]] = {
+KINDS: dict[str, Trial] = {
     "SIGKILL": stopped_by(int(signal.SIGKILL)),
     "truncated file": damaged(truncate),
     "disk full in a write": full_disk_in_a_write,

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +21,9 @@ from typing import Any
 
 import pytest
 
-_NOTHING_YET = re.compile(r"holds no (run|evaluation) to resume")
+from tests.faults.workshop import NOTHING_YET, Scene, Workshop
+
+pytestmark = pytest.mark.slow
 
 
 @dataclass
@@ -81,18 +81,13 @@ def references() -> dict[str, tuple[Any, float]]:
     return {}
 
 
-@pytest.fixture
-def work(workshop: Any) -> Any:
-    folder = workshop.folder / "work"
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def marker(scene: Any) -> str:
+def marker(scene: Scene) -> str:
     return "run/evaluation/*/settings.json" if scene.name == "evaluate" else "run/recipe.yaml"
 
 
-def reference(workshop: Any, scene: Any, references: dict[str, tuple[Any, float]]) -> tuple[Any, float]:
+def reference(
+    workshop: Workshop, scene: Scene, references: dict[str, tuple[Any, float]]
+) -> tuple[Any, float]:
     if scene.name == "evaluate":
         # The number of processes makes no difference to records and result: one process is the reference.
         return workshop.reference(scene), workshop.whole[scene.name].cpu
@@ -106,29 +101,30 @@ def reference(workshop: Any, scene: Any, references: dict[str, tuple[Any, float]
 
 
 def test_a_fault_under_torchrun(
-    workshop: Any,
+    workshop: Workshop,
     work: Path,
     references: dict[str, tuple[Any, float]],
     fault: tuple[int, str, str],
     request: pytest.FixtureRequest,
+    record_property: Callable[[str, object], None],
 ) -> None:
     number, kind, name = fault
     source = random.Random(f"{request.config.getoption('--seed')} {number}")
     scene = workshop.scenes[name]
     expected, seconds = reference(workshop, scene, references)
     workshop.prepare(scene, work)
-    result = KINDS[kind](workshop, scene, work, source.uniform(0.0, seconds), source)
+    result = KINDS[kind](workshop, scene, work, source.uniform(0.0, seconds))
     assert workshop.outcome(work) == expected
-    workshop.count(f"torchrun, {kind}, {name}", result)
+    record_property("fault", f"torchrun, {kind}, {name}: {result}")
 
 
-def one_worker_killed(workshop: Any, scene: Any, work: Path, moment: float, source: random.Random) -> str:
+def one_worker_killed(workshop: Workshop, scene: Scene, work: Path, moment: float) -> str:
     """Without a word from us, torchrun starts the processes anew and they go on."""
     job = start(work, workshop.folder / "home", 2, scene.argv, restarts=3)
     job.wait_for_work(marker(scene))
     time.sleep(moment)
     alive = workers(job.process.pid)
-    for victim in source.sample(alive, min(1, len(alive))):
+    for victim in random.Random(moment).sample(alive, min(1, len(alive))):
         os.kill(victim, signal.SIGKILL)
     assert job.end() == 0, job.stderr()
     check_messages(job)
@@ -136,7 +132,7 @@ def one_worker_killed(workshop: Any, scene: Any, work: Path, moment: float, sour
     return "continued" if told else "came too late"
 
 
-def all_killed(workshop: Any, scene: Any, work: Path, moment: float, source: random.Random) -> str:
+def all_killed(workshop: Workshop, scene: Scene, work: Path, moment: float) -> str:
     job = start(work, workshop.folder / "home", 2, scene.argv)
     job.wait_for_work(marker(scene))
     time.sleep(moment)
@@ -150,7 +146,7 @@ def all_killed(workshop: Any, scene: Any, work: Path, moment: float, source: ran
     return "continued" if ended else "came too late"
 
 
-def terminated(workshop: Any, scene: Any, work: Path, moment: float, source: random.Random) -> str:
+def terminated(workshop: Workshop, scene: Scene, work: Path, moment: float) -> str:
     """As a scheduler does it: torchrun hands SIGTERM on."""
     job = start(work, workshop.folder / "home", 2, scene.argv)
     job.wait_for_work(marker(scene))
@@ -165,9 +161,9 @@ def terminated(workshop: Any, scene: Any, work: Path, moment: float, source: ran
     return "continued" if ended else "came too late"
 
 
-def finish(workshop: Any, scene: Any, work: Path, size: int) -> None:
+def finish(workshop: Workshop, scene: Scene, work: Path, size: int) -> None:
     job = start(work, workshop.folder / "home", size, [*scene.argv, "--resume"])
-    if job.end() and _NOTHING_YET.search(job.stderr()):
+    if job.end() and NOTHING_YET.search(job.stderr()):
         job = start(work, workshop.folder / "home", size, scene.argv)
     assert job.end() == 0, job.stderr()
     check_messages(job)
@@ -182,7 +178,7 @@ def check_messages(job: Job) -> None:
     assert len(errors) <= 1, text
 
 
-KINDS: dict[str, Callable[[Any, Any, Path, float, random.Random], str]] = {
+KINDS: dict[str, Callable[[Workshop, Scene, Path, float], str]] = {
     "one_killed": one_worker_killed,
     "all_killed": all_killed,
     "terminated": terminated,

@@ -22,63 +22,48 @@ from carso_cli.errors import StateError
 from carso_cli.io.checksum import fingerprint
 from carso_cli.io.json_files import read_json, read_json_lines
 from carso_cli.runs.checkpoints import load_tensors
+from tests.toys import TINY
 
 _SETTINGS = (
+    *TINY,
     "training.epochs=3",
-    "training.learning_rate.warmup_epochs=1",
-    "training.learning_rate.plateau_epochs=1",
     "training.learning_rate.annealing_epochs=1",
-    "training.beta_increase.first_epoch=0",
-    "training.beta_increase.last_epoch=2",
     "training.batch_size=10",
-    "training.attack_mix.pgd_steps=1",
-    "purifier.condition_features=8",
-    "purifier.latent_features=4",
     "data.train_limit=40",
-    "evaluation.batch_size=4",
-    "evaluation.scoring_draws=2",
-    "evaluation.n_samples=2",
-    "evaluation.pgd_steps=2",
     "classifier.training.epochs=3",
     "classifier.training.batch_size=10",
 )
 _FOLDER_OF_IMAGES = ("data.name=image-folder", "data.root=images", "data.train=train", "data.test=test")
 _TIMES = {"seconds", "seconds_total", "images_per_second", "peak_memory_bytes"}
-_NOTHING_YET = re.compile(r"holds no (run|evaluation) to resume")
+NOTHING_YET = re.compile(r"holds no (run|evaluation) to resume")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A command line, and the scene in whose folder it starts."""
+    """A command with its options, and the scene in whose folder it starts."""
 
     name: str
-    argv: tuple[str, ...]
+    options: tuple[str, ...]
     before: str | None = None
     resumable: bool = True
+
+    @property
+    def argv(self) -> list[str]:
+        return [self.name, *self.options]
 
 
 def _set(values: Sequence[str]) -> tuple[str, ...]:
     return tuple(part for value in values for part in ("--set", value))
 
 
+_TRAIN = ("digits", "--run", "run", *_set(_SETTINGS))
+_IN_RUN = ("--run", "run", "--attack")
 SCENES = (
-    Scene("train-purifier", ("train-purifier", "digits", "--run", "run", *_set(_SETTINGS))),
-    Scene("evaluate", ("evaluate", "--run", "run", "--attack", "pgd", "--limit", "8"), "train-purifier"),
-    Scene(
-        "attack",
-        ("attack", "--run", "run", "--attack", "pgd", "--limit", "6"),
-        "train-purifier",
-        resumable=False,
-    ),
-    Scene(
-        "ablate",
-        ("ablate", "--run", "run", "--attack", "fgsm", "--limit", "4", "--adversarial-fraction", "0,0.5"),
-        "train-purifier",
-    ),
-    Scene(
-        "train-classifier",
-        ("train-classifier", "digits", "--run", "run", *_set((*_SETTINGS, *_FOLDER_OF_IMAGES))),
-    ),
+    Scene("train-purifier", _TRAIN),
+    Scene("evaluate", (*_IN_RUN, "pgd", "--limit", "8"), "train-purifier"),
+    Scene("attack", (*_IN_RUN, "pgd", "--limit", "6"), "train-purifier", resumable=False),
+    Scene("ablate", (*_IN_RUN, "fgsm", "--limit", "4", "--adversarial-fraction", "0,0.5"), "train-purifier"),
+    Scene("train-classifier", (*_TRAIN, *_set(_FOLDER_OF_IMAGES))),
 )
 
 
@@ -112,7 +97,6 @@ class Workshop:
         self.whole: dict[str, Run] = {}
         self.outcomes: dict[str, Any] = {}
         self.reports: dict[str, Any] = {}
-        self.tally: dict[str, dict[str, int]] = {}
 
     def close(self) -> None:
         """End the server."""
@@ -169,7 +153,7 @@ class Workshop:
             return self.run(work, argv)
         epochs = self.stored_epochs(work)
         run = self.run(work, [*argv, "--resume"])
-        if run.status == StateError.exit_code and _NOTHING_YET.search(run.stderr):
+        if run.status == StateError.exit_code and NOTHING_YET.search(run.stderr):
             run = self.run(work, argv)
         elif run.status == 0 and epochs and scene.name.startswith("train"):
             assert f"resuming after {epochs} whole epochs" in run.stderr, run.stderr
@@ -202,11 +186,6 @@ class Workshop:
 
         found = json.loads(report.stdout)["tables"]
         return [[[timeless(cell) for cell in row["cells"]] for row in table["rows"]] for table in found]
-
-    def count(self, kind: str, result: str) -> None:
-        """Count a fault by what became of it."""
-        results = self.tally.setdefault(kind, {})
-        results[result] = results.get(result, 0) + 1
 
 
 def _timeless(value: Any) -> Any:

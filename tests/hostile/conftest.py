@@ -14,6 +14,8 @@ import pytest
 
 from carso_cli.cli.app import run
 
+Bounded = Callable[[], AbstractContextManager[None]]
+Call = Callable[[Sequence[str]], tuple[int, str]]
 SECONDS = 5.0
 """Processor time that no single input may take."""
 KILOBYTES = 400_000
@@ -21,8 +23,14 @@ KILOBYTES = 400_000
 _RESET_PEAK = Path("/proc/self/clear_refs")
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """The file that a module writes hostile content to; messages must name it."""
+    return tmp_path_factory.mktemp("hostile") / str(request.module.NAME)
+
+
 @pytest.fixture(scope="session")
-def bounded() -> Callable[[], AbstractContextManager[None]]:
+def bounded() -> Bounded:
     """Hold a piece of work to `SECONDS` and `KILOBYTES`."""
 
     @contextmanager
@@ -39,7 +47,7 @@ def bounded() -> Callable[[], AbstractContextManager[None]]:
 
 
 @pytest.fixture(scope="session")
-def carso(bounded: Callable[[], AbstractContextManager[None]]) -> Callable[[Sequence[str]], tuple[int, str]]:
+def carso(bounded: Bounded) -> Call:
     """Run a command line; return its exit code and what it said, which is never about a bug."""
 
     def call(arguments: Sequence[str]) -> tuple[int, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,41 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from carso_cli.cli.app import COMMANDS
+from tests.hostile.conftest import Call
 
-Call = Callable[[list[str]], tuple[int, str]]
-
-JUNK = st.sampled_from(
-    [
-        "",
-        "-1",
-        "0",
-        "1e999",
-        "nan",
-        "8/0",
-        "é",
-        "\x00",
-        "\udcff",
-        "a" * 5000,
-        "../../../etc/passwd",
-        "/dev/null",
-        "--",
-        "=",
-        "training.epochs",
-        "training.epochs=",
-        "training.epochs=[",
-        "training.epochs=1.5",
-        "x.y.z=1",
-        "seed=-1",
-        "data.root=/nowhere",
-        "os:system",
-        "[red]",
-        "cuda:99",
-        "clasifier",
-        "1,2,x",
-        "file.yaml",
-        "folder",
-    ]
-) | st.text(max_size=12)
+WORDS = """-1 0 1e999 nan 8/0 é ../../../etc/passwd /dev/null -- = training.epochs training.epochs=
+    training.epochs=[ training.epochs=1.5 x.y.z=1 seed=-1 data.root=/nowhere os:system [red] cuda:99 clasifier
+    1,2,x file.yaml folder"""
+JUNK = st.sampled_from(["", "\x00", "\udcff", "a" * 5000, *WORDS.split()]) | st.text(max_size=12)
 OPTIONS = (
     *("--run", "--set", "--seed", "--device", "--limit", "--json", "--dry-run", "--resume", "--strict"),
     *("--attack", "--target", "--view", "--norm", "--eps", "--n-samples", "--aggregation", "--force"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,11 @@ from carso_cli.io.json_files import append_json_lines, write_json
 from carso_cli.recipe.load import dump_recipe, load_recipe
 from carso_cli.reports.render import render_page
 from carso_cli.reports.table import Figure, ReportTable, Row, Trace
+from tests.hostile.conftest import Call
 
-Call = Callable[[list[str]], tuple[int, str]]
 EVIL = "<script>alert(1)</script>"
-TEXT = st.text(max_size=20) | st.sampled_from(
-    [
-        EVIL,
-        '"><img src=x onerror=alert(1)>',
-        "' onload='x",
-        "</style><svg/onload=x>",
-        "&lt;script&gt;",
-        "\x00<b>",
-        "]]>",
-    ]
-)
+ATTEMPTS = [EVIL, '"><img src=x onerror=alert(1)>', "' onload='x", "</style><svg/onload=x>"]
+TEXT = st.text(max_size=20) | st.sampled_from([*ATTEMPTS, "&lt;script&gt;", "\x00<b>", "]]>"])
 
 
 class Tags(HTMLParser):

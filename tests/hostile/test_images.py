@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from carso_cli.data.decode import read_images
-from carso_cli.errors import CarsoError, DataError
+from carso_cli.errors import DataError
+from tests.hostile.conftest import Bounded
 
-Bounded = Callable[[], AbstractContextManager[None]]
+NAME = "odd.png"
 _MODES = {
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
     "JPEG": ("L", "RGB", "CMYK"),
@@ -40,13 +39,8 @@ def encode(form: str, mode: str, size: tuple[int, int], frames: int = 1) -> byte
     return stream.getvalue()
 
 
-@pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("images") / "odd.png"
-
-
-def named(error: CarsoError) -> str:
-    assert "odd.png" in error.message
+def named(error: DataError) -> str:
+    assert NAME in error.message
     return error.message
 
 
@@ -66,8 +60,7 @@ def check(place: Path, content: bytes, channels: int, resize: bool, bounded: Bou
 @given(
     kind=st.sampled_from(_KINDS),
     size=st.sampled_from([(32, 32), (1, 1), (33, 32), (64, 48), (5, 300)]),
-    channels=st.sampled_from([1, 3]),
-    resize=st.booleans(),
+    reading=st.tuples(st.sampled_from([1, 3]), st.booleans()),
     frames=st.integers(1, 3),
     damage=st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=6)), max_size=4),
     cut=st.floats(0, 1) | st.just(1.0),
@@ -77,12 +70,12 @@ def test_damaged_images_are_read_or_named(
     bounded: Bounded,
     kind: tuple[str, str],
     size: tuple[int, int],
-    channels: int,
-    resize: bool,
+    reading: tuple[int, bool],
     frames: int,
     damage: list[tuple[float, bytes]],
     cut: float,
 ) -> None:
+    channels, resize = reading
     content = bytearray(encode(*kind, size, frames if kind[0] in ("GIF", "TIFF", "WEBP") else 1))
     for where, piece in damage:
         start = int(where * len(content))

@@ -8,7 +8,7 @@ import pickle
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,9 @@ from carso_cli.errors import CarsoError
 from carso_cli.io.json_files import write_json
 from carso_cli.io.paths import data_home, weights_home
 from carso_cli.recipe.load import dump_recipe, load_recipe
-from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runtime.reporter import SilentReporter
-
-Call = Callable[[list[str]], tuple[int, str]]
+from tests.hostile.conftest import Call
 
 
 class Planted:
@@ -42,9 +40,12 @@ class Planted:
         return os.mkdir, (str(self.mark),)
 
 
-@pytest.fixture
-def mark(tmp_path: Path) -> Path:
-    return tmp_path / "planted-code-ran"
+@pytest.fixture(autouse=True)
+def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """What planted code would make. Each test works in `tmp_path`, and ends without it but for the first."""
+    monkeypatch.chdir(tmp_path)
+    yield (made := tmp_path / "planted-code-ran")
+    assert made.exists() == (request.function is test_the_plant_is_alive)
 
 
 KINDS = ("pickle", "torch zip", "torch legacy", "numpy")
@@ -78,31 +79,21 @@ def test_the_plant_is_alive(kind: str, mark: Path) -> None:
         np.load(stream, allow_pickle=True)
     else:
         torch.load(stream, weights_only=False)
-    assert mark.exists()
 
 
 PLACES = (
-    "runs/x/purifier.safetensors",
-    "runs/x/state.safetensors",
-    "runs/x/previous-state.safetensors",
-    "runs/x/recipe.yaml",
-    "runs/x/environment.json",
-    "runs/x/metrics.jsonl",
-    "runs/x/evaluation/pgd-1/settings.json",
-    "runs/x/evaluation/pgd-1/records.jsonl",
-    "runs/x/evaluation/pgd-1/summary.json",
-    "runs/x/attacks/pgd-defence.safetensors",
-    "runs/x/ablations/first-second-pgd.json",
+    *("purifier.safetensors", "state.safetensors", "previous-state.safetensors"),
+    *("recipe.yaml", "environment.json", "metrics.jsonl"),
+    *(f"evaluation/pgd-1/{name}" for name in ("settings.json", "records.jsonl", "summary.json")),
+    *("attacks/pgd-defence.safetensors", "ablations/first-second-pgd.json"),
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "place"), list(enumerate(PLACES)), ids=PLACES)
-def test_in_every_file_of_a_run(
-    carso: Call, mark: Path, number: int, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    _make_run(tmp_path / "runs" / "x")
-    path = tmp_path / place
+def test_in_every_file_of_a_run(carso: Call, mark: Path, number: int, place: str) -> None:
+    _make_run(Path("runs/x"))
+    path = Path("runs/x", place)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(plant(KINDS[number % len(KINDS)], mark))
     for argv in (
@@ -113,7 +104,7 @@ def test_in_every_file_of_a_run(
     ):
         code, said = carso(argv)
         assert code in (0, 2, 3, 5), said
-        assert not mark.exists()
+        assert not mark.exists(), argv
     if place.endswith(("purifier.safetensors", "recipe.yaml")):
         assert code
         assert Path(place).name in said
@@ -133,27 +124,22 @@ def _make_run(run: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors", "weights"])
-def test_in_weights_that_a_recipe_names(
-    carso: Call, planted: bytes, mark: Path, name: str, tmp_path: Path
-) -> None:
-    (tmp_path / name).write_bytes(planted)
-    chosen = f"classifier.at={{source: file, file: {tmp_path / name}}}"
-    code, said = carso(["train-purifier", "digits", "--set", chosen, "--run", str(tmp_path / "run")])
+def test_in_weights_that_a_recipe_names(carso: Call, planted: bytes, name: str) -> None:
+    Path(name).write_bytes(planted)
+    chosen = f"classifier.at={{source: file, file: {name}}}"
+    code, said = carso(["train-purifier", "digits", "--set", chosen, "--run", "run"])
     assert code == 3
     assert name in said
-    assert not mark.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("home", ["weights", "cache of robustbench"])
-def test_in_robustbench_s_cache(
-    carso: Call, planted: bytes, mark: Path, home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder = weights_home() if home == "weights" else tmp_path / "models"
+def test_in_robustbench_s_cache(carso: Call, planted: bytes, home: str) -> None:
+    folder = weights_home() if home == "weights" else Path("models")
     for dataset in ("cifar10", "cifar100"):
         place = folder / dataset / "Linf"
         place.mkdir(parents=True)
-        for name in _robustbench_names():
+        for name in (record.name for record in RECORDS if record.source == "robustbench"):
             (place / f"{name}.pt").write_bytes(planted)
     for recipe in ("cifar10", "cifar100-rebuffi2021"):
         code, said = carso(["evaluate", recipe, "--target", "classifier", "--attack", "none", "--run", "run"])
@@ -161,23 +147,17 @@ def test_in_robustbench_s_cache(
         assert ".pt" in said
         assert "holds more than tensors" in said or "not a readable PyTorch file" in said
         carso(["doctor", recipe])
-        assert not mark.exists()
 
 
-def _robustbench_names() -> list[str]:
-    return sorted({record.name for record in RECORDS if record.source == "robustbench"})
-
-
-def test_in_cifar_s_batches(carso: Call, planted: bytes, mark: Path, tmp_path: Path) -> None:
+def test_in_cifar_s_batches(carso: Call, planted: bytes) -> None:
     folder = data_home() / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     for name in ("batches.meta", "test_batch", *(f"data_batch_{number}" for number in range(1, 6))):
         (folder / name).write_bytes(planted)
     (data_home() / "cifar-10-python.tar.gz").write_bytes(planted)
-    code, said = carso(["train-classifier", "cifar10", "--run", str(tmp_path / "run")])
+    code, said = carso(["train-classifier", "cifar10", "--run", "run"])
     assert code == 3, said
     assert "checksum" in said
-    assert not mark.exists()
 
 
 def test_in_cifar_s_batches_were_their_checksums_forged(
@@ -191,20 +171,23 @@ def test_in_cifar_s_batches_were_their_checksums_forged(
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     with pytest.raises(pickle.UnpicklingError, match="neither an array nor a plain container"):
         dataset(root=str(tmp_path), train=True, download=False)
-    assert not mark.exists()
 
 
-def test_in_the_cache_of_decoded_images(planted: bytes, mark: Path, tmp_path: Path) -> None:
+def test_in_the_cache_of_decoded_images(planted: bytes, tmp_path: Path) -> None:
     archive = tmp_path / "images.npz"
     with zipfile.ZipFile(archive, "w") as members:
         for name in ("key.npy", "images.npy", "checksum.npy"):
             members.writestr(name, planted)
-    for path in (archive, tmp_path / "bare.npz"):
-        shutil.copy(archive, path) if path != archive else None
+    for path in (archive, Path(shutil.copy(archive, tmp_path / "bare.npz"))):
         assert decoded_cache._read(path, "key", (1, 1, 28, 28), SilentReporter()) is None
     archive.write_bytes(planted)
     assert decoded_cache._read(archive, "key", (1, 1, 28, 28), SilentReporter()) is None
-    assert not mark.exists()
+
+
+@pytest.fixture
+def planted_module(mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("planted_module.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    monkeypatch.syspath_prepend(str(mark.parent))
 
 
 def _texts(value: Any, path: tuple[str, ...] = ()) -> list[str]:
@@ -214,43 +197,30 @@ def _texts(value: Any, path: tuple[str, ...] = ()) -> list[str]:
 
 
 @pytest.mark.parametrize("key", _texts(load_recipe("digits").model_dump(mode="json")))
-def test_no_key_of_a_recipe_names_code_to_import(
-    key: str, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "planted_module.py").write_text(f"open({str(mark)!r}, 'w')\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("planted_module")
+def test_no_key_of_a_recipe_names_code_to_import(key: str) -> None:
     for name in ("planted_module:main", "planted_module.main"):
         with suppress(CarsoError):
             recipe = load_recipe("digits", [f"{key}={name}"])
             # The part of a run that code could hide behind.
             build_classifier(recipe, recipe.representation.kind)
         assert "planted_module" not in sys.modules
-    assert not mark.exists()
 
 
-def test_an_entry_point_is_looked_up_among_installed_packages_only(
-    carso: Call, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "planted_module.py").write_text(f"open({str(mark)!r}, 'w')\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    chosen = [
-        f"classifier.at={{source: entry-point, name: {name}}}" for name in ("planted_module:x", "os:system")
-    ]
-    for setting in chosen:
-        change = ["--set", "classifier.family=external", "--set", setting]
-        code, said = carso(["train-purifier", "digits", "--run", str(tmp_path / "run"), *change])
-        assert code == 2
-        assert "no installed package offers" in said
-    assert not mark.exists()
+@pytest.mark.usefixtures("planted_module")
+@pytest.mark.parametrize("name", ["planted_module:x", "os:system"])
+def test_an_entry_point_is_looked_up_among_installed_packages_only(carso: Call, name: str) -> None:
+    chosen = f"classifier.at={{source: entry-point, name: {name}}}"
+    change = ["--set", "classifier.family=external", "--set", chosen]
+    code, said = carso(["train-purifier", "digits", "--run", "run", *change])
+    assert code == 2
+    assert "no installed package offers" in said
 
 
-def test_recipes_are_plain_values(carso: Call, mark: Path, tmp_path: Path) -> None:
-    recipe: Recipe = load_recipe("digits")
-    for tag in ("!!python/object/apply:builtins.open", "!!python/object/new:builtins.open"):
-        path = tmp_path / "mine.yaml"
-        path.write_text(dump_recipe(recipe).replace("seed: 0", f"seed: {tag} [{mark}, w]"))
-        code, said = carso(["recipes", "validate", str(path)])
-        assert code == 2
-        assert "seed" in said
-    assert not mark.exists()
+@pytest.mark.parametrize("tag", ["!!python/object/apply:builtins.open", "!!python/object/new:builtins.open"])
+def test_recipes_are_plain_values(carso: Call, mark: Path, tag: str) -> None:
+    text = dump_recipe(load_recipe("digits"))
+    Path("mine.yaml").write_text(text.replace("seed: 0", f"seed: {tag} [{mark}, w]"))
+    code, said = carso(["recipes", "validate", "mine.yaml"])
+    assert code == 2
+    assert "seed" in said

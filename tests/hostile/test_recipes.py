@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from carso_cli.errors import RecipeError
 from carso_cli.recipe.load import dump_recipe, load_recipe_text, read_recipe_file
 from carso_cli.recipe.schema import Recipe
+from tests.hostile.conftest import Call
 
 TEXT = read_recipe_file("digits")
 VALUES: dict[str, Any] = yaml.safe_load(TEXT)
-Call = Callable[[list[str]], tuple[int, str]]
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -103,6 +103,12 @@ def test_any_bytes_are_a_recipe_or_are_refused(
     assert code == 0 or "any.yaml" in said
 
 
+def assert_refused(carso: Call, path: Path) -> None:
+    code, said = carso(["recipes", "validate", str(path)])
+    assert code == 2
+    assert path.name in said
+
+
 def bomb(levels: int) -> str:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, levels)]
@@ -138,9 +144,7 @@ def bomb(levels: int) -> str:
 def test_bombs_and_other_encodings_are_refused_soon(carso: Call, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bomb.yaml"
     path.write_bytes(content)
-    code, said = carso(["recipes", "validate", str(path)])
-    assert code == 2
-    assert "bomb.yaml" in said
+    assert_refused(carso, path)
 
 
 @pytest.mark.parametrize("kind", ["folder", "device"])
@@ -150,6 +154,4 @@ def test_what_is_no_file_is_refused(carso: Call, tmp_path: Path, kind: str) -> N
         path.mkdir()
     else:
         path.symlink_to("/dev/zero")
-    code, said = carso(["recipes", "validate", str(path)])
-    assert code == 2
-    assert "odd.yaml" in said
+    assert_refused(carso, path)

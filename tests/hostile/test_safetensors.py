@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,11 @@ from carso_cli.classifiers.weights import load_strict, read_header, read_state_d
 from carso_cli.errors import CarsoError, StateError, WeightsError
 from carso_cli.io.checksum import fingerprint
 from carso_cli.runs.checkpoints import load_tensors, save_tensors
+from tests.hostile.conftest import Bounded
 
-Bounded = Callable[[], AbstractContextManager[None]]
+NAME = "odd.safetensors"
 _DTYPES = ["F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "C64", "X99", "", None, 7]
+OTHER_DTYPES = [torch.int8, torch.int64, torch.bool, torch.float16, torch.float64, torch.complex64]
 JUNK = st.one_of(
     st.none(), st.integers(-(2**70), 2**70), st.text(max_size=8), st.lists(st.integers(), max_size=3)
 )
@@ -36,13 +36,8 @@ def weights() -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in module().state_dict().items()}
 
 
-@pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("weights") / "odd.safetensors"
-
-
 def named(error: CarsoError) -> str:
-    assert "odd.safetensors" in error.message
+    assert NAME in error.message
     return error.message
 
 
@@ -135,9 +130,7 @@ def test_weights_that_are_not_finite_are_named(
 
 @given(
     name=st.sampled_from(sorted(weights())),
-    dtype=st.sampled_from(
-        [torch.int8, torch.int64, torch.bool, torch.float16, torch.float64, torch.complex64]
-    ),
+    dtype=st.sampled_from(OTHER_DTYPES),
 )
 def test_weights_of_another_kind_are_named(
     place: Path, bounded: Bounded, name: str, dtype: torch.dtype
