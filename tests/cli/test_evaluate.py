@@ -71,7 +71,7 @@ def test_a_single_attack(trained: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert printed["classifier"]["clean"] > 0.7
     # Again: refused, then shown from disk, then at another eps refused.
     assert call(*command) == 2
-    assert "--resume goes on with it" in capsys.readouterr().err
+    assert "--resume completes it" in capsys.readouterr().err
     assert call(*command, "--resume", "--json") == 0
     assert json.loads(capsys.readouterr().out) == printed
     assert call(*command, "--resume", "--eps", "8/255") == 5
