@@ -113,8 +113,8 @@ def test_without_a_share_runs_keep_their_hash(small: Any, recipe: Recipe) -> Non
 def fixed(small: Any) -> Recipe:
     """Without a latent: nothing is encoded, nothing is drawn."""
     loaded: Recipe = small(
-        *("purifier.latent_features=0", "evaluation.scoring_eot_samples=2"),
-        *("evaluation.pgd_eot_steps=2", "evaluation.eot_eot_samples=1"),
+        *("purifier.latent_features=0", "evaluation.scoring_draws=2"),
+        *("evaluation.pgd_eot_steps=2", "evaluation.eot_draws=1"),
     )
     return loaded
 
