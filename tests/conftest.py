@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tests.toys import DigitsRun
 
 # `--hypothesis-profile long --hypothesis-seed N` tries twenty times as many cases, and others each time.
+settings.register_profile("fast", max_examples=20, deadline=None, derandomize=True)
 settings.register_profile("suite", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("long", max_examples=2000, deadline=None)
 settings.load_profile("suite")
@@ -55,6 +56,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.numprocesses, config.option.maxprocesses = "auto", 8
     if config.option.numprocesses and config.option.dist == "no":
         config.option.dist = "worksteal"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == "not slow" and not config.getoption("--hypothesis-profile"):
+        settings.load_profile("fast")
 
 
 Make = Callable[[Path], object]
