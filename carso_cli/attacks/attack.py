@@ -72,6 +72,7 @@ class BestPoint:
 
     def offer(self, images: Tensor, loss: Tensor) -> Tensor:
         """Take each image whose (B,) loss is larger than the best so far; return the (B,) mask of those."""
+        # False where the loss is NaN.
         better = loss > self.loss
         self.images[better] = images[better]
         self.loss[better] = loss[better].to(self.loss.dtype)

@@ -33,6 +33,7 @@ class FGSM(Attack):
         prepare()
         from advertorch.attacks import GradientAttack, GradientSignAttack
 
+        # The model hands over a direction of unit size, so each step has the length of the radius.
         step = GradientSignAttack if self.threat.norm == "linf" else GradientAttack
         model = LibraryModel(as_target(target), labels, self.recorder, direction=self.threat)
         perturbed = step(model, eps=self.threat.radii(images)).perturb(images, labels)

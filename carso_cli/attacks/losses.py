@@ -38,6 +38,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
         UsageError: If there are fewer than three classes.
     """
     require_dlr_classes(logits.shape[1])
+    # As in the authors' code, 1e-12 keeps the ratio finite where the three largest logits are equal.
     ordered = logits.sort(dim=1).values
     return margin(logits, labels) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
 

@@ -45,6 +45,7 @@ class ExpectedLoss:
     @staticmethod
     def of(loss: Tensor, logits: Tensor, labels: Tensor) -> ExpectedLoss:
         """Return the (B,) losses of one sample with what its (B, C) logits say of the (B,) labels."""
+        # In float32 whatever the model's precision, as this is where 1 - probability is lost.
         probability = logits.float().softmax(dim=1).gather(1, labels[:, None])[:, 0]
         certain = probability >= 1.0 - torch.finfo(torch.float32).eps
         saturated = certain | ~torch.isfinite(logits).all(dim=1)

@@ -50,9 +50,15 @@ Table = tuple[Path, dict[str, Any]]
 pytestmark = pytest.mark.slow
 
 
+OPTIONS: Any = {"attack": "pgd-eot", "limit": IMAGES, "device": "cpu"}
+
+
 def run(recipe: Recipe, ablation: known.Ablation, root: Path, **options: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {"attack": "pgd-eot", "limit": IMAGES, "device": "cpu"}
-    return ablate(recipe, ablation, run=root, **{"reporter": SilentReporter(), **settings, **options})
+    return ablate(recipe, ablation, run=root, **{"reporter": SilentReporter(), **OPTIONS, **options})
+
+
+def plan(recipe: Recipe, ablation: known.Ablation, root: Path) -> dict[str, Any]:
+    return plan_ablation(recipe, ablation, run=root, reporter=SilentReporter(), options=OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -302,32 +308,19 @@ def test_missing_weights_stop_it_before_anything_is_trained(recipe: Recipe, tmp_
         run(without, known.first_and_second(without), tmp_path / "tiny")
     assert "carso train-classifier digits --kind clean" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
-    plan = plan_ablation(
-        without,
-        known.first_and_second(without, [("at", "clean")]),
-        run=tmp_path / "tiny",
-        reporter=SilentReporter(),
-        options={"attack": "pgd-eot", "limit": 2, "device": "cpu"},
-    )
-    assert plan["missing"] == [f"{caught.value.message} ({caught.value.hint})"]
+    foreseen = plan(without, known.first_and_second(without, [("at", "clean")]), tmp_path / "tiny")
+    assert foreseen["missing"] == [f"{caught.value.message} ({caught.value.hint})"]
 
 
 def test_a_plan_says_what_is_left_to_do_and_does_nothing(
     recipe: Recipe, table: Table, tmp_path: Path
 ) -> None:
     def states(root: Path) -> list[tuple[str, str, str]]:
-        plan = plan_ablation(
-            recipe,
-            known.first_and_second(recipe, [("clean", "at"), ("at", "at")]),
-            run=root,
-            reporter=SilentReporter(),
-            options={"attack": "pgd-eot", "limit": IMAGES, "device": "cpu"},
-        )
-        assert plan["seconds"] == pytest.approx(sum(step["seconds"] for step in plan["steps"]))
-        assert all(
-            (step["seconds"] == 0) == (step["state"] in ("trained", "stored")) for step in plan["steps"]
-        )
-        return [(step["step"], Path(step["what"]).name, step["state"]) for step in plan["steps"]]
+        foreseen = plan(recipe, known.first_and_second(recipe, [("clean", "at"), ("at", "at")]), root)
+        steps = foreseen["steps"]
+        assert foreseen["seconds"] == pytest.approx(sum(step["seconds"] for step in steps))
+        assert all((step["seconds"] == 0) == (step["state"] in ("trained", "stored")) for step in steps)
+        return [(step["step"], Path(step["what"]).name, step["state"]) for step in steps]
 
     assert states(table[0]) == [
         ("train", "tiny-first-clean", "trained"),

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from carso_cli.attacks.attack import Attack
 from carso_cli.attacks.defence_target import DefenceTarget
+from carso_cli.attacks.target import ClassifierTarget
 from carso_cli.runtime.seed import generator
 
 Model = Callable[[Tensor], Tensor]
@@ -31,6 +33,10 @@ class LinearProblem:
 
     def __call__(self, images: Tensor) -> Tensor:
         return images.flatten(1) @ self.weights.T + self.bias
+
+    def found_by(self, attack: Attack) -> Tensor:
+        """The examples that an attack makes of this problem, (B, 1, 6, 6)."""
+        return attack(ClassifierTarget(self), self.images, self.labels)
 
     def margins(self, images: Tensor) -> Tensor:
         """Signed lead of each rival over the label, (B, C), -inf for the label itself."""
@@ -95,6 +101,20 @@ def three_classes() -> LinearProblem:
 def linear() -> Callable[[int], LinearProblem]:
     """Make the problem of a given number of classes."""
     return make_problem
+
+
+@pytest.fixture
+def wave() -> Callable[[float], Model]:
+    """Make a model of two classes whose loss has many maxima, the more the higher the frequency."""
+
+    def make(frequency: float) -> Model:
+        def rugged(images: Tensor) -> Tensor:
+            height = torch.sin(frequency * images.flatten(1)).sum(dim=1)
+            return torch.stack([-height, height], dim=1)
+
+        return rugged
+
+    return make
 
 
 @dataclass

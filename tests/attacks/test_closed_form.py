@@ -41,7 +41,7 @@ GRADIENT_ATTACKS: dict[str, Callable[[ThreatModel], Attack]] = {
 @pytest.mark.parametrize("name", GRADIENT_ATTACKS)
 def test_the_worst_case_is_reached(name: str, norm: str, problem: Any) -> None:
     threat = ThreatModel(norm, EPS[norm])
-    found = GRADIENT_ATTACKS[name](threat)(ClassifierTarget(problem), problem.images, problem.labels)
+    found = problem.found_by(GRADIENT_ATTACKS[name](threat))
     assert threat.contains(found, problem.images, tolerance=1e-6).all()
     torch.testing.assert_close(
         problem.margin(found), problem.worst_margin(norm, EPS[norm]), rtol=0, atol=1e-4
@@ -58,7 +58,7 @@ def test_each_image_gets_its_own_radius(name: str, norm: str, three_classes: Any
     problem = three_classes
     radii = torch.linspace(0.1, 1.0, len(problem.images)) * EPS[norm]
     threat = ThreatModel(norm, radii)
-    found = GRADIENT_ATTACKS[name](threat)(ClassifierTarget(problem), problem.images, problem.labels)
+    found = problem.found_by(GRADIENT_ATTACKS[name](threat))
     torch.testing.assert_close(threat.distance(found, problem.images), radii, rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(problem.margin(found), problem.worst_margin(norm, radii), rtol=0, atol=1e-4)
 
@@ -72,7 +72,7 @@ def test_the_worst_case_is_reached_where_the_pixel_range_binds(name: str, three_
         attack = PGDEoT(threat, steps=40, eot_samples=1, step_size=0.1, random_start="random" in name)
         if name == "pgd":
             attack = PGD(threat, steps=40, step_size=0.1)
-    found = attack(ClassifierTarget(problem), problem.images, problem.labels)
+    found = problem.found_by(attack)
     assert 0 <= found.min() <= found.max() <= 1
     assert ((found == 0) | (found == 1)).float().mean() > 0.5, "the range must bind for this to test anything"
     torch.testing.assert_close(problem.margin(found), problem.worst_margin_in_box(0.6), rtol=1e-5, atol=1e-4)
@@ -103,9 +103,7 @@ def test_dlr_reaches_the_worst_case_and_crosses_the_boundary_iff_it_can(
 ) -> None:
     problem = three_classes
     kind: Any = LibraryAPGD if library else APGD
-    found = kind(ThreatModel(norm, EPS[norm]), loss="dlr", steps=60)(
-        ClassifierTarget(problem), problem.images, problem.labels
-    )
+    found = problem.found_by(kind(ThreatModel(norm, EPS[norm]), loss="dlr", steps=60))
     worst = problem.worst_margin(norm, EPS[norm])
     # Beyond the boundary DLR is constant once the label is third, so only short of it is the margin maximal.
     short = worst < 0
@@ -113,7 +111,7 @@ def test_dlr_reaches_the_worst_case_and_crosses_the_boundary_iff_it_can(
     torch.testing.assert_close(problem.margin(found)[short], worst[short], rtol=0, atol=1e-4)
     for factor in (0.98, 1.02):
         threat = ThreatModel(norm, factor * problem.distance(norm))
-        found = kind(threat, loss="dlr", steps=60)(ClassifierTarget(problem), problem.images, problem.labels)
+        found = problem.found_by(kind(threat, loss="dlr", steps=60))
         fooled = problem(found).argmax(dim=1) != problem.labels
         assert bool((fooled == (factor > 1)).all())
 

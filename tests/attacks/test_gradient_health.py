@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from carso_cli.attacks.apgd import APGD
-from carso_cli.attacks.defence_target import DefenceTarget
 from carso_cli.attacks.gradient_health import GradientRecorder
 from carso_cli.attacks.pgd import PGD
 from carso_cli.attacks.pgd_eot import PGDEoT
@@ -69,10 +68,7 @@ def test_nothing_recorded_is_not_a_clean_bill() -> None:
     ids=["pgd-eot", "apgd", "pgd"],
 )
 def test_a_masked_output_is_reported_and_an_open_one_is_not(
-    build: Callable[[GradientRecorder], Any],
-    attacked: Callable[..., DefenceTarget],
-    images: Tensor,
-    labels: Tensor,
+    build: Callable[[GradientRecorder], Any], attacked: Any, images: Tensor, labels: Tensor
 ) -> None:
     masked, open_view = GradientRecorder(), GradientRecorder()
     stuck = build(masked)(attacked(view="released"), images, labels)

@@ -71,6 +71,7 @@ def fooled_by_ours(classifier: nn.Module, images: Tensor, labels: Tensor, threat
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("linf", 0.05), ("l2", 1.5)])
 def test_foolbox_finds_no_more_on_a_classifier(
     classifier: nn.Module, images_and_labels: tuple[Tensor, Tensor], norm: str, eps: float
@@ -83,7 +84,7 @@ def test_foolbox_finds_no_more_on_a_classifier(
     assert theirs.sum() - ours.sum() <= 0.01 * len(labels)
 
 
-EPS, DEFENCE_STEPS, DRAWS = 0.1, 10, 4
+EPS, DEFENCE_STEPS, EOT_SAMPLES = 0.1, 10, 4
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def examples_by_foolbox(defence: Defence, images: Tensor, labels: Tensor) -> Ten
             return logits
 
     wrapped = foolbox.models.PyTorchModel(ExactView().eval(), bounds=(0, 1))
-    averaged = foolbox.models.ExpectationOverTransformationWrapper(wrapped, n_steps=DRAWS)
+    averaged = foolbox.models.ExpectationOverTransformationWrapper(wrapped, n_steps=EOT_SAMPLES)
     attack = foolbox.attacks.LinfPGD(steps=DEFENCE_STEPS, rel_stepsize=0.25)
     perturbed: Tensor = attack(averaged, images, labels, epsilons=EPS)[1]
     return perturbed
@@ -114,13 +115,15 @@ def examples_by_ours(defence: Defence, images: Tensor, labels: Tensor) -> list[T
     """Return the examples of the adaptive protocol's white-box attacks on the exact view."""
     threat = ThreatModel("linf", EPS)
     target = DefenceTarget(defence, "exact", 4096, generator(0, "latents"))
-    ascents = [
-        PGDEoT(threat, steps=DEFENCE_STEPS, eot_samples=DRAWS, step_size=EPS / 4, random_start=random_start)
+    budget: Any = {"steps": DEFENCE_STEPS, "eot_samples": EOT_SAMPLES}
+    ascent, ascent_from_random = (
+        PGDEoT(threat, **budget, step_size=EPS / 4, random_start=random_start)
         for random_start in (False, True)
-    ]
-    rand_aa = RandAutoAttack(threat, steps=DEFENCE_STEPS, eot_samples=DRAWS)
+    )
+    rand_aa = RandAutoAttack(threat, **budget)
     return [
-        *(ascent(target, images, labels) for ascent in ascents),
+        ascent(target, images, labels),
+        ascent_from_random(target, images, labels),
         *rand_aa.candidates(target, images, labels).values(),
     ]
 
@@ -129,7 +132,7 @@ def examples_by_ours(defence: Defence, images: Tensor, labels: Tensor) -> list[T
 def test_foolbox_finds_no_more_on_a_defence(
     defence: Defence, images_and_labels: tuple[Tensor, Tensor]
 ) -> None:
-    images, labels = (part[:16] for part in images_and_labels)
+    images, labels = (part[:12] for part in images_and_labels)
     scorer, indices = DefenceScorer(defence, 0, 20, 4096), range(len(labels))
 
     def accuracies(examples: Tensor, draw_set: str) -> Tensor:
@@ -137,9 +140,9 @@ def test_foolbox_finds_no_more_on_a_defence(
 
     ours = examples_by_ours(defence, images, labels)
     worst = torch.stack([accuracies(examples, SELECTION) for examples in ours]).argmin(dim=0)
-    reported = torch.stack([accuracies(examples, REPORT) for examples in ours])
+    # Scored on other draws than those that chose it.
+    robust = accuracies(torch.stack(ours)[worst, torch.arange(len(labels))], REPORT).mean()
     theirs = accuracies(examples_by_foolbox(defence, images, labels), REPORT).mean()
-    robust = reported.gather(0, worst[None])[0].mean()
     assert accuracies(images, REPORT).mean() > 0.8
     assert 0.05 < robust < 0.7, "the comparison says nothing of this defence"
     # One point, and two for the few images and draws.

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from carso_cli.attacks.defence_target import DefenceTarget
 from carso_cli.attacks.losses import cross_entropy
 from carso_cli.attacks.passes import Passes
 
@@ -57,12 +56,7 @@ def test_other_errors_are_not_retried() -> None:
 
 @pytest.mark.parametrize("most", [3, 7, 20])
 def test_a_defence_answers_the_same_with_little_memory(
-    toy: Any,
-    attacked: Callable[..., DefenceTarget],
-    images: Tensor,
-    labels: Tensor,
-    most: int,
-    monkeypatch: pytest.MonkeyPatch,
+    toy: Any, attacked: Any, images: Tensor, labels: Tensor, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answers() -> tuple[Tensor, ...]:
         target = attacked()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from carso_cli.attacks.attack import BestPoint, require_finite
-from carso_cli.attacks.defence_target import DefenceTarget
 from carso_cli.attacks.fgsm import FGSM
 from carso_cli.attacks.losses import cross_entropy
 from carso_cli.attacks.pgd import PGD
@@ -98,11 +96,8 @@ def test_a_training_batch_with_one_radius_per_image_and_trainable_parameters(nor
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_keeping_the_best_point_never_loses_to_the_start_or_to_the_last_point() -> None:
-    def rugged(images: Tensor) -> Tensor:
-        wave = torch.sin(40 * images.flatten(1)).sum(dim=1)
-        return torch.stack([-wave, wave], dim=1)
-
+def test_keeping_the_best_point_never_loses_to_the_start_or_to_the_last_point(wave: Any) -> None:
+    rugged = wave(40)
     images = torch.rand(30, 1, 3, 3)
     labels = torch.zeros(30, dtype=torch.long)
     threat = ThreatModel("linf", 0.1)
@@ -120,28 +115,10 @@ def test_keeping_the_best_point_never_loses_to_the_start_or_to_the_last_point() 
     torch.testing.assert_close(loss(averaged), loss(kept), rtol=1e-4, atol=1e-4)
 
 
-def test_strength_on_a_trained_network(digits: Any) -> None:
-    model, images, labels = digits
-
-    def accuracy(points: Tensor) -> float:
-        return float((model(points).argmax(dim=1) == labels).float().mean())
-
-    threat = ThreatModel("linf", 0.1)
-    fgsm = accuracy(FGSM(threat)(model, images, labels))
-    pgd = accuracy(PGD(threat, steps=20, step_size=0.02)(model, images, labels))
-    eot = accuracy(
-        PGDEoT(threat, steps=20, eot_samples=1, step_size=0.02)(ClassifierTarget(model), images, labels)
-    )
-    assert accuracy(images) > 0.85
-    assert pgd <= fgsm < 0.5
-    assert pgd < 0.35
-    assert eot < 0.35
-
-
 @pytest.mark.parametrize("random_start", [False, True])
 @pytest.mark.parametrize("norm", NORMS)
 def test_pgd_eot_beats_a_random_defence_that_noise_does_not(
-    norm: str, random_start: bool, attacked: Callable[..., DefenceTarget], images: Tensor, labels: Tensor
+    norm: str, random_start: bool, attacked: Any, images: Tensor, labels: Tensor
 ) -> None:
     threat = ThreatModel(norm, {"linf": 0.3, "l2": 1.2}[norm])
     attack = PGDEoT(

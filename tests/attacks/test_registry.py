@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from carso_cli.attacks.apgd import APGD
+from carso_cli.attacks.attack import Attack
+from carso_cli.attacks.autoattack import AutoAttack
 from carso_cli.attacks.defence_target import DefenceTarget
+from carso_cli.attacks.fgsm import FGSM
 from carso_cli.attacks.gradient_health import GradientRecorder
 from carso_cli.attacks.losses import margin
+from carso_cli.attacks.pgd import PGD
+from carso_cli.attacks.pgd_eot import PGDEoT
 from carso_cli.attacks.rand_autoattack import RandAutoAttack
 from carso_cli.attacks.registry import (
     ATTACKS,
@@ -26,6 +31,7 @@ from carso_cli.attacks.registry import (
     build_attack,
     check_name,
 )
+from carso_cli.attacks.square import SquareEoT
 from carso_cli.attacks.target import ClassifierTarget
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.errors import UsageError
@@ -67,10 +73,35 @@ def test_every_attack_on_a_trained_classifier(name: str, norm: str, digits: Any)
         assert accuracy < (0.7 if name == "square" else 0.45)
 
 
+def test_strength_on_a_trained_network(digits: Any) -> None:
+    model, images, labels = digits
+    near, middle, far = (ThreatModel("linf", eps) for eps in (0.1, 0.15, 0.2))
+    apgd = APGD(middle, loss="ce", steps=20)
+    at_most: dict[Attack, float] = {
+        FGSM(near): 0.5,
+        PGD(near, steps=20, step_size=0.02): 0.35,
+        PGDEoT(near, steps=20, eot_samples=1, step_size=0.02): 0.35,
+        AutoAttack(near, steps=15, queries=50): 0.35,
+        apgd: 0.15,
+        SquareEoT(far, queries=300, eot_samples=1): 0.2,
+    }
+
+    def accuracy(points: Tensor) -> float:
+        return float((model(points).argmax(dim=1) == labels).float().mean())
+
+    found = {attack: attack(ClassifierTarget(model), images, labels) for attack in at_most}
+    reached = {attack.name: accuracy(points) for attack, points in found.items()}
+    assert accuracy(images) > 0.85
+    for attack, most in at_most.items():
+        assert reached[attack.name] < most, attack.name
+    assert reached["pgd"] <= reached["fgsm"]
+    assert (margin(model(found[apgd]), labels) > margin(model(images), labels)).float().mean() > 0.98
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", AGAINST_DEFENCE)
 def test_every_attack_on_a_random_defence(
-    name: str, norm: str, attacked: Callable[..., DefenceTarget], images: Tensor, labels: Tensor
+    name: str, norm: str, attacked: Any, images: Tensor, labels: Tensor
 ) -> None:
     threat = ThreatModel(norm, {"linf": 0.3, "l2": 1.2}[norm])
     recorder = GradientRecorder()
@@ -91,9 +122,7 @@ def test_every_attack_on_a_random_defence(
 @pytest.mark.parametrize(
     "name", ["fgsm", "pgd", "apgd-ce", "square", "rand-aa", "pgd-eot", "transfer-logit-mean", "fab"]
 )
-def test_one_radius_per_image(
-    name: str, attacked: Callable[..., DefenceTarget], images: Tensor, labels: Tensor
-) -> None:
+def test_one_radius_per_image(name: str, attacked: Any, images: Tensor, labels: Tensor) -> None:
     radii = torch.linspace(0.01, 0.2, len(images))
     threat = ThreatModel("linf", radii)
     found = build_attack(name, threat, BUDGET, stochastic=True, seed=0)(attacked(), images, labels)
@@ -103,7 +132,7 @@ def test_one_radius_per_image(
 
 
 def test_rand_aa_offers_both_losses_and_returns_the_stronger(
-    attacked: Callable[..., DefenceTarget], images: Tensor, labels: Tensor
+    attacked: Any, images: Tensor, labels: Tensor
 ) -> None:
     attack = RandAutoAttack(ThreatModel("linf", 0.3), steps=5, eot_samples=30)
     offered = attack.candidates(attacked(), images, labels)
@@ -150,6 +179,7 @@ def test_attacks_that_do_not_fit_the_model_are_refused() -> None:
         build_attack("transfer-classifier", threat, BUDGET, stochastic=False, seed=0)
 
 
+@pytest.mark.slow
 def test_names_load_no_torch() -> None:
     script = "import sys, carso_cli.attacks.registry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -33,7 +32,7 @@ def independent_passes(toy: Any, images: Tensor, labels: Tensor, latents: Tensor
 
 @pytest.mark.parametrize("samples_per_pass", [3, 4, 10, 4096])
 def test_gradient_is_the_mean_of_independent_passes(
-    toy: Any, attacked: Callable[..., DefenceTarget], images: Tensor, labels: Tensor, samples_per_pass: int
+    toy: Any, attacked: Any, images: Tensor, labels: Tensor, samples_per_pass: int
 ) -> None:
     latents = toy.draw_latents(DRAWS * len(images), generator=generator(0, "latents"))
     loss, gradient = independent_passes(toy, images, labels, latents.unflatten(0, (DRAWS, -1)))
@@ -46,7 +45,7 @@ def test_gradient_is_the_mean_of_independent_passes(
 
 @pytest.mark.parametrize("samples_per_pass", [3, 5, 12, 104])
 def test_no_pass_exceeds_the_bound_and_the_condition_runs_once(
-    toy: Any, attacked: Callable[..., DefenceTarget], images: Tensor, labels: Tensor, samples_per_pass: int
+    toy: Any, attacked: Any, images: Tensor, labels: Tensor, samples_per_pass: int
 ) -> None:
     target = attacked(samples_per_pass=samples_per_pass)
     for ask in (target.loss_and_gradient, target.expected_loss):
@@ -133,9 +132,7 @@ class RandomLinear:
         return sample_logits.mean(dim=1)
 
 
-def test_expected_loss_agrees_with_the_gradient_pass(
-    attacked: Callable[..., DefenceTarget], images: Tensor, labels: Tensor
-) -> None:
+def test_expected_loss_agrees_with_the_gradient_pass(attacked: Any, images: Tensor, labels: Tensor) -> None:
     quick = attacked(samples_per_pass=6).expected_loss(images, labels, margin, DRAWS)
     full = attacked().loss_and_gradient(images, labels, margin, DRAWS)
     torch.testing.assert_close(quick.loss, full.loss)
@@ -147,7 +144,7 @@ def test_expected_loss_agrees_with_the_gradient_pass(
 
 
 def test_targets_repeat_from_a_seed_and_never_share_latents_between_steps(
-    attacked: Callable[..., DefenceTarget], images: Tensor, labels: Tensor
+    attacked: Any, images: Tensor, labels: Tensor
 ) -> None:
     first, second = attacked(seed=1), attacked(seed=1)
     for _ in range(3):
@@ -159,7 +156,7 @@ def test_targets_repeat_from_a_seed_and_never_share_latents_between_steps(
 
 @pytest.mark.parametrize("samples_per_pass", [4, 4096])
 def test_the_vjp_is_the_gradient_of_one_draw_and_can_be_repeated(
-    toy: Any, attacked: Callable[..., DefenceTarget], images: Tensor, labels: Tensor, samples_per_pass: int
+    toy: Any, attacked: Any, images: Tensor, labels: Tensor, samples_per_pass: int
 ) -> None:
     target = attacked(samples_per_pass=samples_per_pass)
     logits, back = target.vjp(images)
@@ -170,9 +167,7 @@ def test_the_vjp_is_the_gradient_of_one_draw_and_can_be_repeated(
     assert toy.head.grad is None, "parameters must not collect gradients"
 
 
-def test_frozen_latents_make_a_deterministic_target(
-    attacked: Callable[..., DefenceTarget], images: Tensor
-) -> None:
+def test_frozen_latents_make_a_deterministic_target(attacked: Any, images: Tensor) -> None:
     target = attacked()
     fixed = target.frozen()
     assert target.stochastic
@@ -182,16 +177,14 @@ def test_frozen_latents_make_a_deterministic_target(
     assert not torch.equal(target(images), target(images))
 
 
-def test_seen_as_changes_the_view_and_the_number_of_samples(
-    toy: Any, attacked: Callable[..., DefenceTarget], images: Tensor
-) -> None:
+def test_seen_as_changes_the_view_and_the_number_of_samples(toy: Any, attacked: Any, images: Tensor) -> None:
     target = attacked().seen_as(lambda sample_logits: sample_logits[:, 0], n_samples=1)
     latents = toy.draw_latents(len(images), 1, generator(0, "latents"))
     expected = toy.sample_logits(toy.condition(images), latents)[:, 0]
     torch.testing.assert_close(target(images), expected.detach())
 
 
-def test_a_pass_must_hold_one_draw(attacked: Callable[..., DefenceTarget]) -> None:
+def test_a_pass_must_hold_one_draw(attacked: Any) -> None:
     with pytest.raises(UsageError, match="samples_per_pass 2 is below the 3 samples"):
         attacked(samples_per_pass=2)
 
