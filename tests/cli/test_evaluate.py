@@ -162,6 +162,7 @@ def test_dry_run_predicts_and_does_nothing(trained: Path, carso: Any) -> None:
     assert "in all, at most about" in carso("evaluate", "--run", trained, "--limit", 6, "--dry-run").out
 
 
+@pytest.mark.slow
 def test_attack_saves_examples(trained: Path, tmp_path: Path, carso: Any) -> None:
     out = tmp_path / "found" / "examples.safetensors"
     found = carso("attack", "--run", trained, "--attack", "fgsm", "--limit", 4, "--out", out, "--json").json
