@@ -54,7 +54,7 @@ def test_a_single_attack(trained: Path, carso: Any) -> None:
     assert printed["n_images"] == 10
     assert printed["classifier"]["clean"] > 0.7
     # Again: refused, then shown from disk, then at another eps refused.
-    carso(*command, code=2, err="--resume goes on with it")
+    carso(*command, code=2, err="--resume completes it and shows its result")
     assert carso(*command, "--resume", "--json").json == printed
     carso(*command, "--resume", "--eps", "8/255", code=5, err="eps was 0.1, now 0.031372")
     assert "sanity checks" in carso(*command, "--resume").out
