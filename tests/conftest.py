@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tests.toys import DigitsRun
 
 # `--hypothesis-profile long --hypothesis-seed N` tries twenty times as many cases, and others each time.
+settings.register_profile("fast", max_examples=20, deadline=None, derandomize=True)
 settings.register_profile("suite", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("long", max_examples=2000, deadline=None)
 settings.load_profile("suite")
@@ -55,6 +56,21 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.numprocesses, config.option.maxprocesses = "auto", 8
     if config.option.numprocesses and config.option.dist == "no":
         config.option.dist = "worksteal"
+
+
+# What trains or starts processes.
+SLOW_FIXTURES = {"digits_run", "finished", "torchrun", "workshop"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name == "hostile" or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == "not slow" and not config.getoption("--hypothesis-profile"):
+        settings.load_profile("fast")
 
 
 Make = Callable[[Path], object]
@@ -117,8 +133,9 @@ def golden_folder(shared_folder: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Tests never read or fill the user's own cache.
+    # Tests never read or fill the user's own cache, and no power failure is feared for what they write.
     monkeypatch.setenv("CARSO_HOME", str(tmp_path_factory.mktemp("carso-home")))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture(autouse=True)

@@ -39,6 +39,7 @@ def raising(error: RuntimeError) -> Callable[..., Callable[[Tensor], Tensor]]:
     return compile
 
 
+@pytest.mark.slow
 def test_compiles_modules_where_the_recipe_says_so(classifier: WideResNet) -> None:
     def function(images: Tensor) -> Tensor:
         return images
@@ -48,6 +49,7 @@ def test_compiles_modules_where_the_recipe_says_so(classifier: WideResNet) -> No
     assert inference_copy(function, compile=True) is function
 
 
+@pytest.mark.slow
 def test_what_is_compiled_is_one_graph(classifier: WideResNet) -> None:
     # A backend that only traces: to generate code takes 20 seconds.
     traced = torch.compile(folded(classifier).forward, backend="eager", fullgraph=True)

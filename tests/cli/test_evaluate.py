@@ -54,7 +54,7 @@ def test_a_single_attack(trained: Path, carso: Any) -> None:
     assert printed["n_images"] == 10
     assert printed["classifier"]["clean"] > 0.7
     # Again: refused, then shown from disk, then at another eps refused.
-    carso(*command, code=2, err="--resume completes it")
+    carso(*command, code=2, err="--resume completes it and shows its result")
     assert carso(*command, "--resume", "--json").json == printed
     carso(*command, "--resume", "--eps", "8/255", code=5, err="eps was 0.1, now 0.031372")
     assert "sanity checks" in carso(*command, "--resume").out
@@ -162,6 +162,7 @@ def test_dry_run_predicts_and_does_nothing(trained: Path, carso: Any) -> None:
     assert "in all, at most about" in carso("evaluate", "--run", trained, "--limit", 6, "--dry-run").out
 
 
+@pytest.mark.slow
 def test_attack_saves_examples(trained: Path, tmp_path: Path, carso: Any) -> None:
     out = tmp_path / "found" / "examples.safetensors"
     found = carso("attack", "--run", trained, "--attack", "fgsm", "--limit", 4, "--out", out, "--json").json

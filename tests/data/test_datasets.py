@@ -134,6 +134,7 @@ def test_find_data_says_what_is_here(two_splits: Path, tmp_path: Path) -> None:
     assert find_data("image-folder", root=two_splits) is None
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_real_zip_files_load_by_name(shared_folder: Path) -> None:
     root = shared_folder / "data"

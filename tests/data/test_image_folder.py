@@ -191,6 +191,7 @@ def test_long_lists_are_cut() -> None:
     assert name_some(list("abc"), limit=2) == "'a', 'b' and 1 more"
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_cifar10_zip_file_is_used_as_it_lies(shared_folder: Path, recorder: Any) -> None:
     path = shared_folder / "data" / "cifar10-test.zip"

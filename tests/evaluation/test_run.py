@@ -96,6 +96,7 @@ def test_planted_examples_are_found_and_no_others(toys: ModuleType, tmp_path: Pa
     assert summary["failed"] == []
 
 
+@pytest.mark.slow
 def test_summary_holds_what_was_promised(whole: tuple[Path, dict[str, Any]]) -> None:
     folder, summary = whole
     assert set(summary) >= MINIMUM
@@ -175,6 +176,7 @@ def test_a_killed_process_is_resumed(
     assert lasting(summary) == lasting(whole[1])
 
 
+@pytest.mark.slow
 def test_a_rerun_for_a_sanity_check_is_kept_as_it_finishes(
     toys: ModuleType,
     whole: tuple[Path, dict[str, Any]],
@@ -290,6 +292,7 @@ def test_an_attack_that_leaves_the_ball_is_named(
         run(toys, tmp_path, defence, toys.images_with_margins(defence, [0.5, 1.5]), attack="pgd")
 
 
+@pytest.mark.slow
 def test_published_is_labelled_and_says_whether_the_exact_view_was_attacked(
     toys: ModuleType, tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(recipe: Recipe, 
     assert [line["margin"] for line in other[1]] != [line["margin"] for line in first[1]]
 
 
+@pytest.mark.slow
 def test_scores_of_a_defence_agree_between_batch_sizes(recipe: Recipe, defence: Defence) -> None:
     images = load_images(recipe, "test", limit=12)
     indices = images.indices.tolist()

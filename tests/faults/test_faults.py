@@ -24,7 +24,6 @@ _HARMLESS = {".lock"}
 _ENDS = {int(signal.SIGKILL): {-9, 0}, int(signal.SIGINT): {130, 0}, int(signal.SIGTERM): {130, -15, 0}}
 
 
-pytestmark = pytest.mark.slow
 Trial = Callable[[Workshop, Scene, Path, random.Random], str]
 
 

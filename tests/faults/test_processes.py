@@ -23,8 +23,6 @@ import pytest
 
 from tests.faults.workshop import NOTHING_YET, Scene, Workshop
 
-pytestmark = pytest.mark.slow
-
 
 @dataclass
 class Job:

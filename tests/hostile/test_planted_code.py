@@ -89,7 +89,6 @@ PLACES = (
 )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "place"), list(enumerate(PLACES)), ids=PLACES)
 def test_in_every_file_of_a_run(carso: Call, mark: Path, number: int, place: str) -> None:
     _make_run(Path("runs/x"))
@@ -132,7 +131,6 @@ def test_in_weights_that_a_recipe_names(carso: Call, planted: bytes, name: str) 
     assert name in said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("home", ["weights", "cache of robustbench"])
 def test_in_robustbench_s_cache(carso: Call, planted: bytes, home: str) -> None:
     folder = weights_home() if home == "weights" else Path("models")

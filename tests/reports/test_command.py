@@ -147,6 +147,7 @@ def test_a_folder_of_ablations_alone_is_reported(
     assert "the recipe 'mine' of" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_page_and_pictures(run: Path, tmp_path: Path, capsys: Capture) -> None:
     page, pictures = tmp_path / "new" / "page.html", tmp_path / "pictures"
     assert carso(["report", str(run), "--html", str(page), "--pictures", str(pictures)]) == 0

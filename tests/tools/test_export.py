@@ -87,6 +87,7 @@ def test_programs_agree_with_the_defence(run: Path, out: Path, digits: Tensor, n
             assert (program(*changed) - found).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_can_be_traced(tiny: Defence, rule: str) -> None:
     tiny.aggregation = rule

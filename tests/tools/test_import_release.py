@@ -30,28 +30,15 @@ from carso_cli.runs.checkpoints import load_tensors
 from carso_cli.runtime.reporter import SilentReporter
 from carso_cli.tools.import_release import export_release, import_release
 from carso_cli.training.purifier import train_purifier
+from tests.toys import TINY, DigitsRun
 
 pytestmark = pytest.mark.slow  # a purifier is trained for all but the authors' own files
 QUIET = SilentReporter()
-SHORT = (
-    "training.epochs=2",
-    "training.learning_rate.warmup_epochs=1",
-    "training.learning_rate.plateau_epochs=1",
-    "training.learning_rate.annealing_epochs=0",
-    "training.beta_increase.first_epoch=0",
-    "training.beta_increase.last_epoch=1",
-    "training.batch_size=24",
-    "training.attack_mix.pgd_steps=2",
-    "purifier.condition_features=16",
-    "purifier.latent_features=4",
-)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "trained"
-    train_purifier(load_recipe("digits", SHORT), run=run, reporter=QUIET, device="cpu", limit=48)
-    return run
+def trained(digits_run: DigitsRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(digits_run.folder, tmp_path_factory.mktemp("runs") / "trained")
 
 
 @pytest.fixture
@@ -166,7 +153,7 @@ def test_so_it_does_on_real_images(shared_folder: Path, tmp_path: Path) -> None:
     recipe = load_recipe(
         "cifar10-small",
         (
-            *SHORT,
+            *TINY,
             f"data.root={tmp_path}",
             "data.train=train.zip",
             "data.test=test.zip",
@@ -196,7 +183,7 @@ def test_the_run_says_what_it_is(trained: Path, released: Path, imported: Path) 
 
 
 def test_a_share_of_the_input_has_no_place_in_the_published_form(tmp_path: Path) -> None:
-    recipe = load_recipe("digits", (*SHORT, "purifier.input_share=0.5"))
+    recipe = load_recipe("digits", (*TINY, "purifier.input_share=0.5"))
     train_purifier(recipe, run=tmp_path / "run", reporter=QUIET, device="cpu", limit=24)
     with pytest.raises(UsageError, match=r"mixes 0\.5 of the input into what it classifies"):
         export_release(tmp_path / "run", tmp_path / "release", name="any")
@@ -331,8 +318,8 @@ def test_every_mismatch_is_listed(trained: Path, released: Path, tmp_path: Path)
 
 def test_too_few_layers_are_named(trained: Path, released: Path, tmp_path: Path) -> None:
     path = part_of(released, "repr_compressors")
-    tensors = {key: tensor for key, tensor in load_file(path).items() if not key.startswith("7.")}
+    tensors = {key: tensor for key, tensor in load_file(path).items() if not key.startswith("1.")}
     save_file(tensors, path)
-    with pytest.raises(WeightsError, match=r"repr_compressors: 18 missing: 7\.0\.0\.weight, ") as caught:
+    with pytest.raises(WeightsError, match=r"repr_compressors: 6 missing: 1\.0\.0\.weight, ") as caught:
         import_release(released, recipe_of(trained), run=tmp_path / "back", reporter=QUIET)
-    assert caught.value.hint == "representation.layers: 7 in the files, 8 in the recipe"
+    assert caught.value.hint == "representation.layers: 1 in the files, 2 in the recipe"
