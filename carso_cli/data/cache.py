@@ -58,6 +58,7 @@ def load_images(
     # Another release of Pillow may decode a JPEG to slightly other pixels.
     key = _checksum(f"{FORMAT_VERSION} {PIL.__version__} {shape} {tree.fingerprint(names)}".encode())
     # The name of the file leaves the key out, so that a changed source replaces it instead of adding another.
+    # `fsencode`: a path may hold bytes that are no UTF-8, at which `encode` would fail.
     place = _checksum(os.fsencode(f"{tree.path.resolve()}\n{slot}\n{shape[1:]}"))[:16]
     file = home() / "cache" / f"images-{place}.npz"
     images = _read(file, key, shape, reporter)
@@ -82,6 +83,7 @@ def _decode(
                     name=tree.where(name),
                     channels=channels,
                     image_size=image_size,
+                    # `image_size` fits the images before: another one would only move the fault.
                     size_hint=later_hint if position else first_hint,
                 )
             progress.advance(len(chunk))
@@ -93,11 +95,14 @@ def _read(file: Path, key: str, shape: tuple[int, ...], reporter: Reporter) -> N
     if not file.is_file():
         return None
     try:
+        # A pickled array in the file could run code.
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
             if str(kept["key"]) != key:
+                # The source has changed: no damage, so no warning.
                 return None
             images: NDArray[np.uint8] = kept["images"]
             intact = images.shape == shape and images.dtype == np.uint8
+            # The key says what the file was made for, not that its pixels are still those.
             intact = intact and str(kept["checksum"]) == _checksum(images.data)
     except Exception:  # whatever is wrong with the file, the images can be decoded again
         intact = False
@@ -110,8 +115,10 @@ def _read(file: Path, key: str, shape: tuple[int, ...], reporter: Reporter) -> N
 def _write(file: Path, key: str, images: NDArray[np.uint8], reporter: Reporter) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        # Another run may read or write the same file meanwhile.
         with atomic_write(file) as stream:
             np.savez(stream, key=np.array(key), checksum=np.array(_checksum(images.data)), images=images)
+    # A full disk or a read-only home costs time at the next start, never the run.
     except OSError as error:
         reporter.warning(
             f"decoded images cannot be kept in {file.parent}, the next start decodes again: {error}"

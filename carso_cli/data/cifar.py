@@ -30,8 +30,10 @@ FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 # ITU-R 601 luma in 16-bit fixed point, as Pillow computes it for image files.
 _LUMA = np.array([19595, 38470, 7471], dtype=np.int64)
 
+# Private in numpy, and moved by release 2; every array's own `__reduce__` still leads to it.
 _RECONSTRUCT: Callable[..., Any] = np.empty(0).__reduce__()[0]  # type: ignore[assignment]  # untyped in numpy
 _ALLOWED: dict[tuple[str, str], Any] = {
+    # A pickle names the module as it was called in the numpy that wrote it.
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy", "ndarray"): np.ndarray,
@@ -55,6 +57,7 @@ def load_cifar_split(name: str, split: str, *, channels: int, root: Path, report
     dataset_class = cifar_class(name)
     dataset = _open(dataset_class, root, split)
     if dataset is None:
+        # A damaged folder is unpacked once more from its archive, before it is given up.
         _obtain(dataset_class, name, root, reporter)
         dataset = _open(dataset_class, root, split)
     if dataset is None:
@@ -62,7 +65,9 @@ def load_cifar_split(name: str, split: str, *, channels: int, root: Path, report
         raise DataError(f"{folder} does not match the published checksums", hint=f"remove {folder}")
     pixels = np.asarray(dataset.data)
     if channels == 1:
+        # int64, since uint8 products would wrap around; half of 2**16 rounds to nearest instead of down.
         pixels = ((pixels @ _LUMA + 2**15) >> 16).astype(np.uint8)[..., None]
+    # torchvision stores CIFAR as (M, H, W, channels).
     images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
     labels = torch.tensor(dataset.targets, dtype=torch.int64)
     return ImageSet(images, labels, torch.arange(len(labels)), tuple(dataset.classes))
@@ -105,6 +110,7 @@ def _open(dataset_class: Any, root: Path, split: str) -> Any:  # noqa: ANN401  (
     try:
         # torchvision checks the checksum of every file before it opens one.
         return dataset_class(root=str(root), train=split == "train", download=False)
+    # So torchvision says of a missing file and of a wrong checksum alike.
     except RuntimeError:
         return None
 
@@ -114,6 +120,7 @@ def _obtain(dataset_class: Any, name: str, root: Path, reporter: Reporter) -> No
     if not archive.is_file():
         checksum = f"md5:{dataset_class.tgz_md5}"
         fetch(dataset_class.url, archive, checksum=checksum, name=name, reporter=reporter)
+    # An archive put there by hand; `fetch` has checked its own.
     elif (seen := file_digest(archive, "md5")) != dataset_class.tgz_md5:
         raise DataError(
             f"{archive} has the MD5 checksum {seen}; {dataset_class.tgz_md5} is the published one",

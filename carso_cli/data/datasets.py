@@ -34,6 +34,7 @@ class _Facts:
 
 
 DATASETS = {
+    # No size: they are enlarged to the one that the recipe states.
     "digits": _Facts(classes=10),
     "cifar10": _Facts(classes=10, image_size=32),
     "cifar100": _Facts(classes=100, image_size=32),
@@ -73,7 +74,9 @@ def load_split(
         UsageError: If the name or the split is unknown, or a source is given where none is taken.
         DataError: If the images are absent, damaged, or not what was stated.
     """
+    # Before anything is opened or downloaded.
     _check_request(name, split, classes, channels, image_size, source)
+    # `os.path` leaves an unknown `~name` as it is, where `Path.expanduser` raises.
     folder = Path(os.path.expanduser(root or data_home()))
     if name == "digits":
         return load_digits_split(split, channels=channels, image_size=image_size)
@@ -99,6 +102,7 @@ def load_split(
         channels=channels,
         image_size=image_size,
         reporter=reporter,
+        # Merely looked for: where it is absent, this split alone can still be used.
         other_path=_first_of(source_places(other_source, folder)) if other_source else None,
     )
 

@@ -23,6 +23,7 @@ from carso_cli.io.files import read_given
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 """File endings, in lower case, that count as images."""
 
+# In RGB these take 200 MB; below the size from which Pillow warns of a decompression bomb.
 MAX_PIXELS = 2**26
 """Most pixels an image may claim (about 67 million)."""
 
@@ -65,6 +66,7 @@ def read_images(
                     size_hint="add --resize to crop and resize it",
                 )
             )
+        # Gathered, so that one run names every file that has to be mended.
         except DataError as problem:
             problems.append(problem)
     if problems:
@@ -104,12 +106,15 @@ def decode_image(
         raise DataError(f"{name} is empty (0 bytes)", hint="replace or remove it")
     try:
         with warnings.catch_warnings():
+            # Remarks on metadata, such as damaged EXIF, which leave the pixels alone.
             warnings.simplefilter("ignore", UserWarning)
+            # Pillow only warns between its limit and twice that, and would then decode.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             # Pillow reads the header alone here: size and mode are checked before pixels are decoded.
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 _check_header(image, name, image_size, resize, size_hint)
                 return _to_array(image, channels, image_size)
+    # Or the last clause would call an image of another size damaged.
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -136,7 +141,9 @@ def _check_header(image: Image.Image, name: str, image_size: int, resize: bool, 
 
 
 def _to_array(image: Image.Image, channels: int, image_size: int) -> NDArray[np.uint8]:
+    # Without an orientation `exif_transpose` copies the image all the same.
     upright: Image.Image = ImageOps.exif_transpose(image) if "exif" in image.info else image
+    # Before resizing, since the numbers of palette colours cannot be interpolated.
     converted = upright.convert("RGB" if channels == 3 else "L")
     if converted.size != (image_size, image_size):
         side = min(converted.size)

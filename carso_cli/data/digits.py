@@ -27,6 +27,7 @@ def load_digits_split(split: str, *, channels: int, image_size: int) -> ImageSet
         channels: 1, or 3 equal ones.
         image_size: Height and width in pixels.
     """
+    # Not at the top: no other data set needs scikit-learn.
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

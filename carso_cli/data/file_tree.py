@@ -51,6 +51,7 @@ class FileTree:
         self._subfolders: dict[str, set[str]] = defaultdict(set)
         self._images: dict[str, list[str]] = defaultdict(list)
         folders = {name for name in store.folders if not _is_clutter(name)}
+        # Sorted, since `indices` number the images, and each file system lists in an order of its own.
         for name in sorted(self.files):
             folder, _, base = name.rpartition("/")
             folders.add(folder)
@@ -95,6 +96,7 @@ class FileTree:
         digest = hashlib.blake2b(os.fsencode(f"{self.path.resolve()}\n"), digest_size=32)
         if self.path.is_file():
             digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+        # In the order given, which is that of the decoded images.
         for name in names:
             digest.update(os.fsencode(f"{name} {self._store.stamp(name)}\n"))
         return digest.hexdigest()
@@ -108,6 +110,7 @@ def open_tree(path: Path) -> Iterator[FileTree]:
         DataError: If `path` is absent or neither of the two, or the zip file is unsafe or damaged.
     """
     try:
+        # Asked first: `is_dir` and `is_zipfile` do not say why they fail.
         path.stat()
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist", hint=similar_file(path)) from error
@@ -130,12 +133,14 @@ class _FolderStore:
         self._path = path
         self.files: list[str] = []
         self.folders: set[str] = set()
+        # Without `onerror` a folder that cannot be listed would be left out in silence, with its images.
         for parent, folders, files in os.walk(path, onerror=_refuse_folder, followlinks=True):
             base = "" if parent == str(path) else f"{os.path.relpath(parent, path)}/"
             self.files += [base + name for name in files]
             # `os.walk` descends into the folders that are left in its list, and no others.
             folders[:] = [name for name in folders if not _is_clutter(name)]
             self.folders.update(base + name for name in folders)
+            # `os.walk` does not notice a loop of the links that it follows.
             if base.count("/") >= _MAX_DEPTH:
                 folders.clear()
 
@@ -173,6 +178,7 @@ class ZipStore:
         self.folders: set[str] = set()
         try:
             self._index()
+        # The caller has no object yet whose `__exit__` could close it.
         except DataError:
             self._zip.close()
             raise
@@ -184,6 +190,7 @@ class ZipStore:
         self._zip.close()
 
     def _index(self) -> None:
+        # Not `getinfo` by name: of two members with one name it knows the last alone.
         for member in self._zip.infolist():
             name = self._safe_name(member)
             if member.is_dir():
@@ -192,6 +199,7 @@ class ZipStore:
                 raise DataError(f"{self._path} holds {name!r} twice", hint="make the zip file again")
             else:
                 self.files[name] = member
+        # What members claim is enough, since `read` never unpacks more.
         total = sum(member.file_size for member in self._zip.infolist())
         if total > MAX_TOTAL_BYTES:
             raise DataError(

@@ -64,8 +64,10 @@ def load_folder_split(
     with open_tree(path) as tree:
         listing = list_split(tree, split)
         where = tree.where(listing.folder)
+        # Validation images as test images are a choice that the user should see.
         if listing.folder.rpartition("/")[2] in SPLIT_FOLDERS[split][1:]:
             reporter.info(f"{where} is used as the {split} split")
+        # From the names alone: decoding may take minutes.
         check_class_count(listing.classes, classes, where=where)
         _check_other_split(tree, listing, split, other_path)
         return load_listing(tree, listing, split, channels=channels, image_size=image_size, reporter=reporter)
@@ -94,6 +96,7 @@ def list_split(tree: FileTree, split: str) -> Listing:
             f"{tree.path} holds no {split} split; it holds the folders {name_some(tree.subfolders(''))}",
             hint=_LAYOUT,
         )
+    # It has no label, and to leave it out would change the data set in silence.
     if stray := tree.images(folder):
         message = f"{tree.where(stray[0])} lies beside the class folders, in none of them"
         raise DataError(message, hint=_LAYOUT)
@@ -103,8 +106,10 @@ def list_split(tree: FileTree, split: str) -> Listing:
     for label, name in enumerate(classes):
         inside = _join(folder, name)
         found, where = tree.images(inside), tree.where(inside)
+        # Its images would be left out in silence.
         if deeper := tree.subfolders(inside):
             raise DataError(f"{where} holds the folder {deeper[0]!r} instead of images alone", hint=_LAYOUT)
+        # It would take a label and shift those after it, perhaps in this split alone.
         if not found:
             raise DataError(
                 f"{where} holds no images: the class {name!r} is empty",
@@ -118,6 +123,7 @@ def list_split(tree: FileTree, split: str) -> Listing:
 def _bases(tree: FileTree) -> list[str]:
     """Return where splits or classes may start: the top, or the one folder that everything lies in."""
     top = tree.subfolders("")
+    # Zip files often hold everything in one folder with the name of the data set.
     return ["", *top] if len(top) == 1 and not tree.images("") else [""]
 
 
@@ -125,6 +131,7 @@ def _find_named(tree: FileTree, split: str) -> str | None:
     for base in _bases(tree):
         for name in SPLIT_FOLDERS[split]:
             folder = _join(base, name)
+            # Classes too may be called `test` or `val`; those hold images, no folders.
             if name in tree.subfolders(base) and tree.subfolders(folder):
                 return folder
     return None
@@ -135,6 +142,7 @@ def _find_unnamed(tree: FileTree, split: str) -> str | None:
     others = {name for key, names in SPLIT_FOLDERS.items() if key != split for name in names}
     for base in _bases(tree):
         inside = tree.subfolders(base)
+        # It is the other split: training images must not serve as test images, nor the reverse.
         if base in others or (inside and set(inside) <= others):
             continue
         if any(tree.images(_join(base, name)) for name in inside):
@@ -149,6 +157,7 @@ def _join(folder: str, name: str) -> str:
 def _check_other_split(tree: FileTree, listing: Listing, split: str, other_path: Path | None) -> None:
     """Check the classes against those of the other split, where it is at hand."""
     other = "test" if split == "train" else "train"
+    # Both keys may name one source, which holds both splits.
     if other_path is not None and other_path.resolve() != tree.path.resolve():
         with open_tree(other_path) as other_tree:
             other_listing = list_split(other_tree, other)

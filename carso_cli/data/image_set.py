@@ -44,6 +44,7 @@ class ImageSet:
             kind, shape = self.images.dtype, tuple(self.images.shape)
             raise DataError(f"images are {kind} of shape {shape}; uint8 (M, channels, H, W) is needed")
         for key, values in (("labels", self.labels), ("indices", self.indices)):
+            # Labels index tensors: torch would take uint8 ones for a mask.
             if values.dtype != torch.int64 or values.shape != (len(self.images),):
                 kind, shape = values.dtype, tuple(values.shape)
                 raise DataError(f"{key} are {kind} of shape {shape}; int64 ({len(self.images)},) is needed")
@@ -60,6 +61,7 @@ class ImageSet:
 
     def pixels(self, positions: Tensor | slice) -> Tensor:
         """Return images as float32 (B, channels, H, W) in [0, 1]."""
+        # `to` has copied the pixels, so that dividing in place leaves `images` alone.
         return self.images[positions].to(torch.float32).div_(255.0)
 
     def to(self, device: torch.device | str) -> ImageSet:
@@ -88,6 +90,7 @@ def balanced_subset(image_set: ImageSet, count: int, seed: int) -> ImageSet:
     rank = _rank_in_class(image_set.labels, noise)
     shuffled = torch.randperm(len(image_set), generator=noise)
     # First one image of each class, then a second of each, and so on.
+    # Stable, or torch may order the images of one rank by another rule, and change it with a release.
     order = shuffled[torch.argsort(rank[shuffled], stable=True)]
     return image_set.select(order[:count])
 
@@ -116,6 +119,7 @@ def _holdout_counts(counts: Tensor, share: float) -> Tensor:
     room = (counts - 1).clamp(min=0)  # one image of each class stays
     exact = counts.to(torch.float64) * share
     taken = torch.minimum(exact.floor().long(), room)
+    # Of all classes together: what is rounded class by class adds up to another number.
     total = round(share * int(counts.sum())) if share else 0
     total = min(max(total, 1 if share else 0), int(room.sum()))
     for label in torch.argsort(exact - exact.floor(), descending=True, stable=True).tolist():
@@ -127,10 +131,12 @@ def _holdout_counts(counts: Tensor, share: float) -> Tensor:
 def _rank_in_class(labels: Tensor, noise: torch.Generator) -> Tensor:
     """Return each image's place, from 0, in a random order of its own class; (M,) to (M,)."""
     shuffled = torch.randperm(len(labels), generator=noise)
+    # Class by class, and by the stable sort in shuffled order within each.
     grouped = shuffled[torch.argsort(labels[shuffled], stable=True)]
     counts = torch.bincount(labels)
     first = counts.cumsum(0) - counts
     rank = torch.empty_like(labels)
+    # The place within a class is that in `grouped`, less where the class begins there.
     rank[grouped] = torch.arange(len(labels)) - first[labels[grouped]]
     return rank
 

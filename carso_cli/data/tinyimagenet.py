@@ -22,6 +22,7 @@ from carso_cli.runtime.reporter import Reporter
 
 NAME = "tiny-imagenet-200"
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+# The address is plain http: this checksum is what vouches for the file.
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 OFFICIAL_COUNTS = {"train": 100_000, "test": 10_000}
 
@@ -52,6 +53,7 @@ def load_tinyimagenet_split(
     with open_tree(path) as tree:
         listing = list_official_split(tree, split)
         check_class_count(listing.classes, classes, where=str(path))
+        # Not refused: a subset is fit for trying things out, but its figures are not those of the data set.
         if len(listing.names) != OFFICIAL_COUNTS[split]:
             reporter.warning(
                 f"{path} holds {len(listing.names)} {split} images;"
@@ -95,6 +97,7 @@ def list_official_split(tree: FileTree, split: str) -> Listing:
         wnid: text.partition(",")[0].strip() for wnid, _, text in (line.partition("\t") for line in lines)
     }
     classes = tuple(f"{wnid} {words[wnid]}" if wnid in words else wnid for wnid in wnids)
+    # Not empty: the lists above refuse a class without images.
     names, labels = zip(*(train if split == "train" else val), strict=True)
     return Listing(base + ("train" if split == "train" else "val"), classes, names, labels)
 
@@ -149,5 +152,6 @@ def _list_val(tree: FileTree, base: str, wnids: Sequence[str]) -> list[tuple[str
 def _lines(tree: FileTree, name: str) -> list[str]:
     if name not in tree.files:
         raise DataError(f"{tree.where(name)} is missing", hint=f"it comes with {URL}")
+    # A damaged name in words.txt is no reason to stop; a damaged wnid is found to be unknown.
     lines = [line.strip() for line in tree.read(name).decode("utf-8", errors="replace").splitlines()]
     return [line for line in lines if line]
