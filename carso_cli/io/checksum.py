@@ -69,8 +69,10 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
     digest = hashlib.sha256()
     for name in sorted(tensors):
+        # Contiguous: a strided tensor cannot be viewed as bytes.
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        # As bytes, since numpy has no bfloat16.
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()
 
@@ -78,11 +80,14 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Return a file's checksum in hexadecimal digits; `algorithm` is a name of hashlib."""
     with path.open("rb") as stream:
+        # Without `usedforsecurity=False`, FIPS systems refuse MD5, in which some checksums are published.
         return hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 def _digest(values: Mapping[str, Any]) -> str:
     # Through JSON first, so that what is hashed equals what will be read: keys as texts, tuples as lists.
     plain = json.loads(json.dumps(values, allow_nan=False))
+    # Sorted, so that the order of keys does not count.
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    # 128 bits suffice to find damage; without a key no length would stop a forger.
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -20,6 +20,7 @@ from carso_cli.io.checksum import file_digest
 from carso_cli.runtime.reporter import Reporter
 
 _MIB = 2**20
+# Of silence on the line, not of the whole download.
 _TIMEOUT_SECONDS = 30
 _LARGEST_MIB = 8 * 1024
 """Far above any file that a recipe names: a server that never stops sending must not fill the disk."""
@@ -58,11 +59,13 @@ def fetch(
                 partial.unlink(missing_ok=True)
                 return
             _receive(url, stream, version, bool(checksum), name, reporter)
+            # On disk before it gets its name: a power cut must not leave a whole name on half a file.
             os.fsync(stream.fileno())
             _check(partial, target, checksum)
             partial.replace(target)
             version.unlink(missing_ok=True)
     except (OSError, http.client.HTTPException) as error:
+        # Of a plain URLError the reason alone; its subclass HTTPError says more itself, such as the code.
         reason = error.reason if type(error) is urllib.error.URLError else error
         raise MissingError(
             f"{name} is not on this machine and could not be downloaded: {reason}{_kept(partial, version)}",
@@ -94,14 +97,18 @@ def _receive(url: str, stream: BinaryIO, version: Path, checked: bool, name: str
     known = version.read_text() if version.is_file() else ""
     start = _size(stream) if known or checked else 0
     with _open_from(url, start, known) as response:
+        # Pages of logins and warnings come with a status of success.
         if response.headers.get_content_type() == "text/html":
             raise OSError("the server sent a web page in its place")
+        # The server ignored `Range` or sends from elsewhere: appended, the parts would not make one file.
         if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             stream.truncate(0)
             start = 0
+        # Before the first byte, so that no bytes lie there under the tag of another version.
         version.write_text(_version(response))
         length = response.headers.get("Content-Length")
         total = start + int(length or 0)
+        # By the length that is claimed, before a byte is written; below by what really comes.
         _limit(stream, total)
         with reporter.progress(f"downloading {name}", total=-(-total // _MIB), unit="MiB") as progress:
             progress.advance(start // _MIB)
@@ -110,12 +117,14 @@ def _receive(url: str, stream: BinaryIO, version: Path, checked: bool, name: str
                 _limit(stream, _size(stream))
                 progress.advance()
         stream.flush()
+        # `read` with a size raises nothing when the connection ends early.
         if length is not None and _size(stream) != total:
             raise OSError(f"the connection ended after {_size(stream)} of {total} bytes")
 
 
 def _limit(stream: BinaryIO, size: int) -> None:
     if size > _LARGEST_MIB * _MIB:
+        # Kept, it would be resumed only to be refused again.
         stream.truncate(0)
         raise OSError(f"it has more than {_LARGEST_MIB:,} MiB, the largest download allowed")
 
@@ -156,6 +165,7 @@ def open_url(url: str, start: int = 0, version: str = "") -> http.client.HTTPRes
     headers = {"Range": f"bytes={start}-"} if start else {}
     if start and version:
         headers["If-Range"] = version
+    # As a subclass it takes the place of the handler that urllib would add.
     opener = build_opener(HttpsOnly)
     response: http.client.HTTPResponse = opener.open(Request(url, headers=headers), timeout=_TIMEOUT_SECONDS)
     return response
@@ -182,8 +192,10 @@ def _check(partial: Path, target: Path, checksum: str) -> None:
     algorithm, _, expected = (checksum or "sha256:").partition(":")
     seen = file_digest(partial, algorithm)
     if not expected:
+        # Before the file has its name: without the record it would pass as put there by hand.
         _record_of(target).write_text(f"{seen}\n")
     elif seen != expected:
+        # Kept, it would be resumed and fail for ever.
         partial.unlink()
         raise OSError(f"it has the {algorithm.upper()} checksum {seen}, not {expected}, and was removed")
 

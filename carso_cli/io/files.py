@@ -33,6 +33,7 @@ def read_limited(path: Path, at_most: int) -> bytes:
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is a pipe or device; a file is needed")
     with path.open("rb") as stream:
+        # One byte more: the file may have grown since `stat`.
         content = stream.read(at_most + 1)
     if len(content) > at_most:
         raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes; at most {at_most:,} are allowed")
@@ -49,6 +50,7 @@ def read_given(path: Path) -> bytes:
         return read_limited(path, MAX_BYTES)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist", hint=similar_file(path)) from error
+    # ValueError: a NUL byte in the name.
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
@@ -73,15 +75,18 @@ def atomic_write(target: Path) -> Iterator[BinaryIO]:
     """
     # With the process number in it, processes of a distributed run do not share a temporary file.
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # Left by a killed process that had the same number.
     partial.unlink(missing_ok=True)
     try:
         # "x": never write to a file or link that someone else has created meanwhile.
         with partial.open("xb") as stream:
             yield stream
             stream.flush()
+            # Before the rename: after a power cut the name must not stand for bytes that were never written.
             os.fsync(stream.fileno())
         os.replace(partial, target)
         sync_folder(target.parent)
+    # Ctrl-C included.
     except BaseException:
         with suppress(OSError):
             partial.unlink()

@@ -42,6 +42,7 @@ def ensure_folder(folder: Path) -> Path:
     """
     with writing(f"to the folder {folder}", "choose another folder with --run DIR"):
         folder.mkdir(parents=True, exist_ok=True)
+        # Permissions say nothing of a read-only disk: only a file that is created does.
         tempfile.TemporaryFile(dir=folder).close()
     return folder
 
@@ -81,6 +82,7 @@ def read_plain_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(read_limited(path, _MAX_BYTES))
+    # ValueError: no JSON, or no UTF-8. RecursionError: damage that looks like brackets without end.
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StateError(f"cannot read {path}: {reason}", hint=RESTORE) from error
@@ -104,10 +106,12 @@ def append_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         length = stream.tell()
         try:
             while lines:
+                # A raw write may take a part only, for one on a disk that becomes full.
                 lines = lines[stream.write(lines) :]
             os.fsync(stream.fileno())
         except OSError:
             with suppress(OSError):
+                # Whole lines of a failed append would count as stored.
                 stream.truncate(length)
             raise
 
@@ -117,6 +121,7 @@ def _as_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def _open_no_link(path: str, flags: int) -> int:
+    # The mode that `open` gives a new file; the umask takes from it.
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
