@@ -38,9 +38,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     Raises:
         CarsoError: If the file cannot be written; an earlier file is then intact.
     """
+    # safetensors refuses tensors that share memory, as tied weights do: each is copied.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    # The header of a safetensors file holds texts only.
     header = {key: json.dumps(value, allow_nan=False) for key, value in metadata.items()}
     header[CHECKSUM_KEY] = json.dumps(tensors_checksum(plain, metadata))
+    # Not `save_file`, which writes in place: a kill would leave half a file.
     write_atomically(path, save(plain, metadata=header))
 
 
@@ -81,6 +84,7 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
     Raises:
         CarsoError: If it cannot be written, or is damaged when read back; the state before is then intact.
     """
+    # A third name: until the new state is proven, both older ones stay.
     fresh = path.with_name(f"next-{path.name}")
     save_tensors(fresh, tensors, metadata)
     try:
@@ -91,9 +95,11 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
             hint=f"free or replace the disk, then resume with --resume: {path} is intact",
         ) from error
     with writing(path):
+        # Between the two renames `path` is missing, and `load_state` finds the state before.
         if path.exists():
             os.replace(path, previous_state(path))
         os.replace(fresh, path)
+        # The renames too must outlast a power cut.
         sync_folder(path.parent)
 
 
@@ -108,6 +114,7 @@ def load_state(path: Path, reporter: Reporter) -> tuple[dict[str, Tensor], dict[
         StateError: If every state there is is damaged, naming the files.
     """
     candidates = [one for one in (path, previous_state(path)) if one.exists()]
+    # Kept for the warning or the error: an older state may be whole.
     damage: list[str] = []
     for candidate in candidates:
         try:

@@ -47,11 +47,13 @@ def describe_run(
         write_recipe(folder, recipe)
         return
     try:
+        # Read only to see whether it is whole: the versions of the first start stay, not those of this one.
         read_json(folder.environment)
     except StateError as error:
         reporter.warning(f"{error.message}; writing it again")
         write_json(folder.environment, environment)
     try:
+        # Its checksum line is verified in loading.
         load_recipe(str(folder.recipe.resolve()))
     except RecipeError as error:
         reporter.warning(f"{error.message}; writing it again")
@@ -74,6 +76,7 @@ def class_names(folder: RunFolder, recipe: Recipe) -> tuple[str, ...]:
         stored = read_json(folder.environment).get("classes")
     except StateError:
         return numbers
+    # Names must not be shifted against the labels.
     if not isinstance(stored, list) or len(stored) != len(numbers):
         return numbers
     return tuple(str(name) for name in stored)
@@ -87,6 +90,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     versions: dict[str, str | None] = {}
     for library in _LIBRARIES:
         try:
+            # From the package's metadata: to import it could take seconds, or fail.
             versions[library] = metadata.version(library)
         except metadata.PackageNotFoundError:
             versions[library] = None
@@ -107,6 +111,7 @@ def peak_memory(device: torch.device) -> int:
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # The peak since the process started: a run cannot reset it.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts in kB, macOS in bytes.
     return peak if sys.platform == "darwin" else peak * 1024

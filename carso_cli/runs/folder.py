@@ -103,7 +103,9 @@ class RunFolder:
             StateError: If `resume` is asked for and the folder holds nothing to resume, or a purifier
                 without the state of its training, such as an imported one.
         """
+        # Any one of them will do: a run that has lost its recipe must not be trained over.
         started = self.recipe.is_file() or self.trained_here or self.purifier.is_file()
+        # torchrun repeats the command line of the first start, which may lack --resume.
         resume = started if restarted else resume
         if started and not resume:
             raise UsageError(
@@ -129,6 +131,7 @@ class RunFolder:
         Raises:
             StateError: If the recipe is missing.
         """
+        # Without one it would be evaluated by a default recipe, which is not how it was trained.
         if not self.recipe.is_file() and (self.trained_here or self.purifier.is_file()):
             raise StateError(
                 f"{self.recipe} is missing: how the purifier beside it was trained is not known",
@@ -144,7 +147,9 @@ class RunFolder:
         Raises:
             StateError: If the log is damaged, or has lost epochs.
         """
+        # A training may be appending to it.
         lines = read_json_lines(self.metrics, repair=False)
+        # Before the purifier is written, fewer lines are no fault: training is under way.
         if self.trained_here and self.purifier.is_file() and len(lines) != epochs:
             raise StateError(
                 f"{self.metrics} holds {len(lines)} of the {epochs} epochs that were trained",

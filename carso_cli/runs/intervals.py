@@ -23,13 +23,16 @@ def wilson(successes: float, trials: int, level: float = 0.95) -> tuple[float, f
     Raises:
         UsageError: If the arguments are out of range.
     """
+    # Put as `not a <= x <= b`, so that NaN is refused too.
     if trials < 1 or not 0.0 <= successes <= trials or not 0.0 < level < 1.0:
         raise UsageError(f"no interval for {successes} successes in {trials} trials at level {level}")
+    # Half of what the interval leaves out lies on either side.
     z = NormalDist().inv_cdf(0.5 + level / 2.0)
     share = successes / trials
     scale = 1.0 + z * z / trials
     centre = (share + z * z / (2.0 * trials)) / scale
     reach = z / scale * math.sqrt(share * (1.0 - share) / trials + z * z / (4.0 * trials * trials))
+    # At 0 and at `trials` rounding may lead just out of [0, 1].
     return max(0.0, centre - reach), min(1.0, centre + reach)
 
 
@@ -59,9 +62,11 @@ def paired_difference(
     if count == 0 or count != len(theirs) or not in_range or not 0.0 < level < 1.0:
         raise UsageError(f"no paired interval for {count} and {len(theirs)} accuracies at level {level}")
     differences = [one - other for one, other in zip(ours, theirs, strict=True)]
+    # `fsum` rounds once, so that the order of the images does not count.
     total, squares = math.fsum(differences), math.fsum(value * value for value in differences)
     # Of the four halves, one has difference +1 and one -1: two pairs more, the squares one more.
     pairs = count + 2
+    # The added pairs draw it towards 0: the interval is not centred on the mean that is returned.
     centre = total / pairs
     reach = NormalDist().inv_cdf(0.5 + level / 2.0) * math.sqrt(squares + 1.0 - total * centre) / pairs
     return fmean(differences), max(-1.0, centre - reach), min(1.0, centre + reach)

@@ -47,6 +47,7 @@ def locked(folder: Path, reporter: Reporter) -> Iterator[None]:
     with writing(path, "choose another folder with --run DIR"):
         try:
             lock.acquire()
+        # First, since filelock's Timeout is an OSError too.
         except Timeout:
             raise StateError(
                 f"{folder} is in use by another process: {_read_owner(path) or 'one without a name'}",
@@ -62,6 +63,7 @@ def locked(folder: Path, reporter: Reporter) -> Iterator[None]:
         elif owner:
             reporter.info(f"removed a stale lock on {folder} left by process {owner}")
     try:
+        # Who holds the lock is the only one to write here, so these are of killed processes.
         for leftover in folder.glob(".*.tmp"):
             with suppress(OSError):
                 leftover.unlink()
@@ -73,6 +75,7 @@ def locked(folder: Path, reporter: Reporter) -> Iterator[None]:
             # A killed owner does not get here: its name stays, and the next one reports it. A full disk may
             # leave it too.
             with suppress(OSError):
+                # Emptied, not removed: two processes could each lock a file of this name, one deleted.
                 path.write_text("")
     finally:
         lock.release()

@@ -42,6 +42,7 @@ def beyond_the_paper(recipe: Mapping[str, Any]) -> str:
     trades = training["adversarial"]["trades_weight"] if through else None
     found = (
         *((objective,) if through else ()),
+        # An objective through the defence always starts from another purifier: that goes without saying.
         *(("trained on from another purifier",) if training["initial"] and not through else ()),
         *((f"TRADES weight {trades:g}",) if trades is not None else ()),
         *((f"{share:g} of the input",) if share else ()),

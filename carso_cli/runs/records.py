@@ -98,6 +98,7 @@ class Record:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values; a number that is not finite becomes None."""
         return {
+            # JSON has no NaN or infinity, and the checksum refuses them.
             _STORED_AS.get(key, key): None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in asdict(self).items()
         }
@@ -110,6 +111,7 @@ class Record:
             StateError: If fields are missing or unknown.
         """
         names = {_STORED_AS.get(entry.name, entry.name): entry.name for entry in fields(cls)}
+        # Unknown fields too: a newer version may mean something else by the rest.
         if set(values) != set(names):
             raise StateError(
                 f"a record's fields differ from this version's: {sorted(set(values) ^ set(names))}"
@@ -118,6 +120,7 @@ class Record:
 
     def carried_to(self, job: str, block: int, **changes: Any) -> Record:  # noqa: ANN401  (fields of a record)
         """Return this result as the record of a later job, which skips the image."""
+        # By the job that broke it, not by one in between that only skipped it as well.
         return replace(
             self, job=job, block=block, skipped=True, skipped_by=self.skipped_by or self.job, **changes
         )
@@ -150,6 +153,7 @@ class EvaluationFolder:
 
     def discard(self) -> None:
         """Remove what the evaluation stored, its settings last: until then it can be resumed."""
+        # The summary first: while it is there, the evaluation counts as complete.
         for path in (self.summary, self.records, self.gradients, self.checks, self.settings):
             path.unlink(missing_ok=True)
 
@@ -178,9 +182,11 @@ class EvaluationFolder:
                 raise StateError(f"{self.records} holds block {record.block} of '{record.job}', not planned")
             found.setdefault(place, []).append(record)
         for place, records in found.items():
+            # Such a block would count some images double.
             if len(records) > sizes[place] or len({record.index for record in records}) < len(records):
                 raise StateError(f"{self.records}: block {place[1]} of '{place[0]}' counts images twice")
         health = read_json_lines(self.gradients)
+        # A block run again after a kill has two lines here; the last is that of its records.
         measured = {(line["job"], line["block"]): line for line in health}
         # Without its line on gradients a block would be missing from the sanity checks.
         complete = {
@@ -189,6 +195,7 @@ class EvaluationFolder:
             if len(records) == sizes[place] and place in measured
         }
         if sum(map(len, complete.values())) < sum(map(len, found.values())):
+            # Replaced in one step: a kill meanwhile leaves the old file, and this is done again.
             write_json_lines(
                 self.records, [record.as_dict() for group in complete.values() for record in group]
             )
@@ -246,6 +253,7 @@ def attacks_exact_view_of(other: Mapping[str, Any], identity: Mapping[str, Any])
 def short(value: object) -> str:
     """Return a value as text, a checksum by its first digits."""
     text = str(value)
+    # 64 characters: a SHA-256 in hexadecimal digits.
     return text[:12] if len(text) == 64 else text
 
 
@@ -261,6 +269,7 @@ def find_to_resume(parent: Path, identity: Mapping[str, Any]) -> EvaluationFolde
         raise StateError(f"{parent} holds no evaluation to resume", hint="leave out --resume to start one")
     compared = [
         (differences(read_json(one.settings).get("identity", {}), identity), one)
+        # Compared even where the name fits: it holds but 8 digits of the hash.
         for one in ([folder] if folder.exists else stored)
     ]
     found, folder = min(compared, key=lambda pair: len(pair[0]))

@@ -34,6 +34,7 @@ def figures(records: Sequence[Record]) -> dict[str, Any]:
     total = sum(record.accuracy for record in records)
     return {
         "accuracy": total / count,
+        # `total` need not be whole: each image counts by its share of right draws.
         "ci95": list(wilson(total, count)),
         "worst_of_draws": sum(record.correct == record.draws for record in records) / count,
         "majority": sum(record.majority_correct for record in records) / count,
@@ -65,6 +66,7 @@ def decisive(records: Sequence[Record], attack: str) -> list[Record]:
         attack: What was evaluated: of a protocol every job counts, of a single attack only its own, since
             without selection draws nothing may be chosen between it and the unperturbed images.
     """
+    # No record bears the name of a protocol as its attack, so then all of them count.
     return [record for record in records if record.attack == attack] or list(records)
 
 
@@ -76,19 +78,23 @@ def worst_case(records: Iterable[Record]) -> list[Record]:
     by_image: dict[int, list[Record]] = {}
     for record in records:
         by_image.setdefault(record.index, []).append(record)
+    # Of equals the first, which is that of the earlier job.
     return [min(group, key=_severity) for group in by_image.values()]
 
 
 def _severity(record: Record) -> tuple[float, float]:
     """Sort key on the selection draws: smaller is worse for the defence."""
+    # Without a margin it comes after all that have one.
     margin = float("inf") if record.margin is None else record.margin
     decided = record.correct if record.correct_selection is None else record.correct_selection
+    # The selection set has R draws, as the report set has.
     return decided / record.draws, margin
 
 
 def headline(records: Sequence[Record], attack: str) -> dict[str, Any]:
     """Return the worst case over all records, with the number of images on which each attack was worst."""
     worst = worst_case(records)
+    # The attack that broke the image is counted, not one that skipped it.
     picked = Counter(record.skipped_by or record.job for record in worst)
     return {
         "attack": attack,
@@ -127,7 +133,9 @@ def _weighted_mean(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the means of shares and loss, weighted by the number of gradients of each part."""
     means: dict[str, Any] = {"gradients": sum(part["gradients"] for part in parts)}
     for name in (*SHARES, "loss"):
+        # Unknown parts are left out: counted as 0 they would pass for healthy.
         known = [(part[name], part["gradients"]) for part in parts if part[name] is not None]
+        # By gradients, since the last block has fewer images.
         weight = sum(count for _, count in known)
         means[name] = sum(value * count for value, count in known) / weight if weight else None
     return means
