@@ -80,6 +80,7 @@ class Document:
 
     def origin(self, key: Key) -> tuple[int, str]:
         """Return where a value was written, as a number to sort by and in words: a line, or a `--set`."""
+        # A missing key has no place of its own: it is that of the section around it.
         for length in range(len(key), 0, -1):
             if text := self.overrides.get(key[:length]):
                 return 1 << 30, f"--set {text}"  # after all lines
@@ -111,6 +112,7 @@ class _TooLargeError(Exception):
 class _Loader(yaml.SafeLoader):
     """Composes nodes within the limits; `_Builder` makes values of them."""
 
+    # Emptied, and filled below: SafeLoader's own take `yes` for true and 1:30 for 90.
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own attribute, replaced whole)
     # Counted while composing, since a deep document would overflow the stack before any value is built.
     nodes = 0
@@ -130,7 +132,9 @@ for _name, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?(?:0|[1-9][0-9]{0,30})", list("-+0123456789")),
+    # `1e-3` is none of these, by YAML 1.1; it stays text, which `parse_number` reads.
     ("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?", list("-+.0123456789")),
+    # Known only to be refused: as text, `<<` would be a key like any other.
     ("merge", r"<<", ["<"]),
 ):
     _Loader.add_implicit_resolver(_CORE + _name, re.compile(rf"^(?:{_pattern})$"), _first)
@@ -153,7 +157,9 @@ class _Builder:
         # Aliases share nodes, so what they expand to is only known here.
         if self.values > MAX_VALUES or len(key) > MAX_DEPTH:
             raise _TooLargeError
+        # Where its key stands, if it has one: the value may begin lines below.
         self.document.lines.setdefault(key, node.start_mark.line + 1)
+        # Under a tag of its own, such as `!!set`, it goes on to `_scalar`, which refuses the tag.
         if isinstance(node, yaml.MappingNode) and node.tag == _CORE + "map":
             return self._mapping(node, key)
         if isinstance(node, yaml.SequenceNode) and node.tag == _CORE + "seq":
@@ -168,6 +174,7 @@ class _Builder:
                 self._problem(key, "only plain keys are allowed, no merge keys (<<), lists or sections", line)
                 continue
             name = str(name_node.value)
+            # PyYAML would keep the last of them without a word.
             if name in values:
                 first = self.document.lines[(*key, name)]
                 self._problem((*key, name), f"this key is given twice, first on line {first}; keep one", line)

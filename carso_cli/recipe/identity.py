@@ -47,8 +47,10 @@ def _hashed_values(recipe: Recipe) -> dict[str, Any]:
     """Return a recipe's values, without those that only say where files lie or how to compute the same."""
     values = recipe.model_dump(mode="json")
     classifier, training = values["classifier"], values["training"]
+    # `training.initial` is a path: the tensors in it are identified by their fingerprint.
     del values["data"]["root"], training["initial"], values["compile"]
     # A newer key is left out at its default, so that runs from before it existed keep their hash.
+    # Written out, not read from the schema: where a default changes there, old hashes must not.
     for section, key, default in (
         (classifier, "architecture", None),
         (classifier["training"], "initial", None),
@@ -58,6 +60,7 @@ def _hashed_values(recipe: Recipe) -> dict[str, Any]:
     ):
         if section[key] == default:
             del section[key]
+    # Without effect under `elbo`, and unknown to runs from before there was a choice.
     if training["objective"] == "elbo":
         del training["objective"], training["adversarial"]
     return values
@@ -78,8 +81,10 @@ def refuse_other_training(recipe: Recipe, trained: Recipe, overrides: Sequence[s
     asked, stored = recipe.model_dump(mode="json"), trained.model_dump(mode="json")
     for text in overrides:
         key = text.partition("=")[0].strip()
+        # With a dot at the end `threat` frees `threat.eps`, but no key that only begins like it.
         if any(f"{key}.".startswith(f"{free}.") for free in (*INFERENCE_SECTIONS, "data.root")):
             continue
+        # Parsed values, so that 8/255 and its decimal agree.
         if _value(asked, key) != (found := _value(stored, key)):
             elsewhere = "to train with it, or to attack a classifier alone, choose another folder: --run DIR"
             raise StateError(

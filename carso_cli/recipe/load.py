@@ -46,6 +46,7 @@ def load_recipe(reference: str | None = None, overrides: Sequence[str] = ()) -> 
     """
     path = locate_recipe(reference)
     recipe = load_recipe_text(_read_file(path), source=str(path), overrides=overrides)
+    # A shipped recipe is referred to by its name, which holds in any folder.
     return recipe if recipes_folder() in path.parents else recipe.read_from(path)
 
 
@@ -68,6 +69,7 @@ def load_recipe_text(text: str, *, source: str = "recipe", overrides: Sequence[s
             f"{source}: a recipe is sections of keys and values, and this file holds {found}",
             hint=f"`carso recipes show {DEFAULT_RECIPE}` shows a complete recipe",
         )
+    # In this order: --set overrides what is inherited too, and may set the epochs to scale to.
     _extend(document)
     for override in overrides:
         _apply_override(document, override)
@@ -94,10 +96,12 @@ def locate_recipe(reference: str | None) -> Path:
     # os.path answers False for names that no file can have, where Path may raise.
     path = Path(os.path.expanduser(name))
     if name.endswith((".yaml", ".yml")) or name.startswith((".", "/", "~")):
+        # Of a bare name with this ending, `find_recipe` says in its error which shipped name is near.
         return path if os.path.exists(path) or path.is_absolute() or "/" in name else find_recipe(name)
     try:
         return find_recipe(name)
     except RecipeError:
+        # A run is let through to `_read_file`, which says how runs are used.
         if os.path.isfile(path) or os.path.isfile(path / _OF_A_RUN):
             return path
         raise
@@ -126,6 +130,7 @@ def _read_file(path: Path) -> str:
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror or error}") from None
     try:
+        # Some editors put a byte-order mark first.
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not text in UTF-8: byte {error.start} cannot be decoded") from None
@@ -152,6 +157,7 @@ def _extend(document: Document, extending: tuple[str, ...] = ()) -> None:
         raise RecipeError(f"{where}: {error.message}", hint=error.hint) from None
     base = Document.read(_read_file(path), f"recipe '{reference}'")
     _extend(base, (*extending, reference))
+    # A changed recipe is not that of the row of the paper, and needs a run folder of its own.
     inherited = {key: value for key, value in base.data.items() if key not in _OWN}
     document.data = _merged(inherited, document.data)
 
@@ -188,6 +194,7 @@ def _scale_epochs(document: Document) -> None:
         return
     if any(key[:2] in _SCHEDULES for key in document.overrides):
         return
+    # A schedule that is left out has its defaults, which need scaling as well.
     written = [{} if (section := training.get(name)) is None else section for _, name in _SCHEDULES]
     try:
         rate, beta = LearningRate.model_validate(written[0]), BetaIncrease.model_validate(written[1])
@@ -195,6 +202,7 @@ def _scale_epochs(document: Document) -> None:
         return
     epochs = training["epochs"]
     total = rate.warmup_epochs + rate.plateau_epochs + rate.annealing_epochs
+    # Not `isinstance`: true is an int to it.
     if type(epochs) is not int or epochs < 1 or total < 1:
         return
 
@@ -202,6 +210,7 @@ def _scale_epochs(document: Document) -> None:
         # Half up, in whole numbers: the same on every machine.
         return (2 * epoch * epochs + total) // (2 * total)
 
+    # Boundaries are rounded, not lengths, so that the three parts add up to `epochs`.
     first, second = rate.warmup_epochs, rate.warmup_epochs + rate.plateau_epochs
     # RAdam's first steps are plain gradient descent on a summed loss: without any warm-up they diverge.
     warm = max(scaled(first), min(first, 1))

@@ -31,6 +31,7 @@ def explain(document: Document, errors: Sequence[ErrorDetails]) -> RecipeError:
     already = {problem.key for problem in document.problems}
     found = [Problem(tuple(error["loc"]), _text(error, document.data)) for error in errors]
     found = [*document.problems, *(problem for problem in found if problem.key not in already)]
+    # At one place, what concerns the recipe as a whole comes first.
     found.sort(key=lambda problem: (problem.line or document.origin(problem.key)[0], problem.key != ()))
     lines = []
     for problem in found:
@@ -102,6 +103,7 @@ def _section(schema: Schema) -> Schema:
 
 def _without_null(schema: Schema) -> Schema:
     """Return the schema of X for `X | None`."""
+    # pydantic puts X first, and null after it.
     return _section(schema["anyOf"][0]) if "anyOf" in schema else schema
 
 
@@ -111,6 +113,7 @@ def _allowed(schema: Schema) -> str:
         return f"{_allowed(_without_null(schema))}, or null"
     if "properties" in schema:
         return f"a section with the keys {', '.join(schema['properties'])}"
+    # Before the type: words written for the reader say more than a pattern.
     if "description" in schema:
         return str(schema["description"])
     if "enum" in schema:

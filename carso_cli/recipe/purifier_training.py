@@ -62,6 +62,7 @@ class Optimiser(Section):
 class LearningRate(Section):
     """Linear warm-up, plateau, linear annealing; stepped once per epoch (Table 16)."""
 
+    # These rates are for losses summed over a batch of 5120, not averaged.
     initial: Positive = 5e-9
     plateau: Positive = 0.064
     final: Positive = 4.346e-4

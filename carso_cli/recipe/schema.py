@@ -129,6 +129,7 @@ class Classifier(Section):
 
     @model_validator(mode="after")
     def _depth_fits(self) -> Self:
+        # Three groups of k blocks of two convolutions; WideResNets count four layers more.
         if (self.depth - 4) % 6:
             raise ValueError(
                 f"a WideResNet has 6 k + 4 layers (10, 16, 22, 28, 34); {self.depth} is not one of these"
@@ -245,10 +246,12 @@ class Recipe(Section):
     purifier: Purifier = Purifier()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    # No field: where a file lies must not enter hashes, stored recipes or comparisons.
     _path: str = PrivateAttr("")
 
     def read_from(self, path: Path) -> Recipe:
         """Return the recipe with the path of the user's file that it was read from."""
+        # A copy, since recipes are frozen; pydantic lets private attributes be set all the same.
         found = self.model_copy()
         found._path = str(path)
         return found
@@ -260,8 +263,10 @@ class Recipe(Section):
 
     def __eq__(self, other: object) -> bool:
         """Compare values, wherever they were read from."""
+        # pydantic would compare private attributes too.
         return isinstance(other, Recipe) and dict(self) == dict(other)
 
+    # Python drops the inherited one from a class that defines `__eq__`.
     __hash__ = Section.__hash__
 
     @model_validator(mode="after")

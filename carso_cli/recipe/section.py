@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+# No `inf`, `nan` or `1_000`, which `float` would take.
 _PLAIN = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?"
 _NUMBER = re.compile(rf"\s*({_PLAIN})\s*(?:/\s*({_PLAIN})\s*)?")
 
@@ -37,6 +38,7 @@ def parse_number(value: object) -> float:
         raise ValueError("not a number or a fraction")
     try:
         number = float(value)
+    # A whole number of more than 308 digits.
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
@@ -73,6 +75,7 @@ Parsed = BeforeValidator(parse_number)
 Fraction = Annotated[float, Field(ge=0.0, le=1.0), Parsed]
 Positive = Annotated[float, Field(gt=0.0), Parsed]
 NonNegative = Annotated[float, Field(ge=0.0), Parsed]
+# Strict: pydantic would take 3.0, "3" and true for whole numbers.
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
 Text = Annotated[str, Field(min_length=1)]

@@ -25,6 +25,7 @@ def recipes_folder() -> Path:
         RecipeError: If the installation has neither.
     """
     package = Path(carso_cli.__file__).resolve().parent
+    # The wheel's first: beside an installed package `recipes` may be anyone's folder.
     for folder in (package / "shipped_recipes", package.parent / "recipes"):
         if folder.is_dir():
             return folder
@@ -71,6 +72,7 @@ def start_command(recipe: Recipe) -> str:
     """
     known = [shipped.name for shipped in list_recipes()]
     run = Path(recipe.training.initial or "").parent
+    # A run of that name elsewhere may have been trained from another recipe.
     if run.name in known and run == Path("runs", run.name):
         return f"carso train-purifier {run.name}"
     return f"carso recipes show {recipe.reference}" if recipe.reference in known else ""
