@@ -31,6 +31,7 @@ def main() -> None:
             os._exit(code)
         from carso_cli.distributed.world import leave
 
+        # Only after success: a process group is left by all processes together.
         leave()
     sys.exit(code)
 
@@ -42,6 +43,7 @@ def _open_streams() -> None:
             # open() takes the lowest free descriptor, so that in this order each stream gets its own number.
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115  (stays open)
     if isinstance(sys.stdout, io.TextIOWrapper):
+        # Python keeps bytes that are no UTF-8 as surrogates, which stdout refuses to print.
         sys.stdout.reconfigure(errors="backslashreplace")
 
 

@@ -41,11 +41,13 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    # First: under torchrun plain `cuda` is another GPU in each process.
     name = device_of_process(name)
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"unknown device '{name}'; use auto, cpu, cuda, cuda:N or mps") from error
+    # `torch.device` takes names and numbers of devices that are not there.
     present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= present.get(device.type, 0):
         raise UsageError(f"device '{name}' is not present here", hint="leave out --device to choose one")
@@ -55,6 +57,7 @@ def choose_device(name: str) -> torch.device:
 def training_images(recipe: Recipe, limit: int | None) -> int | None:
     """Return how many images a training reads, held-out ones included; None where that is not known yet."""
     known = (limit, recipe.data.train_limit, TRAINING_IMAGES.get(recipe.data.name))
+    # Limits cut and never add: the smallest number that is known holds.
     return min(filter(None, known), default=None)
 
 
@@ -100,6 +103,7 @@ def build_second_classifier(recipe: Recipe, device: torch.device | str = "cpu") 
         RecipeError, WeightsError: As `build_classifier`.
     """
     kind = recipe.evaluation.second_kind
+    # None instead of a second copy: both instances are then one module in memory.
     return None if kind == recipe.representation.kind else build_classifier(recipe, kind, device)
 
 
@@ -148,6 +152,7 @@ def user_classifier(classifier: nn.Module, recipe: Recipe) -> nn.Module:
 
 def layer_shapes(classifier: nn.Module, recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """Return layer name to the shape of its output for one image, without the batch axis."""
+    # The user's own classifier may lie on a GPU, or have no parameters at all.
     device = next(classifier.parameters(), torch.empty(0)).device
     size = recipe.data.image_size
     with torch.no_grad():
@@ -186,6 +191,7 @@ def load_images(
         reporter=reporter or SilentReporter(),
     )
     if split == "train" and data.train_limit is not None:
+        # First, so that `limit` cuts what the recipe trains on, not the whole split.
         images = balanced_subset(images, data.train_limit, recipe.seed)
     return images if limit is None else balanced_subset(images, limit, recipe.seed)
 
@@ -215,6 +221,7 @@ def load_defence(
         WeightsError: If the classifier's weights are missing, or not those of training.
     """
     folder = RunFolder(Path(run))
+    # Asked first: of an unfinished run this says how to go on, where loading would only fail.
     path = folder.require_purifier(f"carso train-purifier RECIPE --run {run}")
     recipe = load_recipe(str(folder.recipe))
     target = device_for(recipe, device)
@@ -244,9 +251,11 @@ def load_purifier(path: Path, recipe: Recipe, classifier: nn.Module) -> Purifier
         WeightsError: If the classifier is not the one it was trained for, or a weight is NaN or infinite.
     """
     tensors, metadata = load_tensors(path)
+    # The checksum only proves that these are the values that were stored.
     require_finite(tensors, path)
     if "layers" not in metadata or "classifier" not in metadata:
         raise StateError(f"{path} does not say what it was trained for: it is no purifier of carso")
+    # The order of layers counts too: representations are concatenated in it.
     if tuple(metadata["layers"]) != recipe.representation.layers:
         raise StateError(f"{path} was trained on layers {metadata['layers']}, not on those of its recipe")
     checksum = classifier_fingerprint(classifier)
@@ -258,9 +267,11 @@ def load_purifier(path: Path, recipe: Recipe, classifier: nn.Module) -> Purifier
         )
     purifier = build_purifier(recipe, classifier)
     if metadata.get("inference_only"):
+        # Before loading, which is strict: keys of an encoder would be missing.
         purifier.drop_encoder()
     try:
         load_strict(purifier, tensors, path, keys="purifier")
+    # Files of one run disagree with each other: no weights are to be fetched.
     except WeightsError as error:
         hint = "its recipe.yaml was changed after training; undo that"
         raise StateError(error.message, hint=hint) from None
