@@ -126,6 +126,7 @@ def command(
 
     varied: tuple[tuple[Callable[[Recipe, Any], Ablation], Any], ...] = (
         (known.first_and_second, _pairs(first, second, every)),
+        # A flag that is not given is False; None is what leaves an ablation out.
         (lambda recipe, _: known.aggregations(recipe), aggregations or None),
         (known.sample_counts, n_samples),
         (known.layer_subsets, layers),
@@ -149,6 +150,7 @@ def command(
             chosen, ablation, run=folder, reporter=RichReporter(), resume=resume, note=note, **settings
         )
         tables.append(stored)
+        # Shown one by one, since the next ablation may take hours.
         if not json:
             show_ablation(stored, [variant.label for variant in ablation.variants])
             print_plain(f"stored in {table_file(folder, ablation.name, stored['attack'])}")
@@ -159,6 +161,7 @@ def command(
 def _pairs(first: str | None, second: str | None, every: bool) -> list[Pair] | None:
     """Return the combinations of kinds to measure, None if none was chosen."""
     if every:
+        # Beside --all, --first and --second narrow the four combinations down.
         return [
             (one, other)
             for one in _KINDS

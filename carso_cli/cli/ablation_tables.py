@@ -28,6 +28,7 @@ def show_ablation(stored: Stored, wanted: Sequence[str] = ()) -> None:
 
 def ablation_parts(stored: Stored, wanted: Sequence[str] = ()) -> list[Table | Text]:
     """Return what `show_ablation` prints, in order."""
+    # The stored table may hold rows of earlier calls, which this one was not asked for.
     rows = [row for row in stored["rows"] if not wanted or row["label"] in wanted]
     parts: list[Table | Text] = [_accuracies(stored, rows)]
     if any(row["classifier"] for row in rows):
@@ -42,12 +43,14 @@ def _accuracies(stored: Stored, rows: Rows) -> Table:
     lines = []
     for row in rows:
         mark = "†" if row["unreliable_gradients"] else ""
+        # At eps 0 nothing was attacked: no gradients were seen, so there is no verdict.
         verdict = f"{len(row['failed'])} FAILED" if row["failed"] else "passed" if row["gradients"] else "–"
         lines.append(
             [row["label"], _with_interval(row["clean"]), _with_interval(row["attacked"]) + mark, verdict]
         )
         if row["paper"]:
             lines.append(["  paper", _paper(row["paper"]["clean"]), _paper(row["paper"]["attacked"]), ""])
+    # A row at eps 0 is the unattacked end of the series and no size of its own.
     sizes = sorted({row["eps"] for row in rows if row["eps"] > 0})
     eps = figure(sizes[0]) if len(sizes) == 1 else "as given"
     settings = stored["settings"]
@@ -76,6 +79,7 @@ def _baselines(stored: Stored, rows: Rows) -> Table:
 def _transfers(stored: Stored, rows: Rows) -> Table:
     lines = []
     for row in rows:
+        # The worst share counts: NaN, zero or saturated, each alone stops an attack.
         unusable = max((value for value in row["gradients"].values() if value is not None), default=None)
         cells = [_with_interval(row[name]) for name in ("transferred", "worst")]
         mark = " †" if row["unreliable_gradients"] else ""

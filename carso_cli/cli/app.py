@@ -51,6 +51,7 @@ def _show_version(wanted: bool) -> None:
 
 def _root(
     version: Annotated[
+        # Eager, so that it answers although no command is named.
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
@@ -64,6 +65,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     """
     app = typer.Typer(
         add_completion=False,
+        # `run` shows every error in one form; Typer's own panel would show a traceback.
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -72,6 +74,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     called = _command_of(arguments)
     for name, module, summary in COMMANDS:
         if name != called:
+            # Help lists every command; a stub spares the import of those that are not called.
             app.command(name, help=summary)(lambda: None)
             continue
         command: typer.Typer | Callable[..., None] = importlib.import_module(module).command
@@ -99,6 +102,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         with one_writer():
             code = _call(chosen or ["--help"])
+        # Here, so that a full disk or a closed pipe meets a handler below, not the interpreter's exit.
         sys.stdout.flush()
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
@@ -139,12 +143,14 @@ def _call(arguments: list[str]) -> int:
 def _report(error: Exception) -> int:
     known = _as_known(error)
     code = 1 if known is None else known.exit_code
+    # Claimed before anything is printed: of several processes that fail, only the first shows its error.
     process = claim_error()
     if process is None:
         return code
     debugging = os.environ.get("CARSO_DEBUG") == "1"
     if debugging:
         messages().print("".join(traceback.format_exception(error)), soft_wrap=True)
+    # A Ctrl-C reaches every process alike, so an interruption names none.
     where = f" in {process}" if process and not isinstance(known, InterruptedRun) else ""
     if known is None:
         show_error(_as_bug(error, debugging), title=f"this is a bug in carso{where}")
@@ -156,6 +162,7 @@ def _report(error: Exception) -> int:
 def _as_known(error: Exception) -> CarsoError | None:
     if isinstance(error, CarsoError):
         return error
+    # By name, since torch's own class could be had only by importing torch.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return CarsoError(
             f"out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
@@ -179,6 +186,7 @@ def _as_usage_error(error: Exception) -> UsageError:
     message = str(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
     context = getattr(error, "ctx", None)
     option = getattr(error, "option_name", None)
+    # The unknown name stands in the message alone.
     if message.startswith("No such command"):
         name = message.split("'")[1]
         known = list(getattr(getattr(context, "command", None), "commands", ()))
@@ -193,6 +201,7 @@ def _as_usage_error(error: Exception) -> UsageError:
 def _as_bug(error: Exception, debugging: bool) -> CarsoError:
     package = str(Path(__file__).resolve().parents[1])
     frames = traceback.extract_tb(error.__traceback__)
+    # The innermost frame of our own says more than one deep inside a library.
     ours = [frame for frame in frames if frame.filename.startswith(package)] or list(frames)
     where = f"\nin {ours[-1].name}, {ours[-1].filename}:{ours[-1].lineno}" if ours else ""
     hint = "" if debugging else "set CARSO_DEBUG=1 to see the traceback"

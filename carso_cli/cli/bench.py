@@ -38,6 +38,7 @@ def command(
     chosen = options.read_recipe(recipe, overrides)
     from carso_cli.bench import run as workflow
 
+    # Read first, so that a damaged file is met before minutes of timing.
     earlier = None if compare is None else workflow.read_bench(compare)
     reporter = RichReporter()
     result = workflow.bench(

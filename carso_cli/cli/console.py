@@ -32,11 +32,13 @@ class _Console(Console):
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
+            # Control segments are Rich's own, such as those that redraw a bar.
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 def output() -> Console:
     """Return a console on stdout, for results."""
+    # No highlighting: Rich would colour every number and path that it finds in a text.
     return _Console(highlight=False, markup=False)
 
 
@@ -144,6 +146,7 @@ def duration(seconds: float | None) -> str:
     """Write a time as `42 s`, `3 min 05 s` or `2 h 07 min`; a dash for None."""
     if seconds is None:
         return "–"
+    # Rounded before the unit is chosen, so that 59.7 s reads `1 min 00 s`, not `60 s`.
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -154,7 +157,9 @@ def duration(seconds: float | None) -> str:
 
 def print_json(result: object) -> None:
     """Print a result as JSON on stdout; numbers that are not finite become null."""
+    # JSON has no NaN or infinity: Python would write bare words, which other parsers refuse.
     text = json.dumps(_finite(result), indent=2, ensure_ascii=False)
+    # `json.dumps` escapes the first set of control characters only; a terminal acts on the second too.
     typer.echo(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 

@@ -13,6 +13,7 @@ from carso_cli.cli.console import messages, output, print_plain, print_result, s
 from carso_cli.cli.progress import RichReporter
 from carso_cli.errors import UsageError
 
+# The exit code of `MissingError`.
 _MISSING = 3
 
 
@@ -33,6 +34,7 @@ def command(
 
     if fetch:
         _fetch(recipe, overrides or ())
+    # Checksums of gigabytes may take a minute, in which nothing else is shown.
     messages().print("looking at libraries, devices, data and weights …", style="dim")
     found = doctor(recipe, overrides or ())
     print_result(found, lambda found: _show(found, detailed=recipe is not None), as_json=json)
@@ -61,10 +63,12 @@ def _show(found: dict[str, Any], *, detailed: bool) -> None:
     else:
         home = found["folders"][0]["path"]
         rows = [
+            # The home folder by its name, since long paths would fold the table.
             [recipe["name"], _lacks(recipe), _short(recipe["next"].replace(home, "CARSO_HOME"))]
             for recipe in recipes
         ]
         show_table(("recipe", "lacks", "next"), rows)
+    # Often all recipes fail for one reason, such as a broken library: it is said once.
     for error in dict.fromkeys(recipe["error"] for recipe in recipes if recipe["error"]):
         print_plain(f"{', '.join(recipe['name'] for recipe in recipes if recipe['error'] == error)}: {error}")
     _show_next(found)
@@ -124,6 +128,7 @@ def _show_item(number: int, item: dict[str, Any]) -> None:
     else:
         lines += [f"looked for {_short(looked)}" for looked in item["looked"]]
         lines += [f"from {item['source']}"] if item["source"] else []
+        # What is published names its place, for those who must fetch it by hand on another machine.
         made_by_command = item["command"] and not item["download"]
         lines.append(f"$ {item['command']}" if made_by_command else f"to {place}")
     print_plain("\n   ".join([f"{number:>2} {item['what']}: {item['state']}{purpose}", *lines]))
@@ -144,6 +149,7 @@ def _show_next(found: dict[str, Any]) -> None:
 
 def _short(text: str) -> str:
     """Write the user's own folder as `~`, except inside quotes, where a shell would not expand it."""
+    # In a container the home may be `/`; every slash would then become `~/`.
     own = f"{Path.home()}/"
     return text if "'" in text or own == "//" else text.replace(own, "~/")
 

@@ -75,6 +75,7 @@ def command(
         recipe_of_run, run=folder, reporter=RichReporter(), resume=resume, force=force, **chosen
     )
     print_result(summary, show_evaluation, as_json=json)
+    # After the result is stored and shown: a failed check changes the exit code, not the measurement.
     if strict and summary["failed"]:
         raise SanityCheckError(
             f"sanity checks failed: {', '.join(summary['failed'])}",
@@ -96,6 +97,7 @@ def _show_cost(recipe: Recipe, folder: Path, chosen: Any, *, as_json: bool) -> N
     show_table(("setting", ""), shown, title=f"{recipe.name}: {evaluation.plan.label}")
     rows = [[job["job"], duration(job["seconds"])] for job in cost["jobs"]]
     rows += [[f"sanity check {check['check']}", duration(check["seconds"])] for check in cost["checks"]]
+    # At most, since an image that one attack has broken is skipped by the later ones.
     rows.append(["in all, at most about", duration(cost["seconds"])])
     title = f"predicted time for {figure(cost['n_images'])} images on this device"
     show_table(("job", "time"), rows, title=title, numeric=("time",))

@@ -31,6 +31,7 @@ def evaluation_tables(summary: Summary) -> list[Table | Text]:
         parts.append(large)
     parts += [_attacks(rows) for target in ("classifier", "defence") if (rows := _rows(summary, target))]
     parts += [*_checks(summary), Text(headline_line(summary), style="bold")]
+    # A number on another view never stands alone: the exact view hides no gradients.
     if exact := summary["exact"]:
         found = exact["accuracy"]
         text = exact["note"] if found is None else f"{accuracy(found, exact['ci95'])} ({exact['note']})"
@@ -68,11 +69,13 @@ def table_two(summary: Summary) -> Table:
     rows = [["measured", *map(accuracy, ours.values())]]
     paper = paper_row(settings.get("reproduces", ""), "2")
     if paper is not None:
+        # The paper has no worst case, so that cell is a dash.
         rows.append(["paper", *(accuracy(paper.get(column)) for column in ours)])
     identity = settings["identity"]
     title = f"{summary['recipe']}: Table 2, eps {figure(identity['eps'])} under {identity['norm']}"
     caption = "AT: classifier alone; C: defence; Cl: clean; the worst case is over all attacks of the target"
     beyond = settings.get("beyond_the_paper")
+    # A bare classifier has no samples; the remark is about a defence.
     if beyond and identity["n_samples"] is not None:
         caption += f". The defence is {beyond}"
     return table(("", *ours), rows, title=title, caption=caption, numeric=tuple(ours))
@@ -82,6 +85,7 @@ def table_three(summary: Summary) -> Table | None:
     """Return the paper's Table 3, accuracy at an eps that allows any image; None if it was not measured."""
     checks = {check["name"]: check for check in summary["checks"]}
     attacked, noise = checks.get("large-eps-attack"), checks.get("large-eps-noise")
+    # A check that was not run is listed all the same, with None for its value.
     if attacked is None or attacked["value"] is None or noise is None:
         return None
     columns = ("attacked", "random noise")

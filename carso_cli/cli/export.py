@@ -31,6 +31,7 @@ def command(
 
     result = export_run(
         source,
+        # `inside` refuses a link, which might lead out of the run.
         out=out or RunFolder(source).inside("export"),
         reporter=RichReporter(),
         n_samples=n_samples,

@@ -102,11 +102,13 @@ def _show_layers(found: list[Any], recipe: Recipe, *, filtered: bool) -> None:
     columns = ("layer", "kind", "shape an image", "recipe", "rule")
     caption = "recipe: the recipe names it; rule: the rule behind Table 7 proposes it"
     show_table(columns, rows, caption=caption, numeric=("shape an image",))
+    # A filter hides layers that the rule would propose, so the lists below would not be whole.
     if filtered:
         return
     proposed = [layer.name for layer in found if layer.proposed]
     if not proposed:
         print_plain("no layer is proposed: no convolution here gives square maps")
+    # Order counts: the purifier takes the layers in the order of the recipe.
     elif proposed == [layer for layer in recipe.representation.layers if layer in proposed]:
         print_plain("the recipe names every layer that the rule proposes")
     else:

@@ -32,6 +32,7 @@ def _not_allowed(value: str, use: str, known: Sequence[str] = ()) -> typer.BadPa
 def _check_device(context: typer.Context, value: str) -> str:
     if several := _DEVICES.fullmatch(value):
         numbers = several.group(1).split(",")
+        # The context's object is the whole command line, see `_call` in `app`.
         raise UsageError(
             f"--device {value} asks for {len(numbers)} devices, and a process uses one",
             hint=f"start one process per device: {torchrun_line(context.obj or (), numbers)}",
@@ -67,6 +68,7 @@ def whole(name: str, help: str, low: int) -> Any:  # noqa: ANN401  (typer's own 
     """Return an option that takes a whole number from `low` on, of at most 18 digits (a seed has 64 bits)."""
 
     def number(value: str) -> int:
+        # `int` alone would also take ` 5`, `1_000` and the digits of other scripts.
         if re.fullmatch(r"[0-9]{1,18}", value) and int(value) >= low:
             return int(value)
         raise _not_allowed(value, f"a whole number from {low}")
@@ -137,6 +139,7 @@ EpsOption = Annotated[
         parser=_parse_eps,
     ),
 ]
+# Words are written out where the module that defines them imports torch: help must not wait for it.
 AggregationOption = Annotated[
     str | None,
     choice(
@@ -174,6 +177,7 @@ def read_recipe(reference: str | None, overrides: Sequence[str] | None, seed: in
     """
     from carso_cli.recipe.load import load_recipe
 
+    # The seed as an override too, so that the resolved recipe that a run stores has it.
     return load_recipe(reference, [*(overrides or ()), *([] if seed is None else [f"seed={seed}"])])
 
 
@@ -198,6 +202,7 @@ def find_recipe_of_run(
 
     if reference is None:
         folder = RunFolder(run_or_default(run))
+        # Checked first: a trained run that has lost its recipe must not pass for `digits`.
         folder.check_recipe()
         run = folder.path
         if folder.recipe.is_file():

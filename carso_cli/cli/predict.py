@@ -40,6 +40,7 @@ def command(
     Grey images are converted to colour and colour to grey, as the run needs; images of another size are
     refused without --resize. The same image and seed always give the same answer.
     """
+    # Before torch is imported, so that an empty list is refused at once.
     named = _read_names(images)
     from carso_cli.tools.predict import predict
 
@@ -66,10 +67,12 @@ def _read_names(images: Sequence[str]) -> list[str]:
     if "-" not in images:
         return list(images)
     # Bytes, since a path need not be valid text in any encoding.
+    # Only empty lines are dropped, and none is stripped: a file's name may end in a blank.
     lines = [os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines() if line.strip()]
     if not lines:
         raise UsageError("no path came on stdin", hint="carso predict - reads one path per line")
     place = images.index("-")
+    # A second `-` is dropped, since stdin can be read only once.
     return [*images[:place], *lines, *(name for name in images[place + 1 :] if name != "-")]
 
 

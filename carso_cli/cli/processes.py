@@ -22,6 +22,7 @@ def check_command(name: str | None) -> None:
         UsageError: If torchrun started several, and the command is none of `SHARED`.
     """
     size = launch().size
+    # Each process would do the whole work and write the same files.
     if size > 1 and name is not None and name not in SHARED:
         raise UsageError(
             f"torchrun started {size} processes, but carso {name} runs in one",
@@ -44,9 +45,11 @@ def claim_error() -> str | None:
     """Return this process's name for an error message: empty if it runs alone, None if another shows it."""
     if launch().size == 1:
         return ""
+    # Only the handler that `main` sets is replaced, never one of a Python caller.
     if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
         # torchrun terminates the others when one process ends; this one must first finish its message.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Imported here, since it loads torch, for which a single process need not wait.
     from carso_cli.distributed import world as distributed
 
     return distributed.claim_error()
@@ -54,6 +57,7 @@ def claim_error() -> str | None:
 
 def lost_process(error: BaseException | None) -> CarsoError | None:
     """Return the error to show if this one only means that another process has died; otherwise None."""
+    # torch raises a RuntimeError for a lost connection; any other error needs no import of torch.
     if launch().size == 1 or not isinstance(error, RuntimeError):
         return None
     from carso_cli.distributed.world import is_lost_process
@@ -73,11 +77,13 @@ def torchrun_line(arguments: Sequence[str], devices: Sequence[str]) -> str:
         arguments: The command line without the program's name, `--device` with its value included.
         devices: Numbers of the GPUs.
     """
+    # `--device` and its value go: under torchrun each process takes a GPU of its own.
     kept, skip = [], False
     for argument in arguments:
         if not (skip or re.match(r"--device(=|$)", argument)):
             kept.append(argument)
         skip = argument == "--device"
+    # Processes take GPUs 0, 1, …, so any others must be renumbered to be these.
     first = [str(number) for number in range(len(devices))]
     chosen = "" if list(devices) == first else f"CUDA_VISIBLE_DEVICES={','.join(devices)} "
     # torchrun takes `--run` for an abbreviation of options of its own.

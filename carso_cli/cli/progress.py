@@ -41,11 +41,13 @@ class RichReporter:
     @contextmanager
     def progress(self, description: str, total: int, unit: str = "images") -> Iterator[reporter.Progress]:
         """Show a task; tasks opened inside another share its display."""
+        # Bars are redrawn in place; a log file would keep every one of the redrawings.
         if not self._console.is_terminal:
             lines = _Lines(self._console, self._clock, f"{description}: ", total, unit)
             try:
                 yield lines
             finally:
+                # Also after an error, so that the log says how far the task came.
                 lines.close()
             return
         # Rich allows one live display at a time, so that of the outermost task shows the inner ones too.
@@ -53,6 +55,7 @@ class RichReporter:
         bars = self._bars = self._bars or self._new_bars()
         if outermost:
             bars.start()
+        # Both fields from the start: a column that formats a missing one raises KeyError.
         task = bars.add_task(description, total=total, rate="", figures="")
         try:
             yield _Bar(bars, task, self._clock, unit)
@@ -61,10 +64,12 @@ class RichReporter:
                 bars.stop()
                 self._bars = None
             else:
+                # Removed, or the many tasks inside one evaluation would pile up on the display.
                 bars.remove_task(task)
 
     def _new_bars(self) -> Progress:
         return Progress(
+            # Descriptions may hold names from files: Rich must not read brackets in them as markup.
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[rate]}", markup=False),
@@ -100,9 +105,11 @@ class _Lines:
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         self._done += steps
+        # Kept from earlier steps, since not every step brings figures.
         self._figures |= figures
         if self._clock() - self._shown >= SECONDS_BETWEEN_LINES:
             elapsed = self._clock() - self._started
+            # Steps may add up to more than the total, as the MiB of a resumed download do.
             left = elapsed / self._done * max(self._total - self._done, 0) if self._done else 0.0
             self._show(f"{duration(left)} left" if self._done else "")
 

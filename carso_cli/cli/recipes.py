@@ -64,6 +64,7 @@ def show(
     from carso_cli.recipe.load import dump_recipe, read_recipe_file
 
     recipe = options.read_recipe(name, overrides)
+    # An override does not stand in the file's own text, so the resolved form is shown then.
     print_plain(dump_recipe(recipe) if resolved or overrides else read_recipe_file(name), end="")
 
 
@@ -88,6 +89,7 @@ def copy(
     if target.exists() and not force:
         raise UsageError(f"{target} exists already", hint="give another name, or --force to overwrite it")
     try:
+        # In one step, so that a full disk leaves no half recipe.
         with atomic_write(target) as stream:
             stream.write(source.read_bytes())
     except OSError as error:
@@ -106,6 +108,7 @@ def validate(
     from carso_cli.recipe.load import load_recipe
 
     errors: dict[str, RecipeError | None] = {}
+    # All are checked before any is shown, so that stdout under --json holds one document.
     for reference in (name for path in paths for name in _expand(path)):
         try:
             load_recipe(reference)

@@ -81,6 +81,7 @@ def _print(tables: list[ReportTable], form: str) -> None:
 class _Wrapper(TextWrapper):
     """Breaks lines after every hyphen too, since names of runs are long hyphenated words."""
 
+    # The group keeps blanks as pieces of their own, which `TextWrapper` needs; it drops None and ''.
     wordsep_re = re.compile(r"(\s+)|(?<=\w-)")
 
 
@@ -99,6 +100,7 @@ def show_tables(tables: list[ReportTable]) -> None:
         for note in one.notes:
             console.print(Text(note, style="dim"))
         for mark, trace in enumerate(one.traces, start=1):
+            # Unwrapped, so that the path of the record can be copied.
             console.print(Text(f"({mark}) {trace}", style="dim"), soft_wrap=True)
 
 
@@ -125,6 +127,7 @@ def _fit(one: ReportTable, cells: list[list[str]], available: int) -> list[int] 
     for place, flush in enumerate(one.numeric):
         # A figure's interval holds a space and is not broken.
         if not flush and excess > 0:
+            # Width 1 breaks wherever a break is allowed: the longest piece is the least width of the column.
             narrow = _Wrapper(width=1, break_long_words=False)
             longest = max(len(part) for text in columns[place] for part in narrow.wrap(text))
             given = min(excess, widths[place] - longest)
@@ -137,11 +140,13 @@ def _drawn(one: ReportTable, cells: list[list[str]], widths: list[int]) -> Table
     drawn = Table(
         title=one.heading, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
     )
+    # The box itself puts one blank between columns.
     drawn.padding = (0, _GAP - 1, 0, 0)
     for column, flush, width in zip(one.columns, one.numeric, widths, strict=True):
         drawn.add_column(Text(column), justify="right" if flush else "left", no_wrap=flush, width=width)
     for line in cells:
         texts = zip(line, one.numeric, widths, strict=True)
+        # Wrapped here, since Rich breaks no line after a hyphen.
         drawn.add_row(
             *(Text(text if flush else _Wrapper(width=width).fill(text)) for text, flush, width in texts)
         )

@@ -70,6 +70,7 @@ def _show(result: dict[str, Any], objective: str) -> None:
     if beyond:
         rows.append(["the same, under PGD", accuracy(result["defence_attacked_accuracy"])])
     rows.append([f"loss per image{'' if beyond else ' (BCE + beta KL)'}", figure(result["loss"])])
+    # Training through the defence alone has no ELBO, so it logs neither part of it.
     if "bce" in result:
         rows.append(["BCE, KL", f"{figure(result['bce'])}, {figure(result['kl'])}"])
     rows += [["training time", duration(result["seconds_total"])], ["run", result["run"]]]

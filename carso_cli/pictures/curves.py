@@ -55,6 +55,7 @@ class Style:
 
     def parameters(self) -> dict[str, Any]:
         """Return the style as matplotlib's rcParams."""
+        # In the function: matplotlib is slow to import, and most commands draw nothing.
         from matplotlib.rcsetup import cycler
 
         return {
@@ -66,6 +67,7 @@ class Style:
             **{"legend.facecolor": self.paper, "legend.edgecolor": self.grid, "legend.framealpha": 0.85},
             **{"font.size": 9.0, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.fontsize": 8.0},
             **{"axes.titlesize": 10.0, "lines.linewidth": 1.6, "lines.markersize": 4.0},
+            # The three cycle together, and matplotlib refuses lists of different lengths.
             "axes.prop_cycle": cycler(color=self.colours, linestyle=_DASHES, marker=_MARKERS),
             # Ids in an SVG are random without a salt; a dollar in a name starts no formula.
             **{"svg.hashsalt": "carso", "text.parse_math": False},
@@ -124,6 +126,7 @@ class Picture:
                 apart = 3.0 / 72.0 * (number - (len(self.curves) - 1) / 2)
                 shift = (0.0, -2.0 * apart) if flat else (apart, 0.0)
                 beside = axes.transData + ScaledTranslation(*shift, axes.figure.dpi_scale_trans)
+            # Choices have no order, so no line joins them.
             looks: dict[str, Any] = {"linestyle": "none"} if flat else {}
             if len(values) > 40:
                 looks["marker"] = ""  # markers of many points would merge into a band
@@ -133,6 +136,7 @@ class Picture:
             # One line per interval: a legend avoids lines, but neither error bars nor gaps in a line.
             for interval in intervals:
                 ends = interval[::-1] if flat else interval
+                # All three are given, or this would take the next curve's colour, dash and marker.
                 axes.plot(*ends, color=line.get_color(), transform=beside, **bars)
         if len(self.curves) > 1:
             axes.legend()
@@ -150,12 +154,15 @@ class Picture:
         if self.scale == "doubling":
             axes.set_xscale("log", base=2)
             axes.set_xticks(settings, [f"{value:g}" for value in settings])
+            # A log axis would add ticks of its own between the settings.
             axes.set_xticks([], minor=True)
             margin = (last / first) ** 0.05
             axes.set_xlim(first / margin, last * margin)
         else:
+            # A single setting has no extent.
             margin = 0.05 * (last - first) or 0.5
             axes.set_xlim(first - margin, last + margin)
+            # There is no half epoch and no half sample.
             if all(isinstance(value, int) for value in settings):
                 axes.xaxis.get_major_locator().set_params(integer=True)
 
@@ -185,6 +192,7 @@ def render(
     with rc_context(style.parameters()):
         figure = Figure(figsize=size, dpi=_PIXELS_PER_INCH, layout="constrained")
         spots = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
+        # Not strict: an odd number of pictures leaves one place free.
         for axes, picture in zip(spots, pictures, strict=False):
             picture.draw(axes)
             if titles:
@@ -192,5 +200,6 @@ def render(
         for axes in spots[len(pictures) :]:
             axes.set_axis_off()
         buffer = BytesIO()
+        # The date that matplotlib writes into an SVG would make the same picture differ every time.
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()

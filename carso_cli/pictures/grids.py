@@ -69,7 +69,9 @@ def render_grid(
 
     columns = lengths.pop()
     above = 0.1 + 0.2 * max((caption.count("\n") + 1 for caption in captions), default=0)
+    # One column more than there are images, for the headings on the left.
     size = (_INCHES * (columns + 1), _INCHES * len(rows) + above)
+    # Ids in an SVG are random without a salt; a dollar in a class name starts no formula.
     with rc_context({"svg.hashsalt": "carso", "text.parse_math": False}):
         figure = Figure(figsize=size, dpi=_PIXELS_PER_INCH, facecolor=paper)
         axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -117,7 +119,9 @@ def save_image(path: Path, image: Tensor) -> None:
     """
     from PIL import Image
 
+    # Rounded, since `byte` cuts fractions off: an image read and written again would grow darker.
     pixels = image.detach().cpu().clamp(0.0, 1.0).mul(255.0).round().byte().permute(1, 2, 0).numpy()
     buffer = BytesIO()
+    # Pillow takes (H, W) for grey, not (H, W, 1).
     Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue())

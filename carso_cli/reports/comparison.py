@@ -36,6 +36,7 @@ class _Model:
     @property
     def protocol(self) -> str:
         """The rest of the identity: models are compared where it is the same."""
+        # The identity holds a checksum of the images, so one protocol means the same images.
         rest = {name: value for name, value in self.evaluation.identity.items() if name not in _MODEL_FIELDS}
         return json.dumps(rest, sort_keys=True)
 
@@ -43,6 +44,7 @@ class _Model:
     def key(self) -> tuple[Any, ...]:
         """What distinguishes this model from others: checksums of its weights and how they are used."""
         identity = self.evaluation.identity
+        # A bare classifier is the same model in every run built on it: neither samples nor rule apply.
         if self.target == "classifier":
             return (identity.get("classifier"),)
         weights = (identity.get("classifier"), identity["purifier"], identity.get("second_classifier"))
@@ -63,6 +65,7 @@ class _Model:
     def minus(self, other: _Model) -> Figure:
         """Return the paired difference of attacked accuracies."""
         ours, theirs = (model.evaluation.worst_accuracies(model.target) for model in (self, other))
+        # Theirs by our indices, since each pair must be of one image.
         mean, low, high = paired_difference([*ours.values()], [theirs[index] for index in ours])
         # As many digits at both ends as in the mean: the question is whether they lie on one side of zero.
         return Figure(mean, low, high, text=f"{mean:+.3f}", interval_digits=3)
@@ -75,6 +78,7 @@ def comparison_tables(runs: Sequence[StoredRun]) -> list[ReportTable]:
     """
     groups: dict[str, dict[tuple[Any, ...], _Model]] = {}
     for model in _models(runs):
+        # Of equal models the first stands for all, such as a classifier that several runs share.
         groups.setdefault(model.protocol, {}).setdefault(model.key, model)
     compared = [[*group.values()] for group in groups.values() if len(group) > 1]
     return [_table(place, group) for place, group in enumerate(compared, start=1)] or [_table(1, [])]
@@ -83,6 +87,7 @@ def comparison_tables(runs: Sequence[StoredRun]) -> list[ReportTable]:
 def _models(runs: Sequence[StoredRun]) -> Iterator[_Model]:
     for run in runs:
         for one in run.evaluations:
+            # A model's row names N; whatever else departs from its recipe would not show there.
             if run.departures(one) <= {"n_samples"}:
                 for target in one.worst:
                     # A view whose gradients saturate says nothing about the defence.
@@ -98,6 +103,7 @@ def _table(place: int, group: Sequence[_Model]) -> ReportTable:
     attack, rows = "", []
     for model in group:
         one, known = model.evaluation, model.evaluation.identity
+        # The same for every model, since a group shares its protocol.
         attack = f": {known['attack']}, {known['n_images']} images, eps {known['eps']:.4g} {known['norm']}"
         cells: tuple[Cell, ...] = (
             model.label(letters.get(model.key)),

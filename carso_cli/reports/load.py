@@ -23,7 +23,9 @@ from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record
 from carso_cli.runs.summary import attack_row, decisive, headline, worst_case
 from carso_cli.runtime.reporter import Reporter
 
+# The adaptive protocol gives the number that counts, so everything that takes the first one takes it.
 _ORDER = ("adaptive", "published", "quick")
+# Above what summing floats in another order changes, far below one draw of one image.
 _ROUNDING = 1e-9
 
 
@@ -66,6 +68,7 @@ class StoredEvaluation:
         found = {}
         for target in ("classifier", "defence"):
             records = self.decisive_records(target)
+            # Random noise is a baseline, no attack.
             if any(record.attack not in ("none", "noise") for record in records):
                 found[target] = headline(records, self.identity["attack"])
         return found
@@ -197,6 +200,7 @@ class StoredRun:
         # An ablation of the second instance shows only in the checksums of the weights.
         first, second = found.get("classifier"), found.get("second_classifier")
         if first and second:
+            # Checksums only tell whether the two instances differ, so that is what is compared.
             usually_differ = self.recipe["representation"]["kind"] != section["second_kind"]
             if (first != second) != usually_differ:
                 departing.add("second_kind")
@@ -214,7 +218,9 @@ def read_evaluation(path: Path) -> StoredEvaluation | None:
         return None
     summary = _read_with_schema(folder.summary, SCHEMA)
     try:
+        # Every planned job from the start, so that one without any record fails the check below.
         jobs = {job: list[Record]() for job in summary["settings"]["jobs"]}
+        # Not repaired: another process may be appending to the file.
         for line in read_json_lines(folder.records, repair=False):
             record = Record.from_dict(line)
             jobs[record.job].append(record)
@@ -234,6 +240,7 @@ def _read_with_schema(path: Path, schema: int) -> dict[str, Any]:
 
 def _check_against_summary(evaluation: StoredEvaluation, images: int) -> None:
     for job, records in evaluation.records.items():
+        # Neither number alone: some images may be missing while others are there twice.
         if len({record.index for record in records}) != images or len(records) != images:
             raise StateError(
                 f"{evaluation.path / 'records.jsonl'} holds {len(records)} records of '{job}' for {images} "
@@ -269,13 +276,16 @@ def read_ablation(path: Path, known: Mapping[Path, StoredEvaluation]) -> StoredA
 def _read_row(run: Path, row: Mapping[str, Any], known: Mapping[Path, StoredEvaluation]) -> AblationRow:
     # A variant may live in another run's folder, so the stored path may hold `..`.
     folder = Path(os.path.normpath(run / row["evaluation"]))
+    # Several tables may name one evaluation, whose records are the bulk of what is read.
     evaluation = known.get(folder.resolve()) or read_evaluation(folder)
     if evaluation is None:
         raise StateError(f"the evaluation {folder} of row '{row['label']}' is not complete")
+    # Exactly 0.0 is what `make_row` stores for a variant without an attack.
     label, unattacked = str(row["label"]), row["eps"] == 0.0
     if row["transferred"] is None:
         return AblationRow(label, evaluation, unattacked)
     records = _transferred_records(run / row["transferred"]["source"], evaluation)
+    # A rule without gradients resists its own attack, but not examples made against another rule.
     worst = headline([*evaluation.decisive_records("defence"), *records], "transferred")
     return AblationRow(label, evaluation, unattacked, attack_row(records), worst)
 
@@ -302,6 +312,7 @@ def read_run(path: Path, reporter: Reporter) -> StoredRun:
     folder = RunFolder(path)
     recipe = _recipe_of(folder).model_dump(mode="json")
     environment, metrics = {}, []
+    # A run that was only evaluated never had the file; one that was trained here has lost it.
     if folder.trained_here and not folder.environment.is_file():
         reporter.warning(f"left out: {folder.environment} is missing")
     try:
@@ -311,6 +322,7 @@ def read_run(path: Path, reporter: Reporter) -> StoredRun:
         reporter.warning(f"left out: {error.message}")
     evaluations: dict[Path, StoredEvaluation] = {}
     ablations = []
+    # Evaluations come first, so that an ablation's table finds those of this run read already.
     for file in results_of(folder):
         try:
             if file.name != "settings.json":
@@ -347,6 +359,7 @@ def _recipe_of(folder: RunFolder) -> Recipe:
             f"{folder.path} holds no run: neither recipe.yaml nor an evaluation is in it",
             hint="name the folder that carso train-purifier or carso evaluate wrote to",
         )
+    # Results store the recipe's name and no path, so only a shipped recipe can be found by it.
     name = read_json(results[0]).get("recipe")
     try:
         return load_recipe(str(name))

@@ -40,8 +40,10 @@ def _tiles(run: StoredRun) -> list[tuple[str, str, str]]:
     """Return name, value and remark of the figures that a reader looks for first."""
     tiles = []
     plain = [one for one in run.plain_evaluations if "defence" in one.worst]
+    # Where no evaluation is at the recipe's own settings, another heads the run and says how it departs.
     for one in [*plain, *(one for one in run.evaluations if one.identity["attack"] != "noise")][:1]:
         known = one.identity
+        # `second_kind` departs without being a field of the identity.
         departing = (key for key in sorted(run.departures(one)) if key in known)
         settings = "".join(f", {key} {known[key]}" for key in departing)
         images = f"{known['n_images']} images{settings}, {one.path.name}"

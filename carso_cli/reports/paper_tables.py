@@ -65,6 +65,7 @@ def table_one(runs: Sequence[StoredRun]) -> ReportTable:
         if run.metrics:
             seconds = sum(float(line["seconds"]) for line in run.metrics)
             done, planned = len(run.metrics), run.recipe["training"]["epochs"]
+            # The time of a training in progress must not pass for that of a whole one.
             unfinished = () if done >= planned else (f"Training is not finished: {done} of {planned} epochs",)
             facts = {"seed": run.recipe["seed"], "images per epoch": run.metrics[-1]["images"]}
             trace = Trace(str(run.path / "metrics.jsonl"), facts, unfinished)
@@ -84,6 +85,7 @@ def _device(environment: Mapping[str, Any]) -> str:
         return "–"
     name = str(environment.get("device_name", environment.get("device")))
     threads = environment.get("threads")
+    # On a CPU the time depends on the number of threads.
     on_cpu = str(environment.get("device")) == "cpu"
     return f"{name} CPU, {threads} thread{'s' * (threads != 1)}" if on_cpu and threads else name
 
@@ -102,6 +104,7 @@ def table_two(runs: Sequence[StoredRun]) -> ReportTable:
             },
         }
         for label, values in literature.items():
+            # For some data sets the paper quotes no such result.
             if any(values.values()):
                 rows.append(_quoted(columns, data, {"figures": label, **values}, LITERATURE))
     note = (
@@ -119,6 +122,7 @@ def table_three(runs: Sequence[StoredRun]) -> ReportTable:
         chance = Figure(1.0 / run.recipe["data"]["classes"])
         for one in run.evaluations:
             known, checks = one.identity, {check["name"]: check["value"] for check in one.summary["checks"]}
+            # An attack on all images comes before the sanity check, which takes at most 32 of them.
             if known["eps"] >= _LARGE_EPS and known["norm"] == "linf" and "defence" in one.worst:
                 rows.append(_measured(columns, run, one, {"chance": chance}))
             elif checks.get("large-eps-attack") is not None:
@@ -178,6 +182,7 @@ def _transferred(run: StoredRun, one: StoredEvaluation) -> dict[str, Cell]:
     accuracy = headline(records, "transfer-") if records else None
     worst = one.worst["defence"]
     for row in (row for ablation in run.ablations_of("aggregations") for row in ablation.rows):
+        # Resolved, since an ablation names its evaluations by relative paths.
         if row.worst is not None and row.evaluation.path.resolve() == one.path.resolve():
             return {"transferred": measured_figure(row.transferred), "C worst": measured_figure(row.worst)}
     return {"transferred": measured_figure(accuracy), "C worst": measured_figure(worst)}
@@ -214,6 +219,7 @@ def table_seventeen(runs: Sequence[StoredRun]) -> ReportTable:
 def _kinds(run: StoredRun) -> list[tuple[str, StoredEvaluation]]:
     """Return evaluations by training of first and second instance: the ablation's, then the run's own."""
     found = [(row.label, row.evaluation) for one in run.ablations_of("first-second") for row in one.rows]
+    # An evaluation that the ablation used is among the run's own too, and gets one row.
     listed = {one.path.resolve() for _, one in found}
     first, second = run.recipe["representation"]["kind"], run.recipe["evaluation"]["second_kind"]
     kind = f"{_KINDS[first]}/{_KINDS[second]}"
@@ -277,6 +283,7 @@ def _measured(
     cells: dict[str, Cell] = {
         name: measured_figure(one.find(*_ACCURACIES[name])) for name in columns if name in _ACCURACIES
     }
+    # `further` comes last, so that it may replace an accuracy.
     cells |= {"data": run.data, "figures": measured_label(run, one), **(further or {})}
     return Row(MEASURED, tuple(map(cells.get, columns)), trace_of(run, one))
 
@@ -368,6 +375,7 @@ def _architecture(run: StoredRun) -> str:
 def _paper(runs: Sequence[StoredRun], table: str) -> list[tuple[str, Mapping[str, Any]]]:
     """Return data set and entry of each scenario that the runs reproduce; of all if they reproduce none."""
     scenarios = sorted({run.scenario for run in runs if run.scenario}) or ["(a)", "(b)", "(c)"]
+    # Table 2 names all three data sets; other tables lack some of them.
     datasets, entries = paper_figures()["2"], paper_figures()[table]
     return [(datasets[name]["dataset"], entries[name]) for name in scenarios if name in entries]
 

@@ -30,11 +30,14 @@ from carso_cli.runtime.reporter import Reporter
 _INTERVALS = "Lines: 95% Wilson intervals; the records of each row are named below the table of this title."
 # Step sizes follow eps, so they differ wherever eps does.
 _FOLLOW = {"eps": ("pgd_step_size", "pgd_eot_step_size"), "n_samples": ()}
+# Few enough to be legible on a narrow page.
 _GRID_IMAGES = 6
 _GRID_SAMPLES = 8
+# Examples of the attack that averages over the defence's randomness (EoT) come first.
 _PREFERRED = ("pgd-eot", "apgd-ce", "pgd")
 
 
+# Without `eq`: comparing tensors gives no single truth value.
 @dataclass(frozen=True, eq=False)
 class Plot:
     """Pictures that belong together: one file when saved, side by side on a page.
@@ -89,6 +92,7 @@ def draw_plots(run: StoredRun, reporter: Reporter, device: str) -> list[Plot]:
     """Return every picture that a run's records allow, with a warning for those that fail."""
     plots = []
     by_eps, by_samples, layers = comparable(run, "eps"), comparable(run, "n_samples"), layer_curves(run)
+    # A little beyond [0, 1], so that markers at either end are drawn whole.
     accuracy: dict[str, Any] = {"quantity": "accuracy", "limits": (-0.03, 1.03)}
     if by_eps:
         title, label = f"Accuracy against eps, {run.recipe['threat']['norm']}", "eps, for pixels in [0, 1]"
@@ -101,6 +105,7 @@ def draw_plots(run: StoredRun, reporter: Reporter, device: str) -> list[Plot]:
     if layers:
         title, label = "Accuracy by layers of the representation", "accuracy of the defence"
         plots.append(Plot("layers", [Picture(title, layers, label, _INTERVALS, "choice", **accuracy)]))
+    # The one picture that loads models: their absence must not cost the others.
     try:
         grid = reconstruction_grid(run.path, device)
         plots += [] if grid is None else [grid]
@@ -116,6 +121,7 @@ def training_pictures(metrics: Sequence[Mapping[str, Any]]) -> list[Picture]:
     Args:
         metrics: Lines of `metrics.jsonl`; empty for no pictures.
     """
+    # Training through the defence logs its accuracy; its loss is then not that of the ELBO.
     whole = "whole" if metrics and "accuracy" in metrics[-1] else "BCE + beta KL"
     accuracies = {"clean": "defence_clean_accuracy", "attacked": "defence_attacked_accuracy"}
     courses = {
@@ -129,10 +135,12 @@ def training_pictures(metrics: Sequence[Mapping[str, Any]]) -> list[Picture]:
     for title, keys in courses.items():
         curves = []
         for name, key in keys.items():
+            # Epochs count from 0 in the log, from 1 for readers.
             # Not every epoch measures accuracy, and of some runs none does.
             points = [Point(row["epoch"] + 1, row[key]) for row in metrics if row.get(key) is not None]
             curves += [Curve(name, tuple(points))] if points else []
         if curves:
+            # At least 0.87 to 1, so that small changes near the top do not fill the picture.
             least = min(0.9, *(point.y for curve in curves for point in curve.points))
             limits = (least - 0.03, 1.01) if keys is accuracies else None
             pictures.append(Picture(title, curves, "epoch", limits=limits))
@@ -156,6 +164,7 @@ def comparable(run: StoredRun, key: str) -> list[StoredEvaluation]:
     for one in run.evaluations:
         if "defence" in one.worst:
             rest = {name: value for name, value in one.identity.items() if name not in ignored}
+            # As text, since a mapping cannot be a key.
             group = groups.setdefault(json.dumps(rest, sort_keys=True), {})
             group.setdefault(float(one.identity[key]), one)
 
@@ -235,6 +244,7 @@ def reconstruction_grid(run: Path, device: str) -> Plot | None:
     """
     folder = RunFolder(run)
     patterns = [f"{attack}-defence.safetensors" for attack in (*_PREFERRED, "*")]
+    # `*` comes last, so a preferred attack stands before it; that it is found twice does no harm.
     stored = [file for pattern in patterns for file in sorted((run / "attacks").glob(pattern))]
     if not stored or not folder.purifier.is_file():
         return None
@@ -243,6 +253,7 @@ def reconstruction_grid(run: Path, device: str) -> Plot | None:
     defence = load_defence(run, device=device, n_samples=_GRID_SAMPLES)
     images, perturbed = tensors["images"][:_GRID_IMAGES], tensors["adversarial"][:_GRID_IMAGES]
     seed = int(metadata["seed"])
+    # Latents follow from the seed and an image's pixels, so the same report draws the same picture.
     before, after = classify(defence, images, seed), classify(defence, perturbed, seed)
     rows = [("input", images), ("perturbed", perturbed)]
     rows += [(f"sample {number + 1}", after.reconstructions[:, number]) for number in range(_GRID_SAMPLES)]

@@ -20,12 +20,14 @@ from carso_cli.reports.table import Figure, ReportTable, shown
 if TYPE_CHECKING:
     from jinja2 import Template
 
+# For `translate`, in one pass: sign after sign, replacing would escape its own backslashes.
 _LATEX = str.maketrans(
     {sign: f"\\{sign}" for sign in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"<": r"\textless{}", ">": r"\textgreater{}", "–": "--", "†": r"\dag{}", "…": r"\dots{}"}
 )
 _MARKDOWN = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_[]<>|#"} | {"\n": " "})
+# Signs with which a spreadsheet begins a formula, and blanks that it skips before one.
 _FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 CSV_COLUMNS = (
     *("table", "row", "source", "label", "column", "value", "low", "high", "text", "unit"),
@@ -63,6 +65,7 @@ def _escaped_cells(
     for row in table.rows:
         cells = [escape(shown(cell)) for cell in row.cells]
         if (mark := table.mark(row)) is not None:
+            # After the escape, since a mark is markup itself.
             cells[table.marked] += footnote(mark)
         lines.append(cells)
     return lines
@@ -111,6 +114,7 @@ def to_csv(tables: Sequence[ReportTable]) -> str:
                     figure = (cell.value, cell.low, cell.high, _harmless(cell.text), cell.unit)
                     place = (table.anchor, number, row.source, _harmless(label), _harmless(column))
                     lines.append((*place, *figure, *trace))
+    # One kind of line end on every system, so that the same report is the same file.
     return str(pandas.DataFrame(lines, columns=CSV_COLUMNS).to_csv(index=False, lineterminator="\n"))
 
 
@@ -157,7 +161,9 @@ def _template() -> Template:
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
+        # True, not chosen by the file's ending: Jinja takes `.j2` for plain text.
         autoescape=True,
+        # A misspelt name in the template must be an error, not an empty cell.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -63,6 +63,7 @@ def report(
         StateError: If a folder holds no run, or there is none.
         CarsoError: If a file cannot be written.
     """
+    # First, so that a misspelt table is not hidden by a missing run.
     for name in tables:
         if name not in TABLES:
             parts = (f"there is no table '{name}' to draw", nearest(name, TABLES))
@@ -76,6 +77,7 @@ def report(
         from carso_cli.reports.page import build_page
         from carso_cli.reports.plots import draw_plots
 
+        # Names and folders before any drawing, which may load models and take minutes.
         if pictures is not None:
             _require_different_names(stored)
             ensure_folder(pictures)
@@ -84,6 +86,7 @@ def report(
         plots = {run.path: draw_plots(run, reporter, device) for run in stored}
         if pictures is not None:
             for run in stored:
+                # Absolute, since a run that is named `.` has no name of its own.
                 folder = pictures if len(stored) == 1 else ensure_folder(pictures / run.path.absolute().name)
                 written += [path for plot in plots[run.path] for path in plot.save(folder)]
         if html is not None:
@@ -103,6 +106,7 @@ def draw_tables(runs: Sequence[StoredRun], names: Sequence[str] = ()) -> list[Re
     drawn: list[ReportTable] = []
     for name in dict.fromkeys(names or TABLES):
         drawn += comparison_tables(runs) if name == _COMPARISON else [PAPER_TABLES[name](runs)]
+    # A table that was asked for is shown even without rows: it says that nothing is stored.
     return drawn if names else [one for one in drawn + further_ablations(runs) if one.number or one.rows]
 
 

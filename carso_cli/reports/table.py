@@ -141,6 +141,7 @@ class ReportTable:
     def numeric(self) -> tuple[bool, ...]:
         """Which columns hold numbers."""
         cells = [row.cells for row in self.rows]
+        # One figure is enough: the other rows may have nothing there.
         return tuple(any(isinstance(line[k], Figure) for line in cells) for k in range(len(self.columns)))
 
 
@@ -153,4 +154,5 @@ def paper_figure(value: float | str | None) -> Figure | None:
     """Turn a number of the paper, or a bound such as `< 0.047`, into a figure."""
     if value is None:
         return None
+    # The paper states its accuracies to four digits.
     return Figure(None, text=value) if isinstance(value, str) else Figure(value, digits=4)

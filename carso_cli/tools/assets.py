@@ -38,6 +38,7 @@ PRESENT: State = "present"
 MISSING: State = "missing"
 DAMAGED: State = "damaged"
 
+# How PyTorch files began before they were zip files: a bare pickle of protocol 2, without checksums.
 _LEGACY_PICKLE = b"\x80\x02"
 
 
@@ -83,6 +84,7 @@ def take_stock(recipe: Recipe) -> list[Item]:
         check_architecture(recipe.classifier.family, recipe.classifier.architecture)
     items = _data_items(recipe)
     for kind, weights in (("at", recipe.classifier.at), ("clean", recipe.classifier.clean)):
+        # A recipe may name both kinds; it runs with those that its two classifier instances use.
         required = kind in (recipe.representation.kind, recipe.evaluation.second_kind)
         if weights is not None:
             items.append(_weights_item(recipe, kind, weights, required))
@@ -102,6 +104,7 @@ def fetch_missing(recipe: Recipe, reporter: Reporter) -> list[Item]:
     Raises:
         MissingError: See `carso_cli.io.download.fetch`; what was downloaded before stays.
     """
+    # Not what is damaged: no file of the user's is overwritten, and `doctor` asks to remove it.
     lacking = [item for item in take_stock(recipe) if item.required and item.state == MISSING]
     fetched = [item for item in lacking if item.download]
     for item in fetched:
@@ -129,6 +132,7 @@ def _look_at(
 
 def _once(check: Callable[[Path], str], path: Path) -> str:
     """Return what a check of a file says, without reading again a file that several recipes share."""
+    # With size and time of change, so that a file put in its place is read again.
     status = path.stat()
     return _checked(check, path, status.st_size, status.st_mtime_ns)
 
@@ -143,6 +147,7 @@ def _checked(check: Callable[[Path], str], path: Path, size: int, modified: int)
 
 def _data_items(recipe: Recipe) -> list[Item]:
     """Describe the images that a recipe trains and evaluates on."""
+    # `Path.expanduser` would raise for an unknown user, as in `~nobody`.
     root = Path(os.path.expanduser(recipe.data.root or data_home()))
     name = recipe.data.name
     if name == "digits":
@@ -160,6 +165,7 @@ def _cifar(recipe: Recipe, root: Path) -> Item:
     folder, archive = root / facts.base_folder, root / facts.filename
     note, place, state = "", archive, MISSING
     if folder.is_dir():
+        # File by file, since an unpacking that was cut short leaves a folder that looks whole.
         members = [*facts.train_list, *facts.test_list, (facts.meta["filename"], facts.meta["md5"])]
         bad = [file for file, md5 in members if not _has_md5(folder / file, md5)]
         note = f"missing or not of the published checksum: {', '.join(bad)}; remove the folder" if bad else ""
@@ -178,6 +184,7 @@ def _tinyimagenet(recipe: Recipe, root: Path) -> Item:
     found = find_data("tinyimagenet200", root=root)
     item = Item("data", "TinyImageNet-200", MISSING, True, "")
     item = _look_at(item, found, archive, (folder, archive, root / f"{tinyimagenet.NAME}*.zip"), _zip_problem)
+    # A zip file of some of the classes can be used, but what it gives is no result on the data set.
     if found is not None and not item.note and found.is_file() and not _has_md5(found, tinyimagenet.MD5):
         item = replace(item, note="not the published file, perhaps a part of it: name it with any result")
     return _downloadable(item, recipe, tinyimagenet.URL, checksum=f"md5:{tinyimagenet.MD5}")
@@ -209,6 +216,7 @@ def _zip_problem(path: Path) -> str:
     if path.is_dir():
         return ""
     try:
+        # `ZipStore` refuses unsafe names and sizes before `testzip` unpacks every member.
         with ZipStore(path), zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
     except DataError as error:
@@ -265,6 +273,7 @@ def _weights_problem(path: Path) -> str:
     file, whose members carry one each.
     """
     try:
+        # First, since the checksum of a download covers the whole file, whatever its format.
         if problem := recorded_problem(path):
             return problem
         if path.suffix == ".safetensors":
@@ -272,6 +281,7 @@ def _weights_problem(path: Path) -> str:
             return ""
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
+                # Before `testzip`, since compressed parts could unpack to any size.
                 require_uncompressed(archive, path)
                 bad = archive.testzip()
             return f"{bad} in it is damaged" if bad else ""

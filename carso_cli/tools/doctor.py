@@ -64,6 +64,7 @@ def doctor(reference: str | None = None, overrides: Sequence[str] = ()) -> dict[
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "libraries": libraries,
+        # One by one: what is broken must not hide what can still be said.
         "faults": _attempt(_faults)[0] or [],
         "devices": _attempt(_devices)[0] or [{"device": "cpu", "name": platform.machine()}],
         "memory": _memory(),
@@ -84,10 +85,12 @@ def _probe(module: str, name: str, needed: bool) -> dict[str, Any]:
 
 
 def _import(module: str) -> None:
+    # These three have faults that carso patches before it imports them.
     if module.partition(".")[0] in ("torchvision", "advertorch", "pyautoattack"):
         from carso_cli.runtime import third_party
 
         third_party.prepare()
+    # A warning, such as one of deprecation, says nothing about whether the library works.
     with warnings.catch_warnings(action="ignore"):
         importlib.import_module(module)
 
@@ -135,6 +138,7 @@ def _memory() -> dict[str, int | None]:
         pages = None
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
+        # /proc/meminfo counts in kB of 1024 bytes.
         available = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return {"total": pages, "available": None}
@@ -146,6 +150,7 @@ def _folders() -> list[dict[str, Any]]:
 
     found = []
     for role, path in (("CARSO_HOME", home()), ("working folder", Path.cwd())):
+        # CARSO_HOME may not exist yet; it will be made on the disk of its nearest parent.
         existing = next((folder for folder in (path, *path.absolute().parents) if folder.is_dir()), None)
         free = shutil.disk_usage(existing).free if existing is not None else None
         writable = existing is not None and os.access(existing, os.W_OK)
@@ -154,6 +159,7 @@ def _folders() -> list[dict[str, Any]]:
 
 
 def _recipes(reference: str | None, overrides: Sequence[str], broken: list[str]) -> list[dict[str, Any]]:
+    # Without these two no recipe can be read at all.
     failing = [name for name in broken if name in ("pydantic", "pyyaml")]
     if failing:
         error = f"not looked at: {failing[0]} cannot be imported"
@@ -196,6 +202,7 @@ def _next(recipe: str, lacking: Sequence[dict[str, Any]]) -> str:
     first = lacking[0]
     if first["state"] == "damaged":
         return f"remove {first['place']}: it is damaged"
+    # One command downloads all that is published, so it comes before what is made by hand.
     if any(item["download"] for item in lacking):
         return fetch_command(recipe)
     if first["command"]:

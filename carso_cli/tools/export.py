@@ -38,7 +38,9 @@ TOLERANCE = 1e-4
 """Largest difference of a program's log P from the defence's, relative where |log P| is above 1."""
 
 _ONNX_LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
+# The keys are arguments of `_Deterministic.forward`. The batch alone is free: N stays as traced.
 _BATCH = {"images": {0: Dim("batch")}, "latents": {0: Dim("batch")}}
+# protobuf, the format of ONNX files, counts bytes in signed 32-bit integers.
 _LARGEST_ONNX = 2**31
 
 
@@ -84,6 +86,7 @@ def export_run(
     recipe = load_recipe(str(RunFolder(run).recipe.resolve()))
     ensure_folder(out)
     source, size = generator(recipe.seed, "export"), recipe.data.image_size
+    # Three images, since torch.export takes a batch of one for a constant.
     images = torch.rand(3, recipe.data.channels, size, size, generator=source)
     inputs = images, defence.draw_latents(3, generator=source)
     reporter.info("tracing the defence")
@@ -95,6 +98,7 @@ def export_run(
     for name, serialise in forms.items():
         reporter.info(f"writing {out / name}")
         write_atomically(out / name, serialise(program))
+        # The written file is read back: what is checked is what is kept.
         difference = check_program(out / name, defence, inputs)
         files[name] = {"sha256": file_digest(out / name), "largest_difference": difference}
     facts = _facts(defence, recipe, class_names(RunFolder(run), recipe)) | {"files": files}
@@ -140,6 +144,7 @@ def _onnx_bytes(program: ExportedProgram) -> bytes:
 def open_program(path: Path) -> Callable[[Tensor, Tensor], Tensor]:
     """Load an exported program, to be called with (B, channels, H, W) images and (B, N, Z) latents."""
     if path.suffix == ".onnx":
+        # Here, since it comes with the extra `onnx` only.
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

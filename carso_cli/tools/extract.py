@@ -56,6 +56,7 @@ def list_layers(recipe: Recipe, *, pattern: str = "*", kind: str | None = None) 
         UsageError: If no layer matches.
         RecipeError: If the classifier is unknown, or does not take the recipe's images.
     """
+    # An entry point brings architecture and weights in one, so there is no untrained classifier of it.
     classifier = (
         build_classifier(recipe, kind or recipe.representation.kind)
         if recipe.classifier.family == "external"
@@ -63,6 +64,7 @@ def list_layers(recipe: Recipe, *, pattern: str = "*", kind: str | None = None) 
     )
     size = recipe.data.image_size
     shapes = module_shapes(classifier, torch.zeros(1, recipe.data.channels, size, size))
+    # Modules that do not run, or return no single tensor, cannot be part of a representation.
     chosen = match_layers(pattern, [name for name in layer_names(classifier) if name in shapes])
     modules = dict(classifier.named_modules())
     in_recipe, proposed = set(recipe.representation.layers), set(default_layers(classifier, shapes))
@@ -125,6 +127,7 @@ def extract(
             with autocast(recipe.precision, target):
                 batch = extract_representation(classifier, pixels[part].to(target), layers)
             for layer, output in batch.items():
+                # To the CPU batch by batch, since the outputs of a whole split may not fit on a GPU.
                 parts[layer].append(to_float32(output).cpu())
             progress.advance(part.stop - part.start)
     outputs = {layer: torch.cat(chunks) for layer, chunks in parts.items()}

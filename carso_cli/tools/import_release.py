@@ -50,6 +50,7 @@ def import_release(folder: Path, recipe: Recipe, *, run: Path, reporter: Reporte
             are missing, or if a tensor is missing, unexpected or of another shape; all are listed.
     """
     target = RunFolder(run)
+    # A purifier alone is no run: an import that was cut short leaves one, and may be repeated.
     if target.recipe.is_file() or target.trained_here:
         raise UsageError(f"{run} already holds a run", hint="choose another folder with --run DIR")
     files = find_release(folder)
@@ -58,8 +59,10 @@ def import_release(folder: Path, recipe: Recipe, *, run: Path, reporter: Reporte
     classifier = build_classifier(recipe, recipe.representation.kind)
     checksum = classifier_fingerprint(classifier)
     _check_classifier(files, checksum)
+    # Names, shapes and types are enough: on `meta` the weights take neither memory nor time.
     with torch.device("meta"):
         expected = build_purifier(recipe, classifier).state_dict()
+    # Before the keys are renamed: `from_release` raises KeyError for one that it does not know.
     _check(published, expected, recipe, folder)
     tensors = {
         key: tensor.to(expected[key].dtype)
@@ -196,9 +199,11 @@ def _explain(published: Mapping[str, Mapping[str, Tensor]], recipe: Recipe) -> s
     """Say which sizes the files have where they differ from the recipe's, as far as the tensors show them."""
     compressors, compressor, decoder = (published[part] for part in PUBLISHED_PARTS)
     layers = len({key.partition(".")[0] for key in compressors})
+    # Linear weights are (out, in): the compressor's rows are the features of the condition.
     features = compressor["1.0.weight"].shape[0] if "1.0.weight" in compressor else None
     # The decoder's first layer takes latents and condition side by side.
     latents = decoder["0.1.weight"].shape[1] - features if features and "0.1.weight" in decoder else None
+    # Weights of a transposed convolution are (in, out, height, width).
     channels = decoder["5.weight"].shape[1] if "5.weight" in decoder else None
     sizes = (
         ("representation.layers", layers, len(recipe.representation.layers)),

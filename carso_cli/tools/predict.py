@@ -33,9 +33,11 @@ from carso_cli.runs.description import class_names
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import Reporter
 
+# Images decoded at once, which bounds the memory of their float32 pixels.
 _READ_TOGETHER = 256
 _IN_GRID = 10
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
+# With number and part a name stays far below 255 bytes, the limit of most file systems.
 _LONGEST_NAME = 60
 
 
@@ -82,6 +84,7 @@ def predict(
         ensure_folder(save)  # before any work, so that an unwritable folder costs none
     rows: list[dict[str, Any]] = []
     shown: list[tuple[Tensor, Tensor]] = []
+    # A generator: N reconstructions of every image at once might not fit into memory.
     answers = _answers(defence, pixels, recipe, chosen, class_names(RunFolder(run), recipe), reporter)
     for path, (image, samples, described) in zip(paths, answers, strict=True):
         saved = _save_reconstructions(save, len(rows) + 1, path, samples) if save else []
@@ -105,6 +108,7 @@ def _answers(
     defence: Defence, pixels: Tensor, recipe: Recipe, seed: int, names: Sequence[str], reporter: Reporter
 ) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
     """Yield for each image its pixels in [0, 1], its reconstructions, and what the defence says of it."""
+    # `samples_per_pass` counts reconstructions, N for each image.
     per_pass = min(recipe.evaluation.samples_per_pass // defence.n_samples, recipe.evaluation.batch_size)
     with reporter.progress("classifying", len(pixels)) as progress:
         for part in ordered_batches(len(pixels), max(per_pass, 1)):
@@ -168,7 +172,9 @@ def _images_under(folder: Path) -> Iterable[Path]:
     def refuse(error: OSError) -> None:
         raise DataError(f"cannot list {error.filename}: {error.strerror}") from error
 
+    # Without `onerror`, folders that cannot be read would be passed over in silence.
     for parent, folders, files in os.walk(folder, onerror=refuse):
+        # In place, which is how `os.walk` learns what not to enter.
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
@@ -182,5 +188,6 @@ def _read(paths: Sequence[Path], recipe: Recipe, resize: bool) -> Tensor:
     for start in range(0, max(len(paths), 1), _READ_TOGETHER):
         together = paths[start : start + _READ_TOGETHER]
         images = read_images(together, channels=channels, image_size=size, resize=resize)
+        # Exact: each value is a whole number of 255ths, and latents are drawn from these bytes.
         parts.append(images.mul(255.0).round().to(torch.uint8))
     return torch.cat(parts)

@@ -20,6 +20,7 @@ from carso_cli.runtime.reporter import Reporter
 from carso_cli.runtime.seed import generator
 from carso_cli.training.purifier import train_purifier
 
+# Fewer attack steps and scoring draws than the recipe's, so that all ends within three minutes.
 _BUDGET = ("evaluation.pgd_steps=10", "evaluation.pgd_step_size=0.025", "evaluation.scoring_draws=5")
 _IMAGES = 100
 _SHOWN = 10
@@ -47,10 +48,12 @@ def quickstart(*, run: Path, reporter: Reporter, device: str = "auto") -> dict[s
     training: dict[str, Any] | None = None
     if not folder.purifier.is_file():
         reporter.info("training the purifier on digits")
+        # The recipe as shipped: the smaller budget is for the evaluation and must not mark the run.
         training = train_purifier(
             load_recipe("digits"), run=run, reporter=reporter, resume=folder.recipe.is_file(), device=device
         )
     reporter.info(f"attacking classifier and defence by PGD on {_IMAGES} test images")
+    # `force`: a stored result of an earlier quickstart is no reason to refuse.
     summary = evaluate(
         recipe, run=run, reporter=reporter, attack="pgd", limit=_IMAGES, device=device, force=True
     )
@@ -65,6 +68,7 @@ def quickstart(*, run: Path, reporter: Reporter, device: str = "auto") -> dict[s
 def _draw(path: Path, defence: Defence, images: Tensor, perturbed: Tensor) -> None:
     """Draw inputs and perturbed inputs, each above a few of their reconstructions."""
     device = defence.purifier.mean.device
+    # The same latents for both inputs, so that the perturbation alone makes the difference.
     latents = defence.draw_latents(len(images), _SAMPLES_SHOWN, generator(0, "picture"))
     rows = []
     for heading, inputs in (("input", images), ("perturbed\n(PGD)", perturbed)):
