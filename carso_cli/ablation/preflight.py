@@ -34,7 +34,9 @@ def plan_ablation(
     speeds: dict[tuple[object, ...], float | None] = {}
     states: dict[Path, str] = {}
     for path, one in trained_recipes(recipe, ablation, run).items():
+        # As with --resume: a prediction names what is unfinished and refuses only another configuration.
         states[path] = state = check_run(one, path, resume=True)
+        # The two objectives keep their perturbed share in different sections.
         section = one.training.attack_mix if one.training.objective == "elbo" else one.training.adversarial
         mix = (one.representation.layers, section.adversarial_fraction)
         if state != "trained" and mix not in speeds:
@@ -43,8 +45,10 @@ def plan_ablation(
         steps.append({"step": "train", "what": str(path), "state": state, "seconds": seconds})
     missing = _missing(recipe, ablation)
     for variant in ablation.variants:
+        # Eps 0 is a row of the evaluation before it and costs nothing.
         if variant.eps != 0.0:
             chosen = variant_options(ablation, variant, options)
+            # Only a trained run tells its evaluation's folder, whose name hashes the weights.
             loads = not missing and states[variant.run_folder(run)] == "trained"
             steps.append(_evaluation_step(variant, run, reporter, chosen, loads, speeds))
     known = [step["seconds"] for step in steps if step["seconds"] is not None]
@@ -69,8 +73,10 @@ def _evaluation_step(
     if loads:
         folder = prepare_evaluation(recipe, run=run, reporter=reporter, **options).folder
         state = "stored" if folder.summary.is_file() else "unfinished" if folder.exists else "missing"
+    # What time depends on: eps, rule and training of the second classifier change none of the work.
     key = (recipe.representation.layers, recipe.evaluation.n_samples, options["target"])
     if state != "stored" and key not in speeds:
+        # Given as a defence, so that nothing has to be trained or even downloaded to be timed.
         untrained: EvaluationOptions = {**options, "defence": _untrained_defence(recipe)}
         evaluation = prepare_evaluation(recipe, run=run, reporter=reporter, **untrained)
         speeds[key] = evaluation_cost.estimate_cost(evaluation)["seconds"]
@@ -80,6 +86,7 @@ def _evaluation_step(
 
 def _untrained_defence(recipe: Recipe) -> Defence:
     """Return a defence of the recipe's sizes: time does not depend on weights."""
+    # Random weights are drawn from the global generator, which is put back; devices are not used.
     with torch.random.fork_rng(devices=[]):
         classifier = untrained_classifier(recipe).eval().requires_grad_(False)
         purifier = build_purifier(recipe, classifier)
@@ -100,5 +107,6 @@ def _missing(recipe: Recipe, ablation: Ablation) -> list[str]:
         try:
             build_classifier(recipe, kind)
         except (MissingError, RecipeError) as error:
+            # Collected, so that one dry run names everything that is missing.
             found.append(f"{error.message} ({error.hint})" if error.hint else error.message)
     return found

@@ -65,7 +65,9 @@ def ablate(
         UsageError: If something unfinished is stored and `resume` is not given.
         InterruptedRun: On Ctrl-C; whole epochs and blocks are saved.
     """
+    # Here and not in the first training: lock, checks and table are the main process's alone.
     world = join(choose_device(options.get("device", "auto")))
+    # After torchrun's restart the unfinished work is this ablation's own, so it is resumed unasked.
     reporter, resume = world.reporter(reporter), resume or world.restarted
     trained = trained_recipes(recipe, ablation, run)
     # Whatever can stop an ablation stops it here, before hours of training.
@@ -80,6 +82,7 @@ def ablate(
             _train_if_missing(trained[path], path, state, reporter, options.get("device", "auto"))
         rows, summary = _evaluate_all(ablation, run, reporter, resume, options)
         if ablation.with_transfers:
+            # As the evaluations recorded them: transferred records are found by this name.
             rules = [str(row["aggregation"]) for row in rows]
             folder = transfer_to_rules(recipe, rules, root=run, reporter=reporter, resume=resume, **options)
             if folder is None:
@@ -94,6 +97,7 @@ def ablate(
 
 def trained_recipes(recipe: Recipe, ablation: Ablation, root: Path) -> dict[Path, Recipe]:
     """Return the run folders of an ablation's purifiers, each with the recipe that it is trained with."""
+    # Variants that differ in evaluation alone share a purifier, which must be trained with one recipe.
     own = {"evaluation": recipe.evaluation}
     return {one.run_folder(root): one.recipe.model_copy(update=own) for one in ablation.variants}
 
@@ -113,7 +117,9 @@ def check_run(recipe: Recipe, path: Path, *, resume: bool) -> str:
             raise UsageError(f"{folder.recipe} is missing beside the state of a training", hint=_RESUME)
         # Resuming compares the state with the recipe asked for, and writes the file again.
         return "unfinished"
+    # A full path: a bare name would be looked up among the shipped recipes.
     stored = load_recipe(str(folder.recipe.resolve()))
+    # Section by section and not by one hash, so that the message can name what differs.
     other = [name for name in TRAINING_SECTIONS if recipe_hash(stored, [name]) != recipe_hash(recipe, [name])]
     if other:
         raise StateError(
@@ -121,6 +127,7 @@ def check_run(recipe: Recipe, path: Path, *, resume: bool) -> str:
             f"differ{'s' * (len(other) == 1)} from what is asked for here",
             hint="give the same options as in training, or another root folder with --run DIR",
         )
+    # The purifier is written at the end of training, so its file says that training is complete.
     if folder.purifier.is_file():
         return "trained"
     if not resume:
@@ -134,8 +141,10 @@ def _train_if_missing(recipe: Recipe, path: Path, state: str, reporter: Reporter
         return
     reporter.info(f"training the purifier of {path}")
     try:
+        # Resumed only where something is unfinished: there is nothing to resume in a missing run.
         train_purifier(recipe, run=path, reporter=reporter, resume=state == "unfinished", device=device)
     except InterruptedRun as error:
+        # Training's own hint would resume the training alone.
         raise InterruptedRun(error.message, hint=_RESUME) from None
 
 
@@ -153,6 +162,7 @@ def _evaluate_all(
             chosen = variant_options(ablation, variant, options)
             summary, folder = _evaluate_variant(variant, root, reporter, resume, chosen)
         row = make_row(variant, root, folder.path, summary)
+        # A protocol has noise among its baselines; a single attack needs a run of it.
         if ablation.with_baselines and row["noise"] is None:
             changes: EvaluationOptions = {"target": "defence", "eps": variant.eps, "attack": "noise"}
             noise, _ = _evaluate_variant(variant, root, reporter, resume, {**options, **changes})
@@ -163,6 +173,7 @@ def _evaluate_all(
 
 def variant_options(ablation: Ablation, variant: Variant, options: EvaluationOptions) -> EvaluationOptions:
     """Return the options of a variant's evaluation, given those of the whole ablation."""
+    # Selection draws are needed wherever rows are compared with transferred examples, image by image.
     target, selects = None if ablation.with_baselines else "defence", ablation.with_transfers
     return {**options, "target": target, "eps": variant.eps, "selects": selects}
 

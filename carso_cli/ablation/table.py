@@ -43,13 +43,16 @@ def make_row(variant: Variant, root: Path, evaluation: Path, summary: Mapping[st
     clean, noise = (find_figures(summary, "defence", attack) for attack in ("none", "noise"))
     classifier = summary["classifier"]
     if unattacked and classifier is not None:
+        # At eps 0 the attacked accuracy is the clean one; that of the summary belongs to another eps.
         kept = {"attacked": classifier["clean"], "attacked_ci95": classifier["clean_ci95"]}
         classifier = {**classifier, **kept}
+    # Values and not verdicts, as the table shows how much of the gradients was unusable.
     checks = {check["name"]: check["value"] for check in summary["checks"]}
     path = variant.run_folder(root)
     return {
         "label": variant.label,
         "values": dict(variant.values),
+        # Relative, so that a folder of runs can be moved; variants lie beside the root, hence `..`.
         "run": os.path.relpath(path, root),
         "evaluation": os.path.relpath(evaluation, root),
         "eps": 0.0 if unattacked else identity["eps"],
@@ -98,6 +101,7 @@ def _paper(variant: Variant) -> dict[str, Any] | None:
     found = (paper_row(variant.recipe.reproduces, table) or {}).get(entry)
     if found is None:
         return None
+    # Table 17 calls its columns otherwise than Tables 4 and 5.
     names = ("Clean", "randAA") if table == "17" else ("C/Cl", "C/randAA")
     return {"table": table, "clean": found[names[0]], "attacked": found[names[1]]}
 
@@ -124,9 +128,12 @@ def store_table(
     """
     path = table_file(root, ablation.name, summary["attack"])
     identity = summary["settings"]["identity"]
+    # Steps of PGD are scaled with eps, so they vary with it; the number of steps may not.
     shared = {key: value for key, value in identity.items() if key not in _VARYING}
+    # The root recipe's training: each variant's own differs by what the ablation varies.
     settings = {**shared, "training": recipe_hash(recipe, TRAINING_SECTIONS)}
     labels = {row["label"] for row in rows}
+    # Fresh rows replace stored ones of the same label.
     kept = [row for row in _stored_rows(path, root, settings, reporter) if row["label"] not in labels]
     table = {
         "schema": ABLATION_SCHEMA,
@@ -154,6 +161,7 @@ def _stored_rows(
     try:
         stored = read_json(path)
     except StateError as error:
+        # A table can be made again from its evaluations, so a damaged one is no reason to stop.
         reporter.warning(f"{error.message}; it is written again")
         return []
     if (stored.get("schema"), stored.get("settings")) != (ABLATION_SCHEMA, settings):

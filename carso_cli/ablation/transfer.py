@@ -62,6 +62,7 @@ def transfer_to_rules(
     source, world = evaluation.plan.strongest, join(evaluation.setting.models.device)
     if source is None:
         return None
+    # `attack` is replaced, as it names the folder: no evaluation may be taken for a transfer or the reverse.
     identity = {**evaluation.identity, "attack": NAME, "made_by": source.attack, "rules": list(rules)}
     folder = EvaluationFolder(RunFolder(root).inside("ablations", evaluation_id(identity)))
     # The job's name holds the rule where others hold a view.
@@ -112,6 +113,7 @@ def _run_blocks(
     def score_block(number: int) -> list[_Block]:
         """Attack one block; return its records and health under each rule for which it is not stored."""
         batch = setting.batch(blocks[number])
+        # Made again where some rules are stored: examples are a function of seed and block, and are not kept.
         examples = perturb(setting, source, batch, number)
         scored = []
         for rule, job in jobs.items():
@@ -119,13 +121,16 @@ def _run_blocks(
             if (job.key, number) in stored:
                 continue
             started = time.perf_counter()
+            # Weights are shared and only the rule differs, so all rules score the very same reconstructions.
             models = replace(setting.models, defence=adjusted(defence, aggregation=rule))
             ruled = replace(setting, models=models)
             result = select_worst(ruled, job, examples, batch)
+            # Nothing waits for these records, so no confirmation draws are spent on them.
             unbroken = [False] * len(batch.indices)
             records = make_records(ruled, job, number, batch, result, unbroken, {})
             seconds = round(time.perf_counter() - started, 4)
             health = {"job": job.key, "block": number, "seconds": seconds, "steps": [], "messages": []}
+            # The rule was in the view's place to give each job its key; what was attacked is the exact view.
             scored.append(([replace(record, view="exact") for record in records], health))
         return scored
 
@@ -134,6 +139,7 @@ def _run_blocks(
             folder.append_block(records, health)
 
     sizes = {number: len(block) for number, block in enumerate(blocks)}
+    # A block counts as stored when all rules are; the empty list is never written again.
     done: dict[int, list[_Block]] = {
         n: [] for n in sizes if all((job.key, n) in stored for job in jobs.values())
     }
@@ -155,6 +161,7 @@ def with_transfers(row: Mapping[str, Any], rule: str, folder: EvaluationFolder, 
     evaluation = EvaluationFolder(root / row["evaluation"])
     attack = read_json(evaluation.settings)["identity"]["attack"]
     records = map(Record.from_dict, read_json_lines(evaluation.records))
+    # The defence's own attack on this rule, and for a protocol the worst of all its attacks.
     own = decisive([one for one in records if one.target == "defence"], attack)
     transferred = read_records(folder, rule)
     source = str(folder.path.relative_to(root))

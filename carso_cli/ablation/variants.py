@@ -107,10 +107,12 @@ def first_and_second(recipe: Recipe, pairs: Sequence[tuple[str | None, str | Non
         for first, second in pairs
     ]
     variants = []
+    # In the table's order, whatever order the pairs are asked for in.
     for first, second in PAIRS:
         if (first, second) in chosen:
             label, values = f"{_KINDS[first]}/{_KINDS[second]}", {"first": first, "second": second}
             changes = (f"representation.kind={first}", f"evaluation.second_kind={second}")
+            # Only the first instance matters in training, so pairs of one first instance share a run.
             varied = _vary(recipe, label, values, changes, f"-first-{first}", paper=("17", label))
             variants.append(varied)
     title = "Table 17: training of the first and of the second classifier instance"
@@ -164,6 +166,7 @@ def layer_subsets(recipe: Recipe, wanted: Sequence[str]) -> Ablation:
     groups = [name for name in known if name not in ("all", "first", "last")]
     labels = [label for word in wanted for label in (groups if word == "groups" else [word])]
     variants = []
+    # A group may be asked for by name and by `groups`; a table has one row of a label.
     for label in dict.fromkeys(labels):
         layers = known.get(label) or [layer for layer in recipe.representation.layers if layer == label]
         if not layers:
@@ -183,6 +186,7 @@ def _known_subsets(layers: Sequence[str]) -> dict[str, list[str]]:
     for layer in layers:
         found = _GROUP.match(layer)
         groups.setdefault(found.group() if found else layer, []).append(layer)
+    # Last, so that a layer called `first` cannot take the word's place.
     return {**groups, "all": list(layers), "first": [layers[0]], "last": [layers[-1]]}
 
 
@@ -198,6 +202,7 @@ def adversarial_fractions(recipe: Recipe, fractions: Sequence[float]) -> Ablatio
             recipe,
             f"{fraction:g}",
             {"adversarial_fraction": fraction},
+            # `repr` gives every digit; `:g` is for names.
             [f"training.{section}.adversarial_fraction={fraction!r}"],
             f"-adversarial-{fraction:g}",
         )
@@ -248,6 +253,7 @@ def choose_budget(recipe: Recipe, attack: str | None, limit: int | None) -> tupl
     """
     usual, few = _SMALL.get(recipe.data.name, ("adaptive", None))
     if few is not None:
+        # A recipe that asks for fewer images than the default keeps its own number.
         few = min(few, recipe.evaluation.images or few)
     chosen = (attack or usual, limit or few)
     if few is None or (attack and limit):
@@ -268,6 +274,7 @@ def _vary(
     paper: tuple[str, str] | None = None,
 ) -> Variant:
     """Return a variant by overrides of the recipe, in a run of its own if they change its training."""
+    # Through text, so that a variant passes the very checks that --set does.
     varied = load_recipe_text(dump_recipe(recipe), source=f"recipe '{recipe.name}'", overrides=changes)
     start = recipe.training.initial
     if start is not None and varied.representation != recipe.representation:
@@ -275,5 +282,6 @@ def _vary(
             f"'{label}' cannot start from {start}: it belongs to the recipe's own classifier and layers",
             hint="ablate the recipe that was trained from fresh weights",
         )
+    # By the hash, so that the variant equal to the recipe uses the run that is trained already.
     same = recipe_hash(varied, TRAINING_SECTIONS) == recipe_hash(recipe, TRAINING_SECTIONS)
     return Variant(label, values, varied, "" if same else suffix, paper=paper)

@@ -61,6 +61,7 @@ class APGD(Attack):
             for restart in range(self.restarts)
         ]
         best = BestPoint(starts[0])
+        # The best of several noisy means looks better than it is; only new draws may score the winner.
         for start in starts:
             best.offer(*self.run_from(start, target, images, labels))
         return require_finite(best.images, self.name)
@@ -77,6 +78,7 @@ class APGD(Attack):
         schedule: _StepSchedule | None = None
         current = previous = start
         gradient = best_gradient = torch.zeros_like(start)
+        # Turn 0 takes no step: it measures loss and gradient at the start, as the schedule needs them.
         for step in range(self.steps + 1):
             if schedule is not None:
                 step_size = per_image(schedule.step_size, current)
@@ -84,6 +86,7 @@ class APGD(Attack):
                 ahead, drift = self.threat.project(ahead, images), current - previous
                 # Algorithm 1: the first step has no earlier move to carry on with.
                 momentum = _MOMENTUM if step > 1 else 1.0
+                # The blend of two points of the ball may lie outside it, so it is projected a second time.
                 blended = current + momentum * (ahead - current) + (1.0 - momentum) * drift
                 previous, current = current, self.threat.project(blended, images)
             answer = target.loss_and_gradient(current, labels, LOSSES[self.loss], self.eot_samples)
@@ -91,11 +94,13 @@ class APGD(Attack):
                 self.recorder.record(step, answer.gradient, answer)
             better = per_image(best.offer(current, answer.rank), current)
             best_gradient = torch.where(better, answer.gradient, best_gradient)
+            # The raw gradient is kept: the threat model turns it into a direction, and reads NaN as zero.
             gradient = answer.gradient
             if schedule is None:
                 schedule = _StepSchedule(self.steps, 2.0 * self.threat.radii(images), best.loss)
             else:
                 stalled = per_image(schedule.advance(answer.loss, best.loss), current)
+                # `previous` stays, as in the authors' code: the next drift is the way back to the best point.
                 current = torch.where(stalled, best.images, current)
                 gradient = torch.where(stalled, best_gradient, gradient)
         return best.images, best.loss
@@ -106,6 +111,7 @@ class _StepSchedule:
 
     def __init__(self, steps: int, step_size: Tensor, loss: Tensor) -> None:
         self.step_size = step_size.clone()
+        # Section 3.2: the first period is 22% of the steps; each is 3% shorter than the last, down to 6%.
         self._shrink = max(int(0.03 * steps), 1)
         self._shortest = max(int(0.06 * steps), 1)
         self._period = max(int(0.22 * steps), 1)
@@ -122,12 +128,16 @@ class _StepSchedule:
         self._rises += (loss > self._last_loss).to(loss.dtype)
         self._last_loss = loss
         self._since += 1
+        # Only a checkpoint may halve: a share of rises over a step or two would be noise.
         if self._since < self._period:
             return torch.zeros_like(self._halved_at_checkpoint)
+        # Condition 2: the step was not halved last time, and the best loss has not moved since.
         unimproved = ~self._halved_at_checkpoint & (self._best_at_checkpoint >= best_loss)
+        # Condition 1 counts losses that rose from one step to the next, not rises above the best.
         stalled = (self._rises <= _RISING_SHARE * self._since) | unimproved
         self.step_size[stalled] /= 2.0
         self._halved_at_checkpoint = stalled
+        # A copy, since `BestPoint` writes its losses in place.
         self._best_at_checkpoint = best_loss.clone()
         self._rises.zero_()
         self._since = 0

@@ -67,7 +67,9 @@ class BestPoint:
     """
 
     def __init__(self, images: Tensor) -> None:
+        # Written in place below: a caller's images, or an attack's current point, must not change with it.
         self.images = images.clone()
+        # Minus infinity, so that any known loss wins, even that of an image the model gets right by far.
         self.loss = torch.full((len(images),), -torch.inf, device=images.device, dtype=images.dtype)
 
     def offer(self, images: Tensor, loss: Tensor) -> Tensor:

@@ -46,12 +46,14 @@ class LibraryAttack(Attack):
             UsageError: If the target is random; if each image has its own radius, where the attack takes but
                 one; under `dlr` if the target has fewer than three classes.
         """
+        # The library takes one sample per step: its draw would decide which point seems the best.
         if target.stochastic:
             raise UsageError(
                 f"attack '{self.name}' is for deterministic models, and this one draws latents",
                 hint="use rand-aa, pgd-eot or square against the defence",
             )
         prepare()
+        # Without labels: the library calls with the images not fooled yet, which labels of all would not fit.
         model = LibraryModel(target, recorder=self.recorder)
         with warnings_to(self.recorder), seeded(self.seed, self.name):
             # The library calls `.view` on images, which must be contiguous.
@@ -71,6 +73,7 @@ class LibraryAttack(Attack):
             "norm": {"linf": "Linf", "l2": "L2"}[self.threat.norm],
             "seed": seed,
             "verbose": False,
+            # The loops below restart by themselves, to offer the points of every restart and not the last.
             "n_restarts": 1,
             "device": images.device,
         }
@@ -80,6 +83,7 @@ class LibraryAttack(Attack):
     ) -> None:
         """Project what the library found into the ball, and offer it with its margin."""
         inside = self.threat.project(found, images)
+        # By margin, as points from different losses are compared; after projection, which may move them.
         best.offer(inside, margin(model(inside), labels))
 
     def require_one_radius(self) -> None:
@@ -121,12 +125,14 @@ class LibraryAPGD(LibraryAttack):
             return found
         if self.loss == "dlr":
             require_dlr_classes(_classes(model, images))
+        # The library multiplies eps into images, so (B, 1, 1, 1) gives each image its own radius.
         if isinstance(self.threat.eps, Tensor):
             settings["eps"] = per_image(self.threat.radii(images), images)
         attack = APGDAttack(model, loss=self.loss, **settings)
         attack.init_hyperparam(images)
         best = BestPoint(images)
         for _ in range(self.restarts):
+            # The point of largest loss need not fool, the last fooling point need not be the best.
             best_loss, _, _, last_fooling = attack.attack_single_run(images, labels)
             self.offer(best, model, best_loss, images, labels)
             self.offer(best, model, last_fooling, images, labels)
@@ -166,6 +172,7 @@ class FAB(LibraryAttack):
         reach = per_image(self.threat.radii(images), images)
         self.offer(best, model, images + reach * self.threat.ascent_direction(uphill), images, labels)
         for restart in range(self.restarts):
+            # Not `perturb`: it discards what lies beyond eps, which drawn back may still fool the model.
             nearest_other = attack.attack_single_run(images, labels, use_rand_start=restart > 0)
             # Projected here and in `offer`: under l2 the second projection may change the last bit.
             self.offer(best, model, self.threat.project(nearest_other, images), images, labels)
@@ -191,11 +198,13 @@ class Square(LibraryAttack):
 
         self.require_one_radius()
         settings = self.settings(images, seed)
+        # The settings of the standard ensemble: schedule in queries, not rescaled to their number.
         attack = SquareAttack(model, n_queries=self.queries, p_init=0.8, resc_schedule=False, **settings)
         attack.init_hyperparam(images)
         best = BestPoint(images)
         self.offer(best, model, images, images, labels)
         for _ in range(self.restarts):
+            # The run returns (queries used, points).
             self.offer(best, model, attack.attack_single_run(images, labels)[1], images, labels)
         return best.images
 
@@ -226,12 +235,14 @@ class AutoAttack(LibraryAttack):
             chosen = correct.nonzero()[:, 0]
             if not len(chosen):
                 break
+            # `perturb` and not a call: parts share one model, one seed and one log of warnings.
             found = part.perturb(model, images[chosen], labels[chosen], seed)
             fooled = model(found).argmax(dim=1) != labels[chosen]
             # The first attack's best-loss points stay where nothing fools the model.
             kept = fooled | (number == 0)
             result[chosen[kept]] = found[kept]
             correct[chosen[fooled]] = False
+        # The targeted attacks return points that the library alone has cut, so rounding may leave the ball.
         return self.threat.project(result, images)
 
     def _parts(self, classes: int) -> list[LibraryAttack]:
@@ -250,4 +261,5 @@ def _classes(model: LibraryModel, images: Tensor) -> int:
 
 
 def _target_classes(model: LibraryModel, images: Tensor) -> int:
+    # The library counts down from the second largest logit: C classes hold C - 1 targets.
     return min(_TARGET_CLASSES, _classes(model, images) - 1)

@@ -127,6 +127,7 @@ class DefenceTarget:
         Where the sample needs several passes, the map computes it again from the same latents.
         """
         condition, through_condition = vjp_of(self.defence.condition, images)
+        # Drawn once, outside the passes: a pass that is cut or run again must see the same latents.
         latents = self._draw(len(images))
 
         def tail(part: slice) -> tuple[Tensor, VJP]:
@@ -139,12 +140,14 @@ class DefenceTarget:
                 ((logits, through_tail),) = whole
                 return logits, lambda cotangent: through_condition(through_tail(cotangent))
         # Keeping the graphs of all passes would undo the bound on memory.
+        # The passes end at the condition; one product more takes all their gradients to the images.
         return self._all_logits(condition, latents), lambda cotangent: through_condition(
             torch.cat(self._passes.over(len(images), lambda part: tail(part)[1](cotangent[part])))
         )
 
     def expected_loss(self, images: Tensor, labels: Tensor, loss: Loss, eot_samples: int) -> ExpectedLoss:
         """Return the mean loss over K = `eot_samples` samples of the latents."""
+        # Without a graph, whose memory grows with B: `_average` takes no gradient here either.
         with torch.no_grad():
             condition = self.defence.condition(images)
         return self._average(condition, labels, loss, eot_samples, with_gradient=False)
@@ -153,6 +156,7 @@ class DefenceTarget:
         """Return the mean loss over K = `eot_samples` samples of the latents and its gradient."""
         condition, through_condition = vjp_of(self.defence.condition, images)
         answer = self._average(condition, labels, loss, eot_samples, with_gradient=True)
+        # This product is linear, so the mean over K may be taken before it: one product serves all samples.
         return replace(answer, gradient=through_condition(answer.gradient))
 
     def _average(
@@ -160,16 +164,19 @@ class DefenceTarget:
     ) -> LossGradient:
         """Average over the samples; `gradient` is taken at the (B, F) conditions, zeros if not wanted."""
         batch = len(condition)
+        # All K draws at once, so that samples do not depend on how memory cuts the passes.
         latents = self._draw(eot_samples * batch)
 
         def one_pass(part: slice) -> tuple[Tensor, ...]:
             """Return losses, correctness, saturation and gradients of some units, each (units, ...)."""
             # Unit u of the K * B is sample u // B of image u % B.
             images = torch.arange(part.start, part.stop, device=condition.device) % batch
+            # Indexing copies, so each sample of an image has a gradient of its own, averaged below.
             chunk = condition[images].requires_grad_(with_gradient)
             with torch.set_grad_enabled(with_gradient):
                 logits = self._logits(chunk, latents[part])
                 values = loss(logits, labels[images])
+            # Units are independent, so the gradient of the sum holds each one's own.
             slope = torch.autograd.grad(values.sum(), chunk)[0] if with_gradient else torch.zeros_like(chunk)
             answer = ExpectedLoss.of(values.detach(), logits.detach(), labels[images])
             return answer.loss, answer.correct, answer.saturated, slope
@@ -177,11 +184,13 @@ class DefenceTarget:
         columns = zip(*self._passes.over(eot_samples * batch, one_pass), strict=True)
         units = [torch.cat(column) for column in columns]
         return LossGradient(
+            # Sample-major, as `images` above says: (K * B, ...) to (K, B, ...), and the mean over K.
             *(each.reshape(eot_samples, batch, *each.shape[1:]).mean(dim=0) for each in units)
         )
 
     def _draw(self, batch: int) -> Tensor:
         if self.latents is not None:
+            # A view without copies; nothing writes to latents.
             return self.latents.expand(batch, -1, -1)
         return self.defence.draw_latents(batch, self.samples, self.generator)
 

@@ -37,4 +37,5 @@ class FGSM(Attack):
         step = GradientSignAttack if self.threat.norm == "linf" else GradientAttack
         model = LibraryModel(as_target(target), labels, self.recorder, direction=self.threat)
         perturbed = step(model, eps=self.threat.radii(images)).perturb(images, labels)
+        # advertorch cuts to the pixel range; rounding may still leave the ball by a bit.
         return require_finite(self.threat.project(perturbed, images), self.name)

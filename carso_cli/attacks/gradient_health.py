@@ -68,6 +68,7 @@ class GradientRecorder:
         """
         entries = gradient.detach().flatten(1)
         nan = entries.isnan().any(dim=1)
+        # Sums and not shares, as batches and restarts of unequal size are added up before dividing.
         counts: dict[str, float] = {
             "gradients": len(entries),
             "nan": int(nan.sum()),
@@ -76,6 +77,7 @@ class GradientRecorder:
             "unusable": int((~(entries.isfinite() & (entries != 0)).any(dim=1)).sum()),
         }
         if answer is not None:
+            # One infinite loss would hide all the others in a mean.
             finite = answer.loss[torch.isfinite(answer.loss)]
             counts |= {
                 "saturated": float(answer.saturated.double().sum()),

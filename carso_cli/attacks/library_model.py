@@ -55,6 +55,7 @@ class LibraryModel:
         else:
             logits = self.target(images)
         if self.best is not None and self.labels is not None:
+            # By rank: a NaN loss must not hide a point at which most samples are wrong.
             self.best.offer(images.detach(), _answer(logits.detach(), self.labels).rank)
         return logits
 
@@ -63,11 +64,13 @@ class LibraryModel:
         if self.recorder is not None:
             answer = None if self.labels is None else _answer(logits, self.labels)
             self.recorder.record(self.step, gradient, answer)
+        # One step per backward pass: only that is seen from here, whatever the library calls a step.
         self.step += 1
         if self.direction is not None:
             # Under l2 advertorch divides by the gradient's length or 1e-6, whichever is more: where a
             # confident model leaves less than that, its steps would shrink to nothing.
             return self.direction.ascent_direction(gradient)
+        # Infinities stay: their sign is a direction, and the recorder has counted them.
         return torch.nan_to_num(gradient, nan=0.0, posinf=torch.inf, neginf=-torch.inf)
 
 
@@ -78,6 +81,7 @@ def _answer(logits: Tensor, labels: Tensor) -> ExpectedLoss:
 class _TargetFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, model: LibraryModel) -> Tensor:  # noqa: ANN401  (torch's own type)
+        # A graph of its own, which the library's `backward` does not walk: parameters keep their `.grad`.
         logits, ctx.vjp = model.target.vjp(images)
         ctx.model, ctx.logits = model, logits
         # A copy, as autograd would mark the stored logits themselves as this function's output.
@@ -97,6 +101,7 @@ def warnings_to(recorder: GradientRecorder | None) -> Iterator[None]:
             recorder.note(record.getMessage())
         return False  # no handler sees the record
 
+    # A filter, as a handler of ours would not keep the record from the handlers of others.
     LOGGER.addFilter(keep)
     try:
         yield

@@ -25,6 +25,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the best other logit minus the label's, (B,); positive if wrong."""
     of_label = logits.gather(1, labels[:, None])[:, 0]
     is_label = F.one_hot(labels, logits.shape[1]).bool()
+    # A masked copy: written in place, the logits would change under their own graph and other losses.
     return logits.masked_fill(is_label, -torch.inf).amax(dim=1) - of_label
 
 

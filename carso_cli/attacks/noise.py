@@ -27,6 +27,7 @@ class NoPerturbation(Attack):
 
     def __call__(self, target: AttackTarget, images: Tensor, labels: Tensor) -> Tensor:
         """Return the images."""
+        # A copy, as from every attack: a caller may write to the examples and keep the images.
         return images.detach().clone()
 
 

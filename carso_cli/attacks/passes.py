@@ -50,6 +50,7 @@ class Passes:
                 size = part.stop - part.start
                 if size == 1 or not _is_out_of_memory(error):
                     raise
+                # Kept for later calls, where the larger size would fail again.
                 self.largest = size // 2
             else:
                 done = part.stop

@@ -62,6 +62,7 @@ class PGD(Attack):
 
         with seeded(self.seed, "pgd-start"):
             change = rand_init_delta(change, images, self._order, self._radii(images), 0.0, 1.0)
+        # advertorch cuts a second time here; the same rounding keeps the start equal to its own bit for bit.
         inside: Tensor = (images + change).clamp(0.0, 1.0)
         return inside - images
 
@@ -72,6 +73,7 @@ class PGD(Attack):
 
         best = BestPoint(images) if self.keep_best else None
         model = LibraryModel(as_target(target), labels, self.recorder, best, direction=self.threat)
+        # advertorch takes a float or a (B,) tensor here, and no tensor without axes.
         step_size = torch.as_tensor(self.step_size, dtype=images.dtype, device=images.device)
         perturbed = perturb_iterative(
             images,
@@ -80,10 +82,13 @@ class PGD(Attack):
             nb_iter=self.steps,
             eps=self._radii(images),
             eps_iter=step_size.expand(len(images)),
+            # Summed, so that the gradient of an image does not depend on how many others are in the batch.
             loss_fn=torch.nn.CrossEntropyLoss(reduction="sum"),
+            # advertorch writes to it in place, and a caller may run twice from one start.
             delta_init=start.detach().clone(),
             ord=self._order,
         ).detach()
+        # advertorch projects the change; added to the image it may round out of the ball.
         perturbed = self.threat.project(perturbed, images)
         if best is not None:
             # The library never asks about its last point.

@@ -52,10 +52,12 @@ class PGDEoT(Attack):
             current = images
             if self.random_start:
                 current = self.threat.random_start(images, generator(self.seed, self.name, "start", restart))
+            # Every step draws K new samples: kept ones would be fooled by chance and not in expectation.
             for step in range(self.steps):
                 answer = target.loss_and_gradient(current, labels, cross_entropy, self.eot_samples)
                 if self.recorder is not None:
                     self.recorder.record(step, answer.gradient, answer)
+                # Free, as the loss here is known; a fixed step may well overshoot its best point.
                 best.offer(current, answer.rank)
                 moved = current + self.step_size * self.threat.ascent_direction(answer.gradient)
                 current = self.threat.project(moved, images)

@@ -43,6 +43,7 @@ class RandAutoAttack(Attack):
     def candidates(self, target: AttackTarget, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the examples of both attacks by name, each (B, channels, H, W)."""
         examples = {}
+        # One forward pass of one image is the only way to learn C from a target.
         for loss in ("ce", "dlr") if target(images[:1]).shape[1] >= 3 else ("ce",):
             attack = APGD(
                 self.threat,
@@ -61,5 +62,6 @@ class RandAutoAttack(Attack):
         examples = list(self.candidates(target, images, labels).values())
         best = BestPoint(examples[0])
         for example in examples:
+            # By margin: the losses that the two attacks raised are not on one scale.
             best.offer(example, target.expected_loss(example, labels, margin, self.eot_samples).rank)
         return best.images

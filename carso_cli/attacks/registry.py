@@ -58,6 +58,7 @@ class _Request:
 
 def _pgd(request: _Request) -> Attack:
     steps, step_size = request.budget.pgd_steps, request.budget.pgd_step_size
+    # A user's PGD keeps its best point; training calls the class itself and takes the last.
     return request.make("pgd:PGD", steps=steps, step_size=step_size, keep_best=True)
 
 
@@ -68,6 +69,7 @@ def _pgd_eot(request: _Request, *, random_start: bool) -> Attack:
         step_size=request.budget.pgd_eot_step_size,
         eot_samples=request.budget.eot_draws,
         random_start=random_start,
+        # From the image itself there is no start to vary; the published attack is one run (Table 14).
         restarts=request.budget.restarts if random_start else 1,
     )
 
@@ -92,6 +94,7 @@ def _fab(request: _Request) -> Attack:
     attack = request.make("autoattack:FAB", steps=steps, restarts=restarts)
     if not request.stochastic:
         return attack
+    # FAB walks to a decision boundary, which under new latents would move at every step.
     return request.make("surrogates:Transfer", surrogate="fab", attack=attack)
 
 
@@ -108,6 +111,7 @@ def _aa(request: _Request) -> Attack:
 
 
 def _transfer(request: _Request, *, surrogate: str) -> Attack:
+    # `stochastic` picks the version: on the random defence this is APGD with EoT, surrogate or not.
     attack = _apgd(request, loss="ce")
     return request.make("surrogates:Transfer", surrogate=surrogate, attack=attack)
 

@@ -52,7 +52,9 @@ class SquareEoT(Attack):
         best = BestPoint(images)
         point = search.start()
         for query in range(self.queries):
+            # Evaluated before the next is proposed, so `queries` counts evaluations, the start included.
             best.offer(point, target.expected_loss(point, labels, margin, self.eot_samples).rank)
+            # A random target goes on: a positive mean margin over K samples does not fool every draw.
             if not target.stochastic and bool((best.loss > 0).all()):
                 break
             point = search.propose(best.images, patch_share(query, self.queries))
@@ -62,6 +64,7 @@ class SquareEoT(Attack):
 def patch_share(query: int, queries: int) -> float:
     """Return the share of the image's area that a patch covers: 0.8 at first, halved nine times."""
     progress = query / queries * 10_000
+    # `progress >`, not `>=`: as in the authors' code a milestone itself still has the larger patch.
     return float(_FIRST_SHARE / 2 ** sum(progress > milestone for milestone in _HALVINGS))
 
 
@@ -103,6 +106,7 @@ class _Search:
         row = torch.arange(height) - torch.randint(height - side + 1, (batch, 1), generator=self.source)
         column = torch.arange(width) - torch.randint(width - side + 1, (batch, 1), generator=self.source)
         row_in, column_in = (row >= 0) & (row < side), (column >= 0) & (column < side)
+        # Clamped indices read the patch's edge outside the window, which the mask then makes zero.
         picked = patch[row.clamp(0, side - 1)[:, :, None], column.clamp(0, side - 1)[:, None, :]]
         return (picked * (row_in[:, :, None] & column_in[:, None, :]))[:, None].to(self.images)
 
@@ -124,7 +128,9 @@ class _L2Search(_Search):
 
     def start(self) -> Tensor:
         height, width = self.images.shape[2:]
+        # About five tiles a side; a patch has two halves, so it needs at least two rows.
         side = max(min(height, width) // 5, 2)
+        # Rounded up and cut below, so that no border of the image stays without a tile.
         rows, columns = math.ceil(height / side), math.ceil(width / side)
         signs = self.signs(rows, columns).repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
         tiles = l2_patch(side).to(self.images).repeat(rows, columns) * signs
@@ -140,7 +146,9 @@ class _L2Search(_Search):
         # The length that the second window loses, and what the ball still leaves, go to the first.
         either = torch.maximum(into, self.place(torch.ones_like(patch)))
         fresh = added * self.signs() + _unit(change * into, (2, 3))
+        # Not negative: by rounding, a change may be longer than the radius by a bit.
         spare = (self.radii**2 - _length(change, (1, 2, 3)) ** 2).clamp(min=0)
+        # Per channel: what is spare is shared out evenly, what the windows held stays in its channel.
         length = (spare / change.shape[1] + _length(change * either, (2, 3)) ** 2).sqrt()
         return self.at_radius(_unit(change * (1 - either) + _unit(fresh, (2, 3)) * length, (1, 2, 3)))
 
@@ -163,6 +171,7 @@ def _bump(rows: int, columns: int) -> Tensor:
     """Nested rectangles around the centre, the k-th of height 1/k^2, normalised (equation 2)."""
     reach = max(rows, columns) // 2 + 1
     heights = 1.0 / torch.arange(1, reach + 1, dtype=torch.float32) ** 2
+    # A pixel at distance d lies in all rectangles from the d-th on, whose heights add up.
     covered = heights.flip(0).cumsum(0).flip(0)
     from_centre = torch.maximum(
         (torch.arange(rows) - rows // 2).abs()[:, None], (torch.arange(columns) - columns // 2).abs()[None, :]
@@ -177,4 +186,5 @@ def _length(change: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 def _unit(change: Tensor, axes: tuple[int, ...]) -> Tensor:
+    # The floor serves windows without any change, of length zero.
     return change / _length(change, axes).clamp(min=1e-12)

@@ -76,6 +76,7 @@ class _StraightThrough:
         return purified + (condition - condition.detach())[:, None]
 
     def sample_logits(self, condition: Tensor, latents: Tensor) -> Tensor:
+        # Written out, as `defence.sample_logits` would call the defence's own decode and not this one.
         logits = self.second_classifier(self.decode(condition, latents).flatten(0, 1))
         return logits.reshape(*latents.shape[:2], -1)
 

@@ -58,6 +58,7 @@ class ExpectedLoss:
 
         A saturated output gives infinite logits, hence a NaN loss, whether it is right or wrong.
         """
+        # By correctness: a NaN loss that always or never won would keep a useless point or lose a good one.
         broken = torch.where(self.correct < 0.5, torch.inf, -torch.inf).to(self.loss.dtype)
         return torch.where(self.loss.isnan(), broken, self.loss)
 
@@ -92,6 +93,7 @@ class AttackTarget(Protocol):
 
 def as_target(model: AttackTarget | Model) -> AttackTarget:
     """Return a target as it is, and any other differentiable callable as a `ClassifierTarget`."""
+    # The protocol compares names of members only, which no plain module has all of.
     return model if isinstance(model, AttackTarget) else ClassifierTarget(model)
 
 
@@ -127,6 +129,7 @@ class ClassifierTarget:
         with torch.enable_grad():
             logits = self.classifier(leaf)
             values = loss(logits, labels)
+        # The images are independent in evaluation mode, so the sum's gradient holds each one's own.
         (gradient,) = torch.autograd.grad(values.sum(), leaf)
         answer = ExpectedLoss.of(values.detach(), logits.detach(), labels)
         return LossGradient(answer.loss, answer.correct, answer.saturated, gradient.contiguous())
@@ -137,6 +140,7 @@ def vjp_of(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, VJ
 
     Gradients go to the argument only: parameters on the way keep their `.grad`.
     """
+    # A leaf of its own: the caller's tensor may belong to another graph, and its `.grad` is not ours.
     leaf = at.detach().clone().requires_grad_()
     with torch.enable_grad():
         value = function(leaf)

@@ -35,6 +35,7 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if self.norm not in ("linf", "l2"):
             raise UsageError(f"unknown norm '{self.norm}'; known are linf, l2")
+        # As a tensor, since a recipe gives a float and training one radius per image.
         radii = torch.as_tensor(self.eps)
         if radii.ndim > 1 or not bool(torch.isfinite(radii).all()) or bool((radii < 0).any()):
             raise UsageError(f"eps must be one number of at least 0, or one per image, not {self.eps}")
@@ -54,6 +55,7 @@ class ThreatModel:
         """Project images of any finite values into the ball around `clean` and into the pixel range."""
         radii = per_image(self.radii(clean), clean)
         if self.norm == "linf":
+            # Ball and range are boxes that hold `clean`: cut in either order, the point is the same.
             inside = torch.clamp(perturbed, clean - radii, clean + radii)
         else:
             change = perturbed - clean
@@ -77,6 +79,7 @@ class ThreatModel:
         """
         pixels = perturbed.flatten(1)
         in_range = ((pixels >= -tolerance) & (pixels <= 1.0 + tolerance)).all(dim=1)
+        # A NaN fails every comparison, so an image that holds one is outside.
         return in_range & (self.distance(perturbed, clean) <= self.radii(clean) + tolerance)
 
     def random_start(self, clean: Tensor, generator: torch.Generator) -> Tensor:
@@ -92,6 +95,7 @@ class ThreatModel:
             direction = torch.randn(shape, generator=generator, device=origin)
             # In d dimensions the share of a ball within a fraction r of its radius is r ** d.
             reach = torch.rand(shape[0], generator=generator, device=origin) ** (1.0 / shape[1:].numel())
+            # A normal direction is uniform over the sphere.
             change = direction * per_image(reach / direction.flatten(1).norm(dim=1), direction)
         change = change.to(device=clean.device, dtype=clean.dtype)
         return self.project(clean + per_image(self.radii(clean), clean) * change, clean)
@@ -103,6 +107,7 @@ class ThreatModel:
         advertorch and AutoAttack, where sign(NaN) is 0), infinite ones as the largest finite number. An
         image whose gradient is zero gets a zero direction.
         """
+        # Also turns infinities into the largest number: divided by one another below they would be NaN.
         finite = torch.nan_to_num(gradient, nan=0.0)
         if self.norm == "linf":
             return finite.sign()

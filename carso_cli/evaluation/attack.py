@@ -75,15 +75,18 @@ def attack(
             f"'{name}' is a protocol, a set of attacks; examples are made by one",
             hint=f"use one of its attacks, such as {PROTOCOLS[name].defence[0]}",
         )
+    # One target, as one file holds one set of examples; `evaluate` would take both where none is named.
     options["attack"], options["target"] = name, options.get("target") or "defence"
     if files:
         options["images"] = _unlabelled(recipe, files, resize)
     evaluation = prepare_evaluation(recipe, run=run, reporter=reporter, **options)
     job = next(job for job in evaluation.plan.jobs if job.attack == name)
+    # `prepare_evaluation` has joined already; joining twice changes nothing.
     world = join(evaluation.setting.models.device)
     path = out or RunFolder(run).inside("attacks") / f"{name}-{job.target}.safetensors"
     world.on_main(lambda: ensure_folder(path.parent))
     if files:
+        # On every process, and before any is attacked: an attack needs a label to move away from.
         evaluation = _with_predicted_labels(evaluation, job)
     clean, tensors = _make_examples(evaluation, job, world, world.reporter(reporter))
     label_source, source = ("prediction", [str(file) for file in files]) if files else ("data", "test")
@@ -102,8 +105,11 @@ def _make_examples(
 
     def attack_block(number: int) -> tuple[Score, AttackResult]:
         batch = setting.batch(blocks[number])
+        # A set of two attacks, such as rand-aa, offers several examples: the worst is what is saved.
         result = select_worst(setting, job, perturb(setting, job, batch, number), batch)
+        # On the same report draws as the examples, so that the two accuracies differ by the attack alone.
         clean = setting.scorer(job)(*batch, REPORT)
+        # Results go to all processes by pickle, where a tensor of a GPU would claim that GPU.
         return clean, replace(result, examples=result.examples.cpu())
 
     sizes = {number: len(block) for number, block in enumerate(blocks)}
@@ -122,6 +128,7 @@ def _make_examples(
 
 def _figures(setting: Setting, clean: Sequence[Score], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     count, draws = len(tensors["labels"]), clean[0].draws
+    # `correct` counts draws of R per image; divided by R it is a number of images.
     survived = float(tensors["correct"].sum()) / draws
     return {
         "eps": float(setting.threat.eps),
@@ -141,6 +148,7 @@ def _unlabelled(recipe: Recipe, files: Sequence[Path], resize: bool) -> ImageSet
     count = len(pixels)
     classes = tuple(str(label) for label in range(data.classes))
     unknown = torch.zeros(count, dtype=torch.int64)
+    # Back to 8 bits, which these pixels come from; a cropped and resized image is rounded here.
     return ImageSet((pixels * 255.0).round().to(torch.uint8), unknown, torch.arange(count), classes)
 
 
@@ -148,6 +156,7 @@ def _with_predicted_labels(evaluation: Evaluation, job: Job) -> Evaluation:
     """Return the evaluation with the target's own decision on each image as its label."""
     setting = evaluation.setting
     scorer = setting.scorer(job)
+    # By the selection draws: labels set on the report draws would make clean accuracy too high.
     labels = torch.cat([scorer(*setting.batch(block), SELECTION).predicted for block in evaluation.blocks()])
     return replace(evaluation, setting=replace(setting, images=replace(setting.images, labels=labels)))
 
@@ -156,6 +165,7 @@ def _draw(path: Path, setting: Setting, job: Job, tensors: Mapping[str, Tensor])
     """Draw the first images: clean, perturbation amplified, adversarial, and one reconstruction."""
     shown = {name: tensor[:SHOWN] for name, tensor in tensors.items()}
     change = shown["adversarial"] - shown["images"]
+    # The floor serves attacks that change nothing, such as `none`.
     largest = max(float(change.abs().max()), 1e-6)
     rows = [
         ("clean", shown["images"]),

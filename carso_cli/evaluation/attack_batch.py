@@ -72,6 +72,7 @@ class Setting:
 
     def batch(self, positions: Sequence[int]) -> Batch:
         """Return the images at some positions of the image set."""
+        # Indexed on the CPU, where the whole split lies as uint8; only one block is on the device at a time.
         chosen, device = torch.tensor(positions, dtype=torch.long), self.models.device
         images, labels = self.images.pixels(chosen).to(device), self.images.labels[chosen].to(device)
         return Batch(images, labels, self.images.indices[chosen].tolist())
@@ -117,6 +118,7 @@ def perturb(
     Raises:
         NumericsError: If an example leaves the ball or the pixel range, naming the attack.
     """
+    # Latents, attack and scoring have seeds of their own: an attack cannot foresee the scoring draws.
     target = setting.models.target(job, setting.seed, block)
     attack = build_attack(
         job.attack,
@@ -128,6 +130,7 @@ def perturb(
     )
     found = attack.candidates(target, batch.images, batch.labels)
     for part, examples in found.items():
+        # Measured here once more and not trusted: one example out of the ball would void the result.
         inside = setting.threat.contains(examples, batch.images)
         if not bool(inside.all()):
             worst = float(setting.threat.distance(examples, batch.images).max())
@@ -142,6 +145,7 @@ def perturb(
 def select_worst(setting: Setting, job: Job, found: Mapping[str, Tensor], batch: Batch) -> AttackResult:
     """Select each image's worst example on the selection draws; score it on the report draws."""
     parts, offered = zip(*found.items(), strict=True)
+    # Draws that chose the worst would flatter the attacker, so the choice has a set of its own.
     order, selected = [0] * len(batch.labels), setting.selects or len(parts) > 1
 
     def score(examples: Tensor, draw_set: str) -> Score:
@@ -157,6 +161,7 @@ def select_worst(setting: Setting, job: Job, found: Mapping[str, Tensor], batch:
         examples = torch.stack([offered[choice][row] for row, choice in enumerate(order)])
     else:
         examples = offered[0]
+    # An image has the same report draws under every attack, so attacks do not differ by their draws.
     report = score(examples, REPORT)
     return AttackResult(
         examples,
@@ -188,8 +193,10 @@ def attack_block(
         One record per image, in order, and the block's line on seconds and gradients.
     """
     started = time.perf_counter()
+    # `blocks` holds places in this image set, records positions in the full split: never mix the two.
     every = setting.images.indices[list(blocks[block])].tolist()
     skipped: dict[int, Record] = {}
+    # The first that broke an image is named; a carried record is broken too, and names its origin.
     for record in (earlier[key][index] for key in job.waits_for for index in every):
         if record.broken:
             skipped.setdefault(record.index, record)
@@ -199,6 +206,7 @@ def attack_block(
     if remaining:
         batch = setting.batch(remaining)
         result = select_worst(setting, job, perturb(setting, job, batch, block, recorder), batch)
+        # Nothing before the first job, which is the unperturbed one itself.
         clean = earlier.get(f"{job.target}/{UNPERTURBED}", {})
         made = make_records(setting, job, block, batch, result, _broken(setting, job, result, batch), clean)
         records = dict(zip(batch.indices, made, strict=True))
@@ -216,6 +224,7 @@ def attack_block(
         ],
         "messages": recorder.messages,
     }
+    # In the order of the block, since attacked and skipped images were found separately.
     return [records[index] for index in every], health
 
 
@@ -225,8 +234,10 @@ def _broken(setting: Setting, job: Job, result: AttackResult, batch: Batch) -> l
     The third set is drawn only where the first is unanimous, and keeps the report draws out of the decision.
     """
     scorer = setting.scorer(job)
+    # Without selection draws only report draws could say so, and they must decide nothing.
     broken = (result.selection.correct == 0).tolist() if result.selected else [False] * len(batch.labels)
     unanimous = [row for row, wrong in enumerate(broken) if wrong]
+    # Of many images near the border some fail a whole set by chance; few of these fail another.
     if unanimous and scorer.draws > 1:
         indices = [batch.indices[row] for row in unanimous]
         again = scorer(result.examples[unanimous], batch.labels[unanimous], indices, CONFIRMATION)
@@ -254,6 +265,7 @@ def make_records(
     records = []
     for row, (index, label) in enumerate(zip(batch.indices, batch.labels.tolist(), strict=True)):
         margin = float(selection.margin[row])
+        # Unknown where no unperturbed job ran beside this one, as for transferred examples.
         before = margin if job.attack == UNPERTURBED else clean[index].margin if clean else None
         records.append(
             Record(
@@ -272,6 +284,7 @@ def make_records(
                 seed=setting.seed,
                 draws=report.draws,
                 correct=int(report.correct[row]),
+                # Unknown, and not the report's count: no draws of its own decided about this example.
                 correct_selection=int(selection.correct[row]) if result.selected else None,
                 majority_correct=bool(report.majority[row]),
                 margin=margin,
@@ -327,6 +340,7 @@ def run_blocks(
             results[block] = result
             shown = {"accuracy": accuracy([*results.values()])} if accuracy else {}
             progress.advance(sizes[block], **shown)
+    # Stored blocks came first above; in order again, a resumed run sums in the same order as a whole one.
     return {block: results[block] for block in sizes}
 
 
@@ -340,6 +354,7 @@ def interruptible(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        # Nothing is saved here: each block was written as it was finished.
         raise InterruptedRun(
             f"stopped; complete blocks are saved in {folder}",
             hint="resume with the same command and --resume",

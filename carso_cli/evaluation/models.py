@@ -56,8 +56,10 @@ class Models:
             return ClassifierTarget(self.classifier)
         return DefenceTarget(
             self.require_defence(),
+            # Surrogates and noise have no view of the target; what they build starts from the exact one.
             job.view if job.view in ("exact", "log-probability", "released") else "exact",
             samples_per_pass=self.samples_per_pass,
+            # Not by process or order: a block that is run again after a kill draws the same latents.
             generator=generator(seed, "attack latents", job.key, block),
         )
 
@@ -87,6 +89,7 @@ def run_recipe(recipe: Recipe, folder: RunFolder) -> Recipe:
     Raises:
         StateError: If the run was trained with a recipe of another name, or has lost its own.
     """
+    # No run here yet: the recipe as given, unless a training has left state without its recipe.
     if not folder.recipe.is_file():
         folder.check_recipe()
         return recipe
@@ -96,6 +99,7 @@ def run_recipe(recipe: Recipe, folder: RunFolder) -> Recipe:
             f"{folder.path} was trained with recipe '{trained.name}', not '{recipe.name}'",
             hint=f"leave out RECIPE to use the run's own: carso evaluate --run {folder.path}",
         )
+    # Where the images lie may have changed since training; what they are may not.
     data = trained.data.model_copy(update={"root": recipe.data.root or trained.data.root})
     chosen = {name: getattr(recipe, name) for name in INFERENCE_SECTIONS}
     return trained.model_copy(update={"data": data, **chosen})
@@ -111,6 +115,7 @@ def load_models(
         WeightsError: If weights are missing, or not those of training.
     """
     if not needs_defence:
+        # A classifier alone needs no trained run, so its attacks work before any training.
         return None, build_classifier(recipe, recipe.representation.kind)
     option = "" if str(folder.path) == recipe.run_folder else f" --run {folder.path}"
     # Before the classifier is loaded, which may download it: a missing run is reported at once.
@@ -153,6 +158,7 @@ def given_models(
         raise UsageError("nothing to evaluate: give a defence or a classifier")
     for model in (defence, classifier):
         if isinstance(model, nn.Module):
+            # Batch statistics would let the images of a batch change each other's answers.
             model.to(device).eval()
     # Taken before BatchNorms are folded: these name the weights as they are stored.
     checksums = {"classifier": _checksum(bare), "purifier": None, "second_classifier": None}
@@ -160,9 +166,11 @@ def given_models(
         checksums["purifier"] = _checksum(getattr(defence, "purifier", defence))
         checksums["second_classifier"] = _checksum(defence.second_classifier)
         if isinstance(defence, Defence):
+            # Only the second: the first yields layer outputs, which folding changes.
             second = inference_copy(defence.second_classifier, compile=recipe.compile, reporter=reporter)
             defence = defence.with_second_classifier(second)
     n_samples = 1 if defence is None else defence.n_samples
+    # After `n_samples` is changed: a pass holds all N reconstructions of an image or none.
     per_pass = samples_per_pass(recipe.evaluation.samples_per_pass, device, n_samples)
     quick = in_precision(inference_copy(bare, compile=recipe.compile, reporter=reporter), recipe.precision)
     return Models(quick, defence, checksums, device, per_pass)
@@ -170,6 +178,7 @@ def given_models(
 
 def adjusted(defence: AttackedDefence, **changes: object) -> AttackedDefence:
     """Return the same models with another `n_samples`, `aggregation` or `precision`."""
+    # Shallow: the weights are shared, and the caller's defence keeps its own settings.
     changed = copy.copy(defence)
     for name, value in changes.items():
         setattr(changed, name, value)

@@ -30,7 +30,9 @@ class Work(NamedTuple):
 
 def attack_work(job: Job, budget: Budget, classes: int, n_samples: int) -> Work:
     """Return what a job asks per image, scoring left out, of a model with C classes and N samples."""
+    # A classifier has nothing to draw: one sample says everything.
     draws = budget.eot_draws if job.target == "defence" else 1
+    # One gradient more than steps, taken at the start.
     apgd = float((budget.apgd_steps + 1) * draws * budget.restarts)
     targeted = budget.apgd_steps * min(_TARGET_CLASSES, classes - 1)
     work = {
@@ -43,7 +45,9 @@ def attack_work(job: Job, budget: Budget, classes: int, n_samples: int) -> Work:
         "apgd-ce": Work(apgd),
         "apgd-dlr": Work(apgd),
         "rand-aa": Work(2 * apgd),
+        # APGD-CE, then, towards every target class, APGD (one gradient a step) and FAB (two at most).
         "aa": Work(budget.apgd_steps + 3 * targeted, budget.square_queries),
+        # Untargeted FAB asks for the gradient of every logit at every step.
         "fab": Work(float(budget.apgd_steps * classes * budget.restarts)),
         "square": Work(forwards=budget.square_queries * draws),
         **{name: Work(apgd) for name in TRANSFERS},
@@ -63,6 +67,7 @@ def estimate_cost(evaluation: Evaluation) -> dict[str, Any]:
         `seconds` of each attack that is run again on a few of them.
     """
     setting, plan = evaluation.setting, evaluation.plan
+    # The classifier always, since a surrogate attack on the defence may run on it alone.
     speeds = {target: _speed(evaluation, target) for target in {*plan.targets, "classifier"}}
     jobs: list[dict[str, Any]] = [
         {"job": job.key, "seconds": _seconds_each(setting, job, speeds) * len(setting.images)}
@@ -72,6 +77,7 @@ def estimate_cost(evaluation: Evaluation) -> dict[str, Any]:
     for rerun in plan_reruns(setting, plan):
         if rerun.name == "eot-adequacy":
             draws = setting.budget.eot_draws if rerun.job.target == "defence" else 0
+            # Two gradients of K draws each are compared; a deterministic target is not asked.
             each = 2 * draws * speeds[rerun.job.target][0]
         else:
             each = _seconds_each(rerun.setting, rerun.job, speeds)
@@ -85,6 +91,7 @@ def _seconds_each(setting: Setting, job: Job, speeds: Mapping[str, tuple[float, 
     defence = setting.models.defence
     n_samples = 1 if defence is None else defence.n_samples
     work = attack_work(job, setting.budget, len(setting.images.classes), n_samples)
+    # The attack runs on one model and its examples are scored on another.
     gradient, forward = speeds["classifier" if job.attack == "transfer-classifier" else job.target]
     # Selection, confirmation and report draws; of a classifier one says everything.
     sets = (3 if setting.selects else 1) * (2 if job.attack == "rand-aa" else 1)

@@ -93,12 +93,14 @@ class Plan:
     @property
     def headline_target(self) -> str:
         """The target of the number to quote: the defence, where it is attacked."""
+        # `TARGETS` lists the defence last.
         return self.targets[-1]
 
     @property
     def strongest(self) -> Job | None:
         """The first white-box attack on the headline target that is no baseline, if any."""
         white_box = [job for job in self.jobs_on(self.headline_target) if job.is_white_box]
+        # Baselines come first in the plan, and their few draws would make a weak yardstick.
         main = [job for job in white_box if job.attack not in BASELINES]
         return next(iter(main or white_box), None)
 
@@ -109,6 +111,7 @@ class Plan:
     def decisive_jobs(self, target: str) -> list[Job]:
         """Return the jobs whose worst case is a target's result; a single attack is its own."""
         jobs = self.jobs_on(target)
+        # Of a single attack there are no selection draws, so it may not be mixed with the unperturbed images.
         return jobs if self.is_protocol else jobs[-1:]
 
 
@@ -148,6 +151,7 @@ def _jobs_on(target: str, names: tuple[str, ...], view: str, attack: str) -> lis
     clean = (jobs[0].key,) if is_protocol else ()
     baselines = BASELINES if is_protocol and target == "defence" else ()
     before: tuple[str, ...] = clean
+    # Without repeats: a baseline may be one of the protocol's own attacks too.
     for name in dict.fromkeys((*baselines, *names)):
         if name == UNPERTURBED:
             continue
@@ -162,6 +166,7 @@ def _jobs_on(target: str, names: tuple[str, ...], view: str, attack: str) -> lis
 def _view_of(attack: str, target: str, view: str) -> str | None:
     if target == "classifier" or attack == "noise":
         return None
+    # This surrogate is a view of the defence, so its records name that view.
     if attack == "transfer-log-probability":
         return "log-probability"
     return "surrogate" if attack in TRANSFERS else view
@@ -176,6 +181,7 @@ def plan_budget(recipe: Recipe, plan: Plan, *, eps: float, norm: str) -> Budget:
     section, threat = recipe.evaluation, recipe.threat
 
     def step(size: float, steps: int) -> float:
+        # Scaled, so that the same number of steps crosses a larger ball as often as the recipe's.
         return size * (eps / threat.eps) if norm == threat.norm else 2.5 * eps / steps
 
     return Budget(

@@ -75,6 +75,7 @@ class Rerun:
             if not targets[0].stochastic:
                 return []
             return [mean_cosine(targets, batch.images, batch.labels, setting.budget.eot_draws)]
+        # A block of its own name, so that attack and latents differ from those of the evaluation.
         report = select_worst(setting, job, perturb(setting, job, batch, "check"), batch).report
         return [correct / report.draws for correct in report.correct.tolist()]
 
@@ -88,9 +89,11 @@ def spread(count: int, wanted: int) -> list[int]:
 def mean_cosine(targets: Sequence[AttackTarget], images: Tensor, labels: Tensor, draws: int) -> float:
     """Return the mean cosine between two targets' gradients; an unusable gradient counts as 0."""
     first, second = (
+        # In float64: squares of gradients below 1e-23 are zero in float32.
         target.loss_and_gradient(images, labels, cross_entropy, draws).gradient.double().flatten(1)
         for target in targets
     )
+    # Tiny, as the default of 1e-8 would shrink the cosine of faint gradients.
     cosine = torch.nn.functional.cosine_similarity(first, second, dim=1, eps=1e-30)
     return float(torch.nan_to_num(cosine, nan=0.0, posinf=0.0, neginf=0.0).mean())
 
@@ -111,6 +114,7 @@ def plan_reruns(setting: Setting, plan: Plan) -> list[Rerun]:
         # A larger eps keeps the step sizes of the budget: apgd-ce, which sets its own, is run at both.
         for eps in (2.0 * float(setting.threat.eps), _large_eps(setting))
     )
+    # On the plan's own view: the question is whether the attack used there could get through.
     aimed = Job(job.target, "apgd-ce", job.view)
     return [
         Rerun("twice-the-steps", job, replace(setting, budget=twice)),
@@ -122,6 +126,7 @@ def plan_reruns(setting: Setting, plan: Plan) -> list[Rerun]:
 
 
 def _large_eps(setting: Setting) -> float:
+    # All entries, channels too: the l2 length of a change of 0.95 everywhere.
     pixels = setting.images.images[0].numel()
     return LARGE_EPS * (pixels**0.5 if setting.threat.norm == "l2" else 1.0)
 
@@ -157,7 +162,9 @@ def rerun_checks(
         store=lambda name, result: folder.append_check(name, len(positions), *result),
         unit="runs",
     )
+    # The same images under the evaluation's own budget, so that differences are paired.
     by_image = {record.index: record.accuracy for record in evidence.records[first.job.key]}
+    # Records name positions in the full split, `positions` those in this image set.
     base = [by_image[index] for index in setting.images.indices[positions].tolist()]
     twice, cosines, twice_eps, large_eps, noise = (done[name][0] for name in NAMES)
     eps = _large_eps(setting)
@@ -190,6 +197,7 @@ def _eot_adequacy(cosines: Sequence[float], draws: int) -> Check:
 
 def _falls_with_eps(accuracies: Sequence[Sequence[float]]) -> Check:
     rises = []
+    # The larger ball holds the smaller one, so a rise says that the attack failed in the larger.
     for smaller, larger in pairwise(accuracies):
         rise = [after - before for before, after in zip(smaller, larger, strict=True)]
         rises.append((sum(rise) / len(rise), tolerance(rise, 0.01)))

@@ -90,15 +90,18 @@ def run_evaluation(
     if world.restarted:
         # Whatever is unfinished is what these processes began before one of them died.
         resume, force = world.on_main(lambda: (folder.exists, force and folder.summary.is_file()))
+    # Decided by one process: the others may see the folder before or after its first file.
     folder, stored = world.on_main(lambda: _find_folder(evaluation, resume=resume, force=force))
     if stored is not None:
         reporter.info(f"{folder.path} is complete; showing its stored result")
         return stored
     with (
+        # Held to the end, summary included: two processes that append blocks would count images twice.
         world.main_holds(lambda: _claimed(evaluation, folder, force, reporter)),
         interruptible(folder.path),
     ):
         records = _run_jobs(evaluation, folder, world, reporter)
+        # Read back from disk, as a resumed run measured only the blocks that were missing.
         health = world.on_main(folder.read_health)
         evidence = Evidence(evaluation.plan, records, {key: job_health(health, key) for key in records})
         checks = [
@@ -118,6 +121,7 @@ def _find_folder(
         if not folder.summary.is_file():
             return folder, None
         summary = read_json(folder.summary)
+        # Refused and not converted: a field of another schema may have another meaning.
         if summary.get("schema") != SCHEMA:
             raise StateError(
                 f"{folder.summary} has schema {summary.get('schema')}; this version reads {SCHEMA}",
@@ -138,10 +142,12 @@ def _claimed(
     evaluation: Evaluation, folder: EvaluationFolder, force: bool, reporter: Reporter
 ) -> Iterator[None]:
     """Keep other processes out of the folder, and start the evaluation where there is none."""
+    # Made before the lock is taken, which is a file in it; `exists` asks for the settings, not the folder.
     path = RunFolder(evaluation.run).inside("evaluation", folder.path.name)
     with locked(ensure_folder(path), reporter):
         if force or not folder.exists:
             recipe = evaluation.recipe
+            # Also where only leftovers lie: without settings nothing says what they belong to.
             folder.discard()
             folder.start(
                 {
@@ -168,6 +174,7 @@ def _run_jobs(
     jobs, blocks = evaluation.plan.jobs, evaluation.blocks()
     sizes = {n: len(block) for n, block in enumerate(blocks)}
     planned = {(job.key, n): size for job in jobs for n, size in sizes.items()}
+    # Before the first append: this drops what a kill left half written.
     stored = world.on_main(lambda: folder.read_blocks(planned, reporter))
     records: dict[str, dict[int, Record]] = {}
 
@@ -176,9 +183,11 @@ def _run_jobs(
         return sum(shares) / len(shares)
 
     for job in jobs:
+        # No health here: that of stored blocks is on disk already, and only new blocks are written.
         earlier: dict[int, _Block] = {n: (stored[job.key, n], {}) for n in sizes if (job.key, n) in stored}
         done = run_blocks(
             sizes,
+            # `records` grows from job to job: it holds every earlier job in full when this one starts.
             partial(attack_block, evaluation.setting, job, blocks, records),
             world,
             reporter,
@@ -221,6 +230,7 @@ def _store_summary(
         "settings": read_json(folder.settings),
         "seconds": round(sum(row["seconds"] for row in rows) + check_seconds, 3),
     }
+    # Last, as a summary says that the evaluation is complete.
     write_json(folder.summary, summary)
     return summary
 
@@ -248,6 +258,7 @@ def _exact_view_result(parent: Path, plan: Plan, identity: Mapping[str, Any]) ->
     """
     if plan.view == "exact" or plan.headline_target == "classifier":
         return None
+    # Only complete evaluations have a summary; sorted, as a file system lists in any order.
     for path in sorted(parent.glob("*/summary.json")):
         try:
             stored = read_json(path)

@@ -50,6 +50,7 @@ class Check:
 
 def at_most(name: str, value: float | None, threshold: float, meaning: str) -> Check:
     """Return a check that passes while the value is known and not above the threshold."""
+    # What is unknown fails: a check that could not see must not pass.
     return Check(name, value, threshold, value is not None and value <= threshold, meaning, "at most")
 
 
@@ -90,6 +91,7 @@ class Evidence:
     @property
     def aimed(self) -> list[Job]:
         """The white-box jobs of several steps; plain PGD only where there is no stronger one."""
+        # One step has no trajectory, and may overshoot: FGSM says nothing of whether losses rise.
         jobs = [job for job in self.white_box if job.attack != "fgsm"]
         return [job for job in jobs if job.attack != "pgd"] or jobs
 
@@ -124,6 +126,7 @@ def _in_ball(evidence: Evidence) -> Check:
     meaning = (
         "largest change of an example as a share of eps; every example is measured again after its attack"
     )
+    # Room for float32: an eps such as 8/255 is rounded, and so is the change of each pixel.
     return at_most("in-ball", max(shares), 1.001, meaning)
 
 
@@ -135,6 +138,7 @@ def _rule_agreement(evidence: Evidence) -> Check:
     meaning = (
         "share of scored draws in which the exact view's largest class is not the defence's own decision"
     )
+    # None at all: attacking the exact view is fair only as it is the same decision.
     return at_most("rule-agreement", share, 0.0, meaning)
 
 
@@ -149,6 +153,7 @@ def _logit_lead(evidence: Evidence) -> Check:
     )
     if clean[0].aggregation == "doubly-exponential":
         # float32 loses 1 - P where the sums of exponentials are 17 apart.
+        # With a lead m over logits near 0, N exp(m) - N = 17 gives m = log(1 + 17 / N).
         bound = log1p(17.0 / (clean[0].n_samples or 1))
         meaning += f"; log(P / (1 - P)) saturates where they lead others near 0 by about {bound:.2g}"
     return Check("logit-lead", sum(leads) / len(leads), None, None, meaning)
@@ -160,12 +165,15 @@ def _gradients(evidence: Evidence) -> list[Check]:
         # The DLR loss is constant once the label has fallen to the third place: only the first step counts.
         if name == "zero-gradients" and job.attack in _WITH_DLR:
             health = health["steps"][0]
+        # NaN and infinity are counted apart, so their shares may be added.
         return sum(health[kind] or 0.0 for kind in kinds)
 
     def worst(name: str, kinds: Sequence[str], threshold: float, meaning: str) -> Check:
+        # A job whose images were all skipped recorded no gradient.
         asking = [job for job in evidence.white_box if evidence.health[job.key]["gradients"]]
         if not asking:
             return not_run(name, "no attack here asks the target for gradients")
+        # The worst attack and not the mean: one that stood still would hide among others that moved.
         value, key = max((share(job, name, kinds), job.key) for job in asking)
         return at_most(name, value, threshold, f"{meaning}; the worst attack, {key}, is shown")
 
@@ -190,6 +198,7 @@ def _loss_rises(evidence: Evidence) -> Check:
         # Library attacks do not pass their labels on, so neither loss nor saturation is known.
         if len(steps) < 2 or all(step["saturated"] is None for step in steps):
             continue
+        # The largest loss on the way, since an attack returns its best point and not its last.
         first, *later = (step["loss"] for step in steps)
         known = [loss for loss in later if loss is not None]
         if first is None or not known:
@@ -203,6 +212,7 @@ def _loss_rises(evidence: Evidence) -> Check:
 def _examples_moved(evidence: Evidence) -> Check:
     def is_still(record: Record) -> bool:
         margins = (record.margin, record.clean_margin)
+        # A margin that was not finite is stored as None; it counts as still, not as moved.
         return margins[0] is None or margins[1] is None or margins[0] >= margins[1]
 
     shares = []
@@ -218,6 +228,7 @@ def _examples_moved(evidence: Evidence) -> Check:
 
 
 def _attack_order(evidence: Evidence) -> Check:
+    # On one target only: an attack's name stands for one job there.
     records = {job.attack: evidence.records[job.key] for job in evidence.jobs}
     chain = [attack for attack in CHAIN if attack in records]
     rises = []
@@ -226,6 +237,7 @@ def _attack_order(evidence: Evidence) -> Check:
         before = {record.index: record.accuracy for record in records[weaker] if not record.skipped}
         attacked = [r for r in records[stronger] if not r.skipped and r.index in before]
         if changes := [record.accuracy - before[record.index] for record in attacked]:
+            # Each pair has a tolerance of its own, as the number of images that both attacked differs.
             rises.append((sum(changes) / len(changes), tolerance(changes, _CHANCE_DIFFERENCE)))
     if not rises:
         return not_run("attack-order", "fewer than two attacks of growing strength ran on the same images")
@@ -235,6 +247,7 @@ def _attack_order(evidence: Evidence) -> Check:
 
 def least_within(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Return the pair of value and tolerance whose value exceeds its tolerance most."""
+    # Not the largest value: a small one may exceed its own tolerance by more.
     return max(pairs, key=lambda pair: pair[0] - pair[1])
 
 
@@ -242,7 +255,9 @@ def _gain(evidence: Evidence, name: str, attacks: Sequence[str], meaning: str) -
     added = [job for job in evidence.jobs if job.attack in attacks]
     if not added or not evidence.white_box:
         return not_run(name, "this evaluation has no such attack beside a white-box one")
+    # The unperturbed images count with both, so that a clean error is nobody's gain.
     base = [evidence.jobs[0], *evidence.white_box]
+    # The worst is chosen on selection draws, so the difference on report draws may even be negative.
     after = {record.index: record.accuracy for record in worst_case(evidence.of([*base, *added]))}
     gains = [record.accuracy - after[record.index] for record in worst_case(evidence.of(base))]
     return at_most(name, sum(gains) / len(gains), tolerance(gains, _SURROGATE_GAIN), meaning)
@@ -251,6 +266,7 @@ def _gain(evidence: Evidence, name: str, attacks: Sequence[str], meaning: str) -
 def chance_check(name: str, accuracies: Sequence[float], classes: int, meaning: str) -> Check:
     """Return a check that the mean of accuracies in [0, 1] is within two standard errors of guessing."""
     chance = 1.0 / classes
+    # The standard error of guessing by one draw per image; means of several draws vary less.
     slack = 2.0 * (chance * (1.0 - chance) / len(accuracies)) ** 0.5
     return at_most(name, sum(accuracies) / len(accuracies), chance + slack, meaning)
 

@@ -50,6 +50,7 @@ class Score:
     @classmethod
     def of_rows(cls, scores: Sequence[Score], order: Sequence[int]) -> Score:
         """Return the score whose row b is row b of `scores[order[b]]`."""
+        # The first field is R, one number for all.
         _, *names = (entry.name for entry in fields(cls))
         stacked = (torch.stack([getattr(score, name) for score in scores]) for name in names)
         rows = torch.arange(len(order))
@@ -67,6 +68,7 @@ class ClassifierScorer:
     @torch.no_grad()
     def __call__(self, examples: Tensor, labels: Tensor, indices: Sequence[int], draw_set: str) -> Score:
         """Score examples; see `DefenceScorer`."""
+        # NaN has an argmax like any other number, and would be counted as an answer.
         logits = require_finite_logits(
             self.classifier(examples), "the classifier", self.classifier, lambda: self.classifier(examples)
         )[:, None]
@@ -100,7 +102,9 @@ class DefenceScorer:
             draw_set: `selection`, `confirmation` or `report`.
         """
         condition = self.defence.condition(examples)
+        # One generator per image, so that scores do not change with blocks, order or number of processes.
         latents = torch.cat([self._latents(index, draw_set) for index in indices])
+        # Image-major: image b has the units from b * R to b * R + R - 1.
         owner = torch.arange(len(latents), device=condition.device) // self.draws
 
         def one_pass(part: slice) -> tuple[Tensor, Tensor]:
@@ -114,9 +118,11 @@ class DefenceScorer:
                     self.defence.condition(examples)[owner[part]], latents[part]
                 ),
             )
+            # The decision as the defence returns it; the exact view is what was attacked, and is compared.
             decisions = self.defence.aggregate(sample_logits, "log-probability").argmax(dim=1)
             return decisions, self.defence.aggregate(sample_logits, "exact")
 
+        # A unit is one draw with all its N samples, since they are aggregated together.
         passes = Passes(max(self.samples_per_pass // self.defence.n_samples, 1))
         decisions, exact = zip(*passes.over(len(latents), one_pass), strict=True)
         shape = (len(examples), self.draws)
@@ -135,9 +141,12 @@ Scorer = ClassifierScorer | DefenceScorer
 def _tally(decisions: Tensor, exact: Tensor, labels: Tensor) -> Score:
     """Summarise (B, R) decisions and (B, R, C) exact logits."""
     batch, draws, classes = exact.shape
+    # (B, R, C), summed over draws: how many of R chose each class.
     votes = torch.nn.functional.one_hot(decisions, classes).sum(dim=1)
     for_label = votes.gather(1, labels[:, None])[:, 0]
+    # -1 takes the label out of the maximum; a tie with another class is no majority.
     others = votes.scatter(1, labels[:, None], -1).amax(dim=1)
+    # In float64, where the loss of a confident answer is still above zero.
     logits, repeated = exact.double().flatten(0, 1), labels.repeat_interleave(draws)
     lead = exact.amax(dim=2) - exact.gather(2, decisions[:, :, None])[:, :, 0]
     return Score(

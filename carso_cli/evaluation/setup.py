@@ -91,19 +91,23 @@ def prepare_evaluation(
 ) -> Evaluation:
     """Load models and images and resolve every setting, without attacking; see `evaluate`."""
     device = device_for(recipe, options.get("device", "auto"))
+    # Before anything is loaded: what follows has to be done by one process of a machine first.
     world = join(device)
     reporter = world.reporter(reporter)
     defence, classifier = options.get("defence"), options.get("classifier")
     target = options.get("target")
     if target is None and defence is None and classifier is not None:
+        # A classifier alone is given, and with it no defence that could be attacked.
         target = "classifier"
     plan = plan_evaluation(options.get("attack", "adaptive"), target=target, view=options.get("view"))
     eps = options.get("eps") or recipe.threat.eps
     norm = options.get("norm") or recipe.threat.norm
+    # A recipe checks its own eps; the option has passed it by.
     if problem := too_large(eps, norm):
         raise UsageError(f"--eps: {problem}")
     # Which images a limit takes depends on the recipe's seed, never on the evaluation's.
     limit = options.get("limit") or recipe.evaluation.images
+    # Weights and data may be downloaded and cached: one process of a machine does it for the others.
     with world.local_main_first():
         if defence is None and classifier is None:
             recipe = run_recipe(recipe, RunFolder(run))
@@ -125,6 +129,7 @@ def prepare_evaluation(
         images=images,
         threat=ThreatModel(norm, eps),
         budget=plan_budget(recipe, plan, eps=eps, norm=norm),
+        # Not `seed or`: 0 is a seed.
         seed=recipe.seed if seed is None else seed,
         draws=recipe.evaluation.scoring_draws,
         selects=plan.is_protocol or options.get("selects", False),
@@ -136,6 +141,7 @@ def _identity(recipe: Recipe, plan: Plan, setting: Setting) -> dict[str, Any]:
     """Return what a resumed evaluation must share, field by field."""
     defence = setting.models.defence if "defence" in plan.targets else None
     images = setting.images
+    # Without the threat: this evaluation's own eps and norm are fields above.
     sections = [section for section in TRAINING_SECTIONS if section != "threat"]
     return {
         "attack": plan.attack,
@@ -147,12 +153,14 @@ def _identity(recipe: Recipe, plan: Plan, setting: Setting) -> dict[str, Any]:
         "n_samples": None if defence is None else defence.n_samples,
         "aggregation": getattr(defence, "aggregation", None),
         "n_images": len(images),
+        # By content, so that a data set that was changed on disk is another evaluation.
         "images": images.fingerprint(),
         "recipe": recipe_hash(recipe, sections),
         **{name: setting.models.checksums[name] for name in ("classifier", "purifier", "second_classifier")},
         "draws": setting.draws,
         # Left out where it is implied: evaluations stored before this field existed keep their name.
         **({"selects": True} if setting.selects and not plan.is_protocol else {}),
+        # Blocks are the unit of seeds and of resuming, so their size decides what is found.
         "batch_size": recipe.evaluation.batch_size,
         **asdict(setting.budget),
     }
