@@ -77,6 +77,7 @@ class Bench:
         data = self.recipe.data
         if self.batch_size is not None:
             count = self.batch_size
+        # A batch of the paper's size would take minutes a call.
         elif self.device.type == "cpu":
             count = min(count, most_on_cpu)
         noise = generator(self.recipe.seed, "bench")
@@ -115,6 +116,7 @@ def set_up(
     recipe: Recipe, device: torch.device, batch_size: int | None = None, reporter: Reporter = SILENT
 ) -> Bench:
     """Build the recipe's models with random weights; a classifier of an installed package keeps its own."""
+    # The naive baseline has no other norm.
     threat = recipe.threat.model_copy(update={"norm": "linf"})
     # A purifier that training starts from belongs to trained weights, and these are random.
     training = recipe.training.model_copy(update={"initial": None})
@@ -125,6 +127,7 @@ def set_up(
         classifier = build_classifier(recipe, kind) if external else untrained_classifier(recipe)
         purifier = build_purifier(recipe, classifier)
     for module in (classifier, purifier):
+        # As in training and evaluation; the baseline copies its weights into contiguous memory.
         channels_last(module.to(device).eval().requires_grad_(False))
     return Bench(recipe, device, batch_size, classifier, purifier, reporter)
 
@@ -135,6 +138,7 @@ def _classifier_forward(bench: Bench) -> Case:
 
 
 def _classifier_gradient(bench: Bench) -> Case:
+    # One EoT sample: the bare classifier has nothing random.
     (images, labels), target, naive = bench.inputs(), bench.target(), bench.naive()
     return Case(
         len(images),
@@ -158,6 +162,7 @@ def _eot_step(bench: Bench) -> Case:
     threat = ThreatModel("linf", eps)
 
     def latents() -> torch.Generator:
+        # A fresh one per call: both sides draw the same latents in every round.
         return generator(bench.recipe.seed, "bench latents")
 
     def ours() -> Tensor:
@@ -169,6 +174,7 @@ def _eot_step(bench: Bench) -> Case:
 
     def naive() -> Tensor:
         drawn = defence.draw_latents(draws * len(images), generator=latents())
+        # Row k * B + b is draw k of image b, as `DefenceTarget` counts.
         drawn = drawn.reshape(draws, len(images), *drawn.shape[1:])
         return baseline.eot_step(images, images, labels, drawn, eps=eps, step_size=step_size)
 
@@ -181,9 +187,11 @@ def _training_step(bench: Bench) -> Case:
     positions = torch.arange(len(images))
     train = ImageSet(images, labels, positions, tuple(str(label) for label in range(recipe.data.classes)))
     perturb = BalancedBatch(recipe, bench.classifier, bench.reporter)
+    # Without reuse: from a cache, later rounds would not make their attacks.
     holdout, cache = train.select(positions[:0]), AdversarialCache(reuse=1)
     setup = TrainingSetup(recipe, bench.classifier, train, holdout, perturb, cache, device, SILENT)
     state = initial_state(setup)
+    # `train_purifier` does this at the start of each epoch.
     state.purifier.train()
     baseline = NaiveTraining(bench.classifier, state.purifier, recipe.representation.layers, recipe.training)
     clean, known = train.pixels(slice(None)).to(device), labels.to(device)

@@ -40,6 +40,7 @@ class NaiveBaseline:
             # A weight that requires no gradient costs an attack neither operations nor kept activations.
             module.requires_grad_(False)
             for tensor in (*module.parameters(), *module.buffers()):
+                # The default layout, which carso's own channels-last is compared with.
                 tensor.data = tensor.data.contiguous(memory_format=torch.contiguous_format)
 
     @torch.no_grad()
@@ -56,6 +57,7 @@ class NaiveBaseline:
     @torch.no_grad()
     def defend(self, images: Tensor, latents: Tensor) -> Tensor:
         """Return log P of the defence, (B, C), for latents (B, N, Z)."""
+        # S itself, as first written: it overflows at logits where `aggregate` does not.
         return F.log_softmax(self._sample_logits(images, latents).logsumexp(dim=0).exp(), dim=1)
 
     def classifier_gradient(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -80,12 +82,13 @@ class NaiveBaseline:
         modules, found = dict(self.classifier.named_modules()), {}
         handles = []
         for layer in self.layers:
-
+            # The layer is bound as a default: in the loop a closure would see the last one only.
             def keep(_module: nn.Module, _inputs: object, output: Tensor, layer: str = layer) -> None:
                 found[layer] = output
 
             handles.append(modules[layer].register_forward_hook(keep))
         self.classifier(images)
+        # Or each further pass would record once more.
         for handle in handles:
             handle.remove()
         return found
@@ -101,6 +104,7 @@ class NaiveBaseline:
             )
             return logits
 
+        # vmap maps over the first axis: (N, B, Z).
         return torch.vmap(sample)(latents.transpose(0, 1))
 
 
@@ -118,6 +122,7 @@ class NaiveTraining:
         self, classifier: nn.Module, purifier: Purifier, layers: Sequence[str], training: Training
     ) -> None:
         self.baseline = NaiveBaseline(classifier, purifier, layers)
+        # The baseline froze it for its attacks.
         self.purifier = self.baseline.purifier.train().requires_grad_(True)
         self.mix = training.attack_mix
         section, weights = training.optimiser, dict(self.purifier.named_parameters())
@@ -144,6 +149,7 @@ class NaiveTraining:
             Summed loss, BCE and KL, float64.
         """
         inputs = self._balanced(clean, labels, starts, eps)
+        # Without gradients, as in carso: the classifier is frozen.
         representation = self.baseline.extract(inputs)
         reconstruction, mean, log_variance = self.purifier(inputs, representation, noise)
         terms = negative_elbo(reconstruction, clean, mean, log_variance, 1.0)
@@ -180,4 +186,5 @@ class NaiveTraining:
 def _ascend(images: Tensor, clean: Tensor, gradient: Tensor, eps: float, step_size: float) -> Tensor:
     """Take a signed gradient step, then project onto the linf ball around `clean` and onto [0, 1]."""
     moved = images + step_size * gradient.sign()
+    # The ball first: its bounds may leave [0, 1].
     return moved.clamp(clean - eps, clean + eps).clamp(0.0, 1.0)

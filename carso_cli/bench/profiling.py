@@ -40,6 +40,7 @@ def peak_bytes(work: Work, device: torch.device) -> int:
     """Run once; return the most bytes of tensors at one time, on top of those there before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        # Weights and images are there already, and do not count.
         before = torch.cuda.memory_allocated(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
@@ -70,7 +71,9 @@ class _HeldStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # unty
             # A view or an operation in place returns a storage that was there before.
             if key not in inputs and key not in self._bytes:
                 self._bytes[key] = storage.nbytes()
+                # The last tensor frees it, and its address may then come again for another one.
                 weakref.finalize(storage, self._bytes.pop, key, None)
+        # After the operation, while its inputs and its result are both held.
         self.peak = max(self.peak, sum(self._bytes.values()))
         return result
 
@@ -97,15 +100,18 @@ def alternating_seconds(
     """
     times: list[list[float]] = [[] for _ in works]
     one_thread = device.type == "cpu" and torch.get_num_threads() == 1
+    # torch runs a backward pass on CPUs in the thread that asks for it, so this clock sees it.
     clock = time.thread_time if one_thread else time.perf_counter
     began = time.perf_counter()
     for turn in range(rounds):
+        # The median of fewer would be a single round's luck.
         if turn >= 3 and time.perf_counter() - began > patience:
             break
         for work, found in zip(works, times, strict=True):
             started = clock()
             work()
             if device.type == "cuda":
+                # The GPU's work is only queued when `work` returns.
                 torch.cuda.synchronize(device)
             found.append(clock() - started)
     return times

@@ -77,12 +77,15 @@ def bench(
             found.append(figures)
             products += seconds
             progress.advance()
+    # Each of size^2 entries takes as many multiplications and additions as `size`.
     peak = 2 * size**3 / statistics.median(products)
     for figures in found:
+        # Only now: the peak is the median over the products of all cases.
         figures["share_of_peak"] = figures["flops"] / figures["seconds"] / peak
     return {
         "schema": SCHEMA,
         "device": _describe(target),
+        # With its overrides, since `compare` tells recipes apart by this text.
         "recipe": " ".join((recipe.name, *(f"--set {text}" for text in overrides))),
         "peak_flops": peak,
         "cases": found,
@@ -96,6 +99,7 @@ def _chosen(recipe: Recipe, cases: Sequence[str], reporter: Reporter) -> list[st
                 "; ".join(filter(None, (f"there is no case '{name}'", nearest(name, CASES)))),
                 hint=f"cases: {', '.join(CASES)}",
             )
+    # In the table's order, so that two results line up.
     chosen = [name for name in CASES if name in cases or not cases]
     objective = recipe.training.objective
     if objective != "elbo" and "training-step" in chosen:
@@ -125,6 +129,7 @@ def _time_case(models: Bench, name: str, product: Work, rounds: int) -> tuple[di
         "peak_memory_bytes": memory,
         "flops": operations,
         "share_of_peak": 0.0,
+        # Within a round both met the same load; medians of different rounds need not have.
         "ratio_to_straightforward": statistics.median(
             slow / fast for fast, slow in zip(ours, naive, strict=True)
         ),

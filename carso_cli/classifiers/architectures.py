@@ -77,6 +77,7 @@ class Blueprint:
         library = _library(self.family)
         with quiet():
             network = (
+                # Never downloaded here: weights come from the recipe's file, which is checked.
                 library.get_model(self.architecture, weights=None, num_classes=self.classes)
                 if self.family == "torchvision"
                 else library.create_model(
@@ -129,6 +130,7 @@ def check_architecture(library: str, name: str) -> None:
     models = _library(library)
     # torchvision's `list_models` also lists detection and segmentation unless told the module.
     known = set(models.list_models() if library == "timm" else models.list_models(module=models))
+    # timm lists architectures without the tags of their trainings.
     if name.partition(".")[0] not in known:
         raise RecipeError(
             f"classifier.architecture: {library} has no '{name}'",
@@ -138,6 +140,7 @@ def check_architecture(library: str, name: str) -> None:
 
 
 def _library(name: str) -> Any:  # noqa: ANN401  (a module)
+    # Imports stay inside: `prepare` must come before torchvision, which timm imports too.
     prepare()
     with quiet():
         if name == "torchvision":

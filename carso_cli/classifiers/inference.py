@@ -57,8 +57,10 @@ class Compiled(nn.Module):
             # Not at the top: it takes a second to import, which `torch.compile` has spent by now.
             from torch._dynamo.exc import TorchDynamoException
 
+            # The module's own errors are the caller's: attacks answer a lack of memory by smaller passes.
             if not isinstance(error, TorchDynamoException):
                 raise
+            # For good: every further attempt would fail as slowly.
             self._run = self.module.forward
             reason = str(error).strip().partition("\n")[0]
             self.reporter.warning(f"torch.compile failed, and attacks run without it: {reason}")
@@ -88,13 +90,17 @@ def folded(classifier: _Model) -> _Model:
         blocks[0].batchnorm_0 = _fold(blocks[0].batchnorm_0, copied.init_conv)
     for block, following in pairwise(blocks):
         if block.shortcut is not None and following.shortcut is not None:
+            # It normalises the sum of both branches, so both are scaled.
             following.batchnorm_0 = _fold(following.batchnorm_0, block.conv_1, block.shortcut)
     if blocks[-1].shortcut is not None:
         copied.batchnorm = _fold(copied.batchnorm, blocks[-1].conv_1, blocks[-1].shortcut)
+    # In every block `conv_0` alone leads into it.
     for block in blocks:
         block.batchnorm_1 = _fold(block.batchnorm_1, block.conv_0)
     for module in copied.modules():
         if isinstance(module, nn.ReLU):
+            # A ReLU's gradient needs its output only; that of SiLU needs the input, which must stay.
+            # Beside an identity shortcut the BatchNorm is still there, and its result is a new tensor.
             module.inplace = True
     return copied
 
@@ -107,8 +113,10 @@ def _fold(normalisation: nn.Module, *convolutions: nn.Conv2d) -> nn.Module:
     mean, variance = normalisation.running_mean, normalisation.running_var
     assert mean is not None
     assert variance is not None
+    # y = scale * (x - mean) + bias.
     scale = normalisation.weight * torch.rsqrt(variance + normalisation.eps)
     for convolution in convolutions:
         convolution.weight.mul_(scale.reshape(-1, 1, 1, 1))
+    # In the first alone: outputs are added, and the shift must count once.
     convolutions[0].bias = nn.Parameter(normalisation.bias - mean * scale, requires_grad=False)
     return nn.Identity()

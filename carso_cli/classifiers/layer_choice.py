@@ -40,11 +40,13 @@ def default_layers(classifier: nn.Module, shapes: Mapping[str, Shapes]) -> tuple
     # What holds other blocks is the network around them, and its own convolutions the stem.
     inner = [block for block in blocks if not any(_inside(other, block) for other in blocks)]
     if len(inner) == 1:
+        # Runs, not a count per resolution: a stack may come back to a resolution later.
         runs = groupby(blocks[inner[0]], key=lambda name: shapes[name][1][1:])
         return tuple(name for _, run in runs for name in list(run)[:_PER_BLOCK])
     chosen: set[str] = set()
     for block in inner:
         shortcuts = [name for name in blocks[block] if _is_shortcut(name, modules[name])]
+        # A block that takes more than one tensor has no recorded shape; its shortcuts are left out.
         size = shapes[block][0][-1] if block in shapes else 0
         chosen.update([name for name in blocks[block] if name not in shortcuts][:_PER_BLOCK])
         chosen.update(name for name in shortcuts if shapes[name][1][-1] < size)
@@ -52,12 +54,14 @@ def default_layers(classifier: nn.Module, shapes: Mapping[str, Shapes]) -> tuple
 
 
 def _gives_maps(module: nn.Module, shape: tuple[int, ...]) -> bool:
+    # A map of one pixel has nothing for the layer encoder's convolutions.
     return isinstance(module, nn.Conv2d) and len(shape) == 3 and shape[1] == shape[2] > 1
 
 
 def _is_shortcut(name: str, module: nn.Module) -> bool:
     if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1):
         return False
+    # By stride or name: a bottleneck has 1x1 convolutions that are no shortcuts.
     return module.stride != (1, 1) or any(part in name for part in _SHORTCUT_NAMES)
 
 

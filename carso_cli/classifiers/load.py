@@ -57,6 +57,7 @@ def load_classifier(
         WeightsError: If the weights are missing, damaged or of another architecture.
     """
     if source == "entry-point" or blueprint.family == "external":
+        # Either without the other is refused there.
         built = _from_entry_point(name or "", blueprint.family, source)
         return _frozen_checked(built, blueprint, f"entry point '{name}'")
     if source == "file":
@@ -64,11 +65,13 @@ def load_classifier(
     else:
         record = find_record(source, name or "", dataset)
         _check_architecture(record, blueprint)
+        # Known weights need the standardisation of their own training, whatever the recipe's data have.
         mean, std = record.standardisation
         blueprint = replace(blueprint, mean=mean, std=std)
         path = _shipped(record) if source == "shipped" else _robustbench(record, recipe)
     classifier = blueprint.build()
     stated = {"mean": list(blueprint.mean), "std": list(blueprint.std)}
+    # A library's file holds the network alone, without the layer of ours around it.
     if isinstance(classifier, Standardised):
         _check_file(path, stated)
         load_strict(classifier.network, read_state_dict(path), path, keys="classifier.architecture")
@@ -158,6 +161,7 @@ def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
         raise WeightsError(f"{path}: {problem}")
     header = read_header(path)
     for key, value in expected.items():
+        # Files of other programs have no such keys, and pass.
         if header.get(key, value) != value:
             raise WeightsError(
                 f"{path} was trained with {key} {header[key]}; the recipe says {value}",
@@ -211,7 +215,9 @@ def check_classifier(
     Raises:
         RecipeError: If it fails on such an image, or returns anything but one finite logit per class.
     """
+    # A module without parameters is taken for one on the CPU.
     parameter = next(classifier.parameters(), torch.empty(0))
+    # Grey is in range for every classifier, and no data need be read.
     image = torch.full((1, channels, image_size, image_size), 0.5, device=parameter.device)
     try:
         with torch.no_grad():

@@ -16,6 +16,7 @@ Channels = tuple[float, float, float]
 
 SHIPPED_FOLDER = Path(__file__).parent / "digits"
 
+# The images are grey, repeated to three equal channels.
 _DIGITS: tuple[Channels, Channels] = ((0.3051, 0.3051, 0.3051), (0.3238, 0.3238, 0.3238))
 _CIFAR10: tuple[Channels, Channels] = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
 _CIFAR100: tuple[Channels, Channels] = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
@@ -149,6 +150,7 @@ def find_record(source: str, name: str, dataset: str) -> ClassifierRecord:
         RecipeError: If no record has this name, or none for this data set.
     """
     records = [record for record in RECORDS if record.source == source]
+    # One name may have weights for several data sets.
     named = {record.dataset: record for record in records if record.name == name}
     if dataset in named:
         return named[dataset]

@@ -91,6 +91,7 @@ def require_uncompressed(archive: ZipFile, path: Path) -> None:
     Raises:
         WeightsError: If a part of it is compressed.
     """
+    # Before torch unpacks anything.
     if any(part.compress_type != ZIP_STORED for part in archive.infolist()):
         raise WeightsError(
             f"{path} holds compressed parts, which PyTorch does not write; it might unpack to any size",
@@ -114,6 +115,7 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         return {key: json.loads(value) for key, value in metadata.items()}
     except (ValueError, RecursionError) as error:
+        # Only carso writes the key, and then every value as JSON.
         if CHECKSUM_KEY in metadata:
             raise WeightsError(f"{path} is damaged: unreadable header: {error}", hint=_RESTORE) from error
         # Other programs write plain text there.
@@ -127,6 +129,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     # A damaged header may claim types and lengths that no tensor can have.
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+    # Taken out first: the checksum covers the rest of the header.
     stored = header.pop(CHECKSUM_KEY, None)
     if stored is not None and stored != tensors_checksum(tensors, header):
         message = f"{path} is damaged: its contents do not match the checksum in its header"
@@ -136,6 +139,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pytorch(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
     try:
+        # Files from before torch 1.6 are plain pickles, which are never compressed.
         if is_zipfile(path):
             with ZipFile(path) as archive:
                 require_uncompressed(archive, path)
@@ -151,6 +155,7 @@ def _read_pytorch(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
             f"{path} holds more than tensors; reading it could run code, and is refused",
             hint="save the state dict alone, best as safetensors",
         ) from error
+    # Before the handler of everything else, which would hide its hint.
     except WeightsError:
         raise
     # A damaged archive raises almost any kind of error.
@@ -165,6 +170,7 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401  (wh
         state = {str(name): value for name, value in inner.items()}
         if state and all(isinstance(value, Tensor) for value in state.values()):
             for prefix in _PREFIXES:
+                # All or none: a network may really have a child of that name.
                 if all(name.startswith(prefix) for name in state):
                     state = {name.removeprefix(prefix): value for name, value in state.items()}
             return state
@@ -209,6 +215,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], path: str | Path
             f"{path} does not fit the architecture:\n" + "\n".join(filter(None, problems)),
             hint=f"check {keys}, data.classes and data.channels in the recipe",
         )
+    # Not before all is checked: torch would fill what fits and then raise.
     module.load_state_dict(dict(state))
 
 

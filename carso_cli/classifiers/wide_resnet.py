@@ -54,6 +54,7 @@ class WideResNet(nn.Module):
         channels: int = 3,
     ) -> None:
         super().__init__()
+        # Two convolutions per block in three groups: k blocks per group.
         blocks, remainder = divmod(depth - 4, 6)
         if remainder or blocks < 1:
             raise UsageError(
@@ -80,6 +81,7 @@ class WideResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Classify (B, channels, H, W) images in [0, 1]; return (B, C) logits."""
         features = self.layer(self.init_conv((images - self.mean) / self.std))
+        # RobustBench's fixed pool of 8 would return four rows for an image of 64 pixels.
         pooled = self.relu(self.batchnorm(features)).mean(dim=(2, 3))
         logits: Tensor = self.logits(pooled)
         return logits
@@ -95,6 +97,7 @@ class _Group(nn.Module):
 
     def __init__(self, blocks: int, before: int, after: int, stride: int, make: type[nn.Module]) -> None:
         super().__init__()
+        # A generator, so that the first block draws its initial weights first.
         rest = (_Block(after, after, 1, make) for _ in range(blocks - 1))
         self.block = nn.Sequential(_Block(before, after, stride, make), *rest)
 
@@ -109,6 +112,7 @@ class _Block(nn.Module):
     def __init__(self, before: int, after: int, stride: int, make: type[nn.Module]) -> None:
         super().__init__()
         self.stride = stride
+        # Of any type: a folded copy has an Identity here.
         self.batchnorm_0: nn.Module = nn.BatchNorm2d(before)
         self.relu_0 = make()
         # Padding within the convolution spares a copy, and is even on all sides at stride 1 only.
@@ -135,6 +139,7 @@ def _pad_end(features: Tensor) -> Tensor:
     As TensorFlow's `SAME`, for which the published weights were made.
     """
     height, width = features.shape[2:]
+    # Left, right, top, bottom: an odd size gets one on each side.
     return F.pad(features, (width % 2, 1, height % 2, 1))
 
 

@@ -48,6 +48,7 @@ def aggregate(sample_logits: Tensor, rule: str, view: str = "log-probability") -
             raise UsageError(
                 f"unknown {kind} '{name}'; known are {', '.join(known)}. {nearest(name, known)}".rstrip()
             )
+    # Sums of bfloat16 keep so few bits that classes which differ would tie.
     if not sample_logits.is_floating_point() or sample_logits.dtype.itemsize < 4:
         sample_logits = sample_logits.float()
     return _FORMULAS[rule, view](sample_logits)
@@ -60,17 +61,21 @@ def doubly_exponential_log_probability(sample_logits: Tensor) -> Tensor:
     are lowered until the leader's sum is exp(88): order and finiteness are kept, and log P saturates at
     -exp(88).
     """
+    # Kept as log S: exp of a single logit above 88.7 is beyond float32.
     log_sums = sample_logits.double().logsumexp(dim=1)
+    # Detached: otherwise the leader's sum would be a constant and lose its gradient.
     excess = (log_sums.detach().amax(dim=1, keepdim=True) - _LARGEST_EXPONENT).clamp(min=0.0)
     return F.log_softmax((log_sums - excess).exp(), dim=1).to(sample_logits.dtype)
 
 
 def _doubly_exponential_exact(sample_logits: Tensor) -> Tensor:
+    # log S, which has the argmax of S because the logarithm is monotone, and does not saturate.
     return sample_logits.logsumexp(dim=1)
 
 
 def _doubly_exponential_released(sample_logits: Tensor) -> Tensor:
     probability = sample_logits.float().exp().sum(dim=1).softmax(dim=1)
+    # P rounds to 1 in float32: this is then inf, and its gradient NaN. Kept as published.
     return torch.log(probability / (1.0 - probability))
 
 
@@ -83,6 +88,7 @@ def _logit_mean_log_probability(sample_logits: Tensor) -> Tensor:
 
 
 def _probability_mean(sample_logits: Tensor) -> Tensor:
+    # log of the mean softmax, without leaving logarithms: tiny shares keep a gradient.
     return F.log_softmax(sample_logits, dim=2).logsumexp(dim=1) - math.log(sample_logits.shape[1])
 
 
@@ -99,6 +105,7 @@ def _vote_count(sample_logits: Tensor) -> Tensor:
 
 def _vote_log_probability(sample_logits: Tensor) -> Tensor:
     counts = _vote_count(sample_logits)
+    # A class without votes would have log 0.
     return (counts / sample_logits.shape[1]).clamp(min=torch.finfo(counts.dtype).tiny).log()
 
 

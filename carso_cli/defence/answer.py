@@ -60,6 +60,7 @@ class Answer:
             "probability": float(self.probability[place, label]),
             "mean_probability": float(self.sample_probability[place, :, label].mean()),
             "votes": {names[choice]: count for choice, count in counts.most_common()},
+            # 0 where no sample chose the decision: it need not be the majority's.
             "agreement": counts[label] / len(choices),
             "samples": [
                 {"class": names[choice], "probability": share}
@@ -72,6 +73,7 @@ class Answer:
 @torch.no_grad()
 def classify(defence: Defence, images: Tensor, seed: int) -> Answer:
     """Classify images (B, channels, H, W) in [0, 1] by a defence; tensors of the answer are on the CPU."""
+    # Every purifier has this buffer, whatever else is left out of it.
     inputs = images.to(defence.purifier.mean.device)
     latents = torch.cat([draw_latents(defence, image, seed) for image in images])
     reconstructions = defence.decode(defence.condition(inputs), latents)
@@ -88,6 +90,7 @@ def classify(defence: Defence, images: Tensor, seed: int) -> Answer:
 
 def draw_latents(defence: Defence, image: Tensor, seed: int) -> Tensor:
     """Draw (1, N, Z) latents for one image (channels, H, W), decided by seed and pixels alone."""
+    # As bytes: rounding errors of the pixels must not choose other latents.
     content = image.mul(255.0).round().to(torch.uint8).contiguous().numpy().tobytes()
     origin = generator(seed, "prediction", hashlib.sha256(content).hexdigest())
     return defence.draw_latents(1, defence.n_samples, origin)

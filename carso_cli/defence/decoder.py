@@ -22,9 +22,11 @@ def upsampling_plan(image_size: int) -> tuple[int, tuple[int, ...], int]:
         Height and width of the first feature map, output padding of the 4 blocks, last kernel size.
     """
     last_kernel = 2 if image_size <= 32 else 3
+    # Backwards from the image: with kernel 2 and padding 1 the last convolution removes a pixel.
     size = image_size + 1 if last_kernel == 2 else image_size
     paddings: list[int] = []
     for _ in range(len(_WIDTHS) - 1):
+        # 2n - 1 is odd, so an even size takes the output padding.
         paddings.append(1 - size % 2)
         size = (size + 1) // 2
     return size, tuple(reversed(paddings)), last_kernel
@@ -58,6 +60,7 @@ class Decoder(nn.Module):
                 for before, after, extra in zip(_WIDTHS[:-1], _WIDTHS[1:], paddings, strict=True)
             )
         )
+        # With bias, unlike the blocks: no batch normalisation follows.
         self.last = nn.ConvTranspose2d(_WIDTHS[-1], channels, last_kernel, stride=1, padding=1)
 
     def forward(self, latents: Tensor, condition: Tensor) -> Tensor:

@@ -58,7 +58,9 @@ class Defence(nn.Module):
         self.aggregation = aggregation
         self.precision = precision
         self.latent_features = purifier.latent_features
+        # The given modules themselves, not copies: who trains a part afterwards sets its gradients again.
         self.requires_grad_(False)
+        # Through `super`, because our own `train` changes nothing.
         super().train(False)
 
     def train(self, mode: bool = True) -> Defence:
@@ -81,6 +83,7 @@ class Defence(nn.Module):
         """
         with autocast(self.precision, images.device):
             condition = self.purifier.condition(extract_representation(self.classifier, images, self.layers))
+        # In one tensor: attacks map gradients from the condition back to the images, and need no second way.
         return torch.cat((condition, images.flatten(1)), dim=1) if self.purifier.input_share else condition
 
     def draw_latents(
@@ -97,12 +100,15 @@ class Defence(nn.Module):
 
     def decode(self, condition: Tensor, latents: Tensor) -> Tensor:
         """Decode (B, F) conditions with (B, N, Z) latents into images (B, N, channels, H, W) in [0, 1]."""
+        # Without a share of the input, no pixels follow.
         features, pixels = condition.tensor_split((self.purifier.condition_features,), dim=1)
+        # Row b * N + n of the flattened pair is image b with its latent n.
         repeated = features.unsqueeze(1).expand(-1, latents.shape[1], -1)
         with autocast(self.precision, condition.device):
             images = self.purifier.decode(latents.flatten(0, 1), repeated.flatten(0, 1))
         images = images.reshape(*latents.shape[:2], *images.shape[1:])
         if share := self.purifier.input_share:
+            # After the sigmoid, in pixel space: a mean of two images in [0, 1] is one too.
             images = torch.lerp(images, pixels.reshape(-1, 1, *images.shape[2:]), share)
         return images
 
@@ -113,6 +119,7 @@ class Defence(nn.Module):
     def classify_samples(self, samples: Tensor) -> Tensor:
         """Classify reconstructions: (B, N, channels, H, W) to (B, N, C) logits."""
         with autocast(self.precision, samples.device):
+            # All B * N in one pass: in evaluation mode an image's logits do not depend on its batch.
             logits = to_float32(self.second_classifier(samples.flatten(0, 1)))
         return logits.reshape(*samples.shape[:2], logits.shape[1])
 

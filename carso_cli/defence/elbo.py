@@ -34,6 +34,8 @@ def negative_elbo(
         log_variance: (B, Z) posterior log-variance.
         beta: Weight of the KL term (Higgins et al., 2017).
     """
+    # Summed, as the rates of Table 16 are meant for. With grey targets its least value is above 0.
     bce = F.binary_cross_entropy(reconstruction, clean, reduction="sum")
+    # Closed form of KL(N(mu, sigma^2) || N(0, 1)), with log_variance = log sigma^2.
     kl = -0.5 * (1.0 + log_variance - mean.square() - log_variance.exp()).sum()
     return Elbo(bce + beta * kl, bce, kl)

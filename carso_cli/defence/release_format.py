@@ -19,6 +19,7 @@ TRAINING_PARTS = ("input_compressor", "joint_fcn_compressor", "neck")
 # (prefix in their file, prefix in our state dict); the rest of a key is common to both.
 _PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
     "repr_compressors": (("", "representation_encoder.layer_encoders."),),
+    # Their sequences begin with the concatenation of Tables 10 and 11, which has no weights: hence 1.
     "repr_fcn_compressor": (("1.", "representation_encoder.compressor."),),
     "decoder": (
         ("0.1.", "decoder.stem.0."),
@@ -47,6 +48,7 @@ def from_release(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for key, tensor in tensors.items():
         for theirs, ours in _PREFIXES[part]:
+            # No prefix of a part begins another one, so the first match is the only one.
             if key.startswith(theirs):
                 renamed[ours + key.removeprefix(theirs)] = tensor
                 break

@@ -71,6 +71,7 @@ def extract_representation(
     def record(layer: str, _inputs: object, output: object) -> None:
         if not isinstance(output, Tensor):
             raise UsageError(f"layer '{layer}' returns {type(output).__name__}, not a tensor")
+        # Of a module that runs several times, the last run before the pass ends is kept.
         recorded[layer] = output
         # torch.export cannot trace an exception out of a module; it drops what the result does not need.
         if len(recorded) == len(layers) and not torch.compiler.is_compiling():
@@ -80,6 +81,7 @@ def extract_representation(
     with suppress(_Complete), forward_hooks(named, record):
         classifier(images)
     silent = [layer for layer in layers if layer not in recorded]
+    # The layer exists, but this input takes another branch, or a parent calls its weights directly.
     if silent:
         raise UsageError(f"layer '{silent[0]}' did not run in the classifier's forward pass")
     return OrderedDict((layer, recorded[layer]) for layer in layers)
@@ -98,6 +100,7 @@ def module_shapes(classifier: nn.Module, image: Tensor) -> dict[str, tuple[tuple
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def record(name: str, inputs: tuple[object, ...], output: object) -> None:
+        # Modules that return tuples, such as attention, cannot condition the purifier.
         if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
             shapes[name] = tuple(inputs[0].shape[1:]), tuple(output.shape[1:])
 

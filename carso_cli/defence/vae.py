@@ -56,11 +56,13 @@ class Purifier(nn.Module):
         self.condition_features = condition_features
         self.latent_features = latent_features
         self.input_share = input_share
+        # Not persistent: the recipe states them, and published files do not hold them.
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
         self.representation_encoder = RepresentationEncoder(
             layer_shapes, condition_features, layer_convolutions or convolutions_for(image_size)
         )
+        # Before the decoder: initial weights are drawn in this order, which a seed must keep.
         if latent_features:
             self._add_encoder(channels, image_size, condition_features)
         self.decoder = Decoder(latent_features, condition_features, channels, image_size)
@@ -74,6 +76,7 @@ class Purifier(nn.Module):
             self.input_encoder.append(
                 nn.Sequential(convolution, nn.BatchNorm2d(after), nn.LeakyReLU(LEAKY_SLOPE))
             )
+        # Kernel 3 with stride 2 and padding 1 halves a size and rounds up.
         halved_twice = math.ceil(image_size / 4)
         self.joint_encoder = nn.Sequential(
             nn.Linear(12 * halved_twice**2 + condition_features, latent, bias=False),
@@ -81,6 +84,7 @@ class Purifier(nn.Module):
             nn.LeakyReLU(LEAKY_SLOPE),
         )
         self.to_mean = nn.Linear(latent, latent)
+        # Table 11 says standard deviations; the logarithm needs no constraint to stay valid.
         self.to_log_variance = nn.Linear(latent, latent)
 
     def drop_encoder(self) -> None:
@@ -107,9 +111,11 @@ class Purifier(nn.Module):
             UsageError: If the encoder was dropped.
         """
         if self.latent_features == 0:
+            # Of no latents, so that their KL term is 0.
             return images.new_zeros(len(images), 0), images.new_zeros(len(images), 0)
         if not self.has_encoder:
             raise UsageError("this purifier has no encoder: it can purify, and not be trained")
+        # Only the encoder's input is standardised (Appendix C.1): targets stay in [0, 1].
         compressed = self.input_encoder((images - self.mean) / self.std).flatten(1)
         joint = self.joint_encoder(torch.cat((compressed, condition), dim=1))
         return to_float32(self.to_mean(joint)), to_float32(self.to_log_variance(joint))
@@ -134,5 +140,6 @@ class Purifier(nn.Module):
         """
         condition = self.condition(representation)
         mean, log_variance = self.encode(images, condition)
+        # Reparameterised: the noise is given, so gradients reach mean and variance and steps repeat.
         latents = mean + noise * torch.exp(0.5 * log_variance)
         return self.decode(latents, condition), mean, log_variance

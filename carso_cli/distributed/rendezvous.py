@@ -61,8 +61,10 @@ def connect(device: torch.device, process: Launch) -> None:
             world_size=process.size,
             timeout=_CONNECT_TIMEOUT,
         )
+        # torch takes one time for connecting and working, and has no public call to change it.
         _set_pg_timeout(_WORK_TIMEOUT)
     except RuntimeError as error:
+        # Further lines are a C++ stack trace.
         text = str(error).splitlines()[0]
         raise CarsoError(f"the processes could not connect: {text}", hint=_TRY_AGAIN) from error
 
@@ -98,6 +100,7 @@ def agree_on_name(store: Store, rank: int, size: int, timeout: float) -> str:
     store.set(f"{_ASKED}/{rank}", word)
     _wait_for(0, size, timeout, lambda: store.check([f"{_ANSWERED}/{word}"]))
     name: str = store.get(f"{_ANSWERED}/{word}").decode()
+    # Under the answer's name: process 0 may stop answering, and no earlier attempt's note misleads it.
     store.set(f"{name}/{rank}", "met")
     return name
 

@@ -26,6 +26,7 @@ class CpuSyncBatchNorm(_BatchNorm):
             layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
         )
         self.total = total
+        # The same tensors and names, so state dicts fit one process as well as many.
         self.weight, self.bias = layer.weight, layer.bias
         for name, statistic in layer.named_buffers():
             setattr(self, name, statistic)
@@ -33,8 +34,10 @@ class CpuSyncBatchNorm(_BatchNorm):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalise (B, c, …) by the statistics of all processes' images; B may be 0 on some of them."""
+        # Without sums over processes: in evaluation each may have another number of batches.
         if not self.training:
             return super().forward(inputs)
+        # In float32 at least: sums over a batch lose too much in bfloat16.
         values = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
         axes = (0, *range(2, values.ndim))
         shape = (1, -1, *[1] * (values.ndim - 2))
@@ -43,6 +46,7 @@ class CpuSyncBatchNorm(_BatchNorm):
         totals = self.total(torch.cat((values.sum(axes), values.new_tensor([count]))))
         number = totals[-1].detach()
         mean = totals[:-1] / number
+        # Centred first, at the price of a second sum: E[x^2] - mean^2 cancels where the mean is large.
         centred = values - mean.reshape(shape)
         variance = self.total(centred.square().sum(axes)) / number
         self._update_running(mean.detach(), variance.detach() * number / (number - 1.0))

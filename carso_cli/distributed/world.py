@@ -83,6 +83,7 @@ class World:
         if self.is_main:
             try:
                 answer = [work(), None]
+            # Any other error ends this process, and torchrun then ends the others.
             except CarsoError as error:
                 answer = [None, error]
         dist.broadcast_object_list(answer, src=0)
@@ -95,7 +96,7 @@ class World:
     def main_holds(self, held: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
         """Hold a context, such as a lock, on the main process while all of them work; raises as `on_main`."""
         with ExitStack() as stack:
-
+            # Without a return value: what `on_main` returns is pickled for the others, and a lock cannot be.
             def enter() -> None:
                 stack.enter_context(held())
 
@@ -126,6 +127,7 @@ class World:
     @contextmanager
     def local_main_first(self) -> Iterator[None]:
         """Let one process of each machine go first: the others find what it downloads or caches."""
+        # All machines share one barrier: first processes meet it after their turn, the others before.
         if self.local_rank:
             self._barrier()
         yield
@@ -173,6 +175,7 @@ def all_reduce(values: Tensor) -> Tensor:
 
 
 def _all_reduced(values: Tensor) -> Tensor:
+    # A copy: all_reduce writes in place, and autograd may still need the values.
     summed = values.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(summed)
     return summed
@@ -233,6 +236,7 @@ def join(device: torch.device) -> World:
         return World(device, restarted=process.restarts > 0)
     if _joined is None:
         if device.type == "cuda":
+            # Before the group forms: nccl uses the current GPU, which is the first one by default.
             torch.cuda.set_device(device)
         connect(device, process)
         _joined = World(device, process.rank, process.size, process.local_rank)

@@ -13,6 +13,7 @@ import sys
 
 # Names and numbers of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+# The largest C int, which is what mallopt takes.
 _NEVER = 2**31 - 1
 
 
@@ -24,8 +25,10 @@ def keep_freed_memory() -> bool:
     """
     if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
         return False
+    # Symbols of the process itself, whatever C library it runs on.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         # Another C library.
         return False
+    # No mapped blocks at all: mallopt refuses a threshold above 32 MiB, and activations may be larger.
     return bool(mallopt(_TRIM_THRESHOLD, _NEVER)) and bool(mallopt(_MMAP_MAX, 0))

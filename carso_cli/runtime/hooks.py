@@ -16,6 +16,7 @@ Hook = Callable[[str, tuple[object, ...], object], None]
 def forward_hooks(modules: Iterable[tuple[str, nn.Module]], hook: Hook) -> Iterator[None]:
     """Call `hook` after each forward pass of the named modules, inside the context."""
 
+    # A function, as a lambda made in a loop would see the last name only.
     def register(name: str, module: nn.Module) -> RemovableHandle:
         return module.register_forward_hook(lambda _, inputs, output: hook(name, inputs, output))
 

@@ -30,6 +30,7 @@ def find_nonfinite_layer(model: object, forward: Callable[[], object]) -> str:
     found: list[str] = []
 
     def watch(name: str, _inputs: object, output: object) -> None:
+        # Children return before the module that holds them, so the innermost is named.
         if not found and isinstance(output, Tensor) and not bool(output.isfinite().all()):
             found.append(name)
 
@@ -74,6 +75,7 @@ def require_finite_gradients(module: nn.Module, place: tuple[int, int], hint: st
     # One number for all, since each `bool` waits for the device.
     if bool(torch.nn.utils.get_total_norm(gradients.values()).isfinite()):
         return
+    # The norm of finite gradients may overflow: training then goes on.
     for name, gradient in gradients.items():
         if not bool(gradient.isfinite().all()):
             raise NumericsError(

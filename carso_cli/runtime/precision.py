@@ -44,6 +44,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     """Return the context in which a model runs: bfloat16 where it is asked for, nothing otherwise."""
     if precision != "bf16":
         return nullcontext()
+    # bfloat16 has the range of float32, so losses need no scaling as under float16.
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
@@ -59,6 +60,7 @@ def in_precision(model: Model, precision: str) -> Model:
         model: (B, channels, H, W) images to (B, C) logits.
         precision: `fp32`, `tf32` or `bf16`.
     """
+    # TF32 is set for the whole process: there is nothing to wrap.
     if precision != "bf16":
         return model
 

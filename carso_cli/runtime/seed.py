@@ -16,11 +16,13 @@ import torch
 def derive_seed(seed: int, *purpose: str | int) -> int:
     """Return a 63-bit seed for one purpose, e.g. `derive_seed(0, "latents", image_index)`."""
     text = "/".join(str(part) for part in (seed, *purpose))
+    # Not `hash`, which for text differs from process to process.
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
     """Return a fresh generator on the CPU for one purpose."""
+    # A GPU's generator would draw other numbers from the same seed.
     return torch.Generator().manual_seed(derive_seed(seed, *purpose))
 
 
@@ -30,6 +32,7 @@ def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
 
     Needed for libraries that draw from the global state (advertorch, AutoAttack).
     """
+    # Named one by one: fork_rng warns where it has to take several GPUs by itself.
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive_seed(seed, *purpose))

@@ -31,6 +31,7 @@ class StopRequest:
         now = time.monotonic()
         if self.received is not None and now - self.received > _SAME_EVENT:
             raise KeyboardInterrupt
+        # The first counts: its echoes must not move the second within which they are ignored.
         self.received = self.received or now
 
 

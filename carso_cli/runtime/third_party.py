@@ -41,6 +41,7 @@ class Patch:
     @property
     def active(self) -> bool:
         """Whether the fault is or was present here, patched or not."""
+        # Once it is patched, the fault is no longer seen.
         return self.name in _applied or self.needed()
 
     def apply(self) -> None:
@@ -63,6 +64,7 @@ def _alias_autoattack() -> None:
     from pyautoattack import state
 
     sys.modules["autoattack"] = pyautoattack
+    # The alias of a package does not cover its modules.
     sys.modules["autoattack.state"] = state
 
 
@@ -85,6 +87,7 @@ def _operators_are_missing() -> bool:
     """Say whether torchvision's compiled operators fail to load; where they load, they stay loaded."""
     # `find_spec` does not import the package, which is what fails.
     found = importlib.util.find_spec("torchvision")
+    # The last: torchvision, or this patch, has declared it already.
     if found is None or found.origin is None or hasattr(torch.ops.torchvision, "nms"):
         return False
     folder = Path(found.origin).parent
@@ -101,6 +104,7 @@ _declared: list[torch.library.Library] = []
 
 def _declare_operators() -> None:
     fragment = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]  # untyped in torch
+    # While it is imported, torchvision registers functions for these two; carso calls neither.
     for operator in ("nms", "qnms"):
         schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
         fragment.define(schema)  # type: ignore[no-untyped-call]  # untyped in torch

@@ -15,6 +15,8 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
         started = time.perf_counter()
         work()
         if device.type == "cuda":
+            # The GPU's work is only queued when `work` returns.
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
+    # Whatever else runs on the machine can only slow a run down.
     return min(times[1:])

@@ -39,6 +39,7 @@ class AdversarialCache:
         batches = [(positions, (first, number)) for number, positions in enumerate(parts)]
         if epoch == first:
             return batches
+        # A perturbed batch is cached whole, so its images stay together; only the batches' order is new.
         order = torch.randperm(len(batches), generator=generator(seed, "pool order", epoch))
         return [batches[number] for number in order.tolist()]
 
@@ -50,14 +51,19 @@ class AdversarialCache:
             clean: (B, channels, H, W), unperturbed.
             perturb: Makes the inputs, same shape and order; images that it does not change are not cached.
         """
+        # Nothing would ever be read back, and the cache would come to hold the whole training set.
         if self.reuse == 1:
             return perturb()
         first, number = place
+        # The group before it is dropped: memory holds the examples of one group at most.
         if first != self._first:
             self._first, self._cached = first, {}
         if number not in self._cached:
+            # A run resumed within a group makes them again here, from the seed of the group's first epoch.
             inputs = perturb()
+            # Only what an attack moved is kept: with an adversarial fraction of 0.01 that is little.
             changed = (inputs != clean).flatten(1).any(dim=1).nonzero()[:, 0]
             self._cached[number] = (changed, inputs[changed])
         changed, examples = self._cached[number]
+        # Out of place: the caller's clean images are the targets of the reconstruction.
         return clean.index_copy(0, changed, examples)

@@ -38,6 +38,7 @@ class BalancedBatch:
     def __init__(self, recipe: Recipe, classifier: nn.Module, reporter: Reporter = SILENT) -> None:
         self.threat = recipe.threat
         self.mix = recipe.training.attack_mix
+        # Attacks need logits alone; the folded copy's layer outputs are not those of the representation.
         copied = inference_copy(classifier, compile=recipe.compile, reporter=reporter)
         self.model = in_precision(copied, recipe.precision)
 
@@ -53,6 +54,7 @@ class BalancedBatch:
             seed: Seed of PGD's random starts.
             shard: Which images to return.
         """
+        # From the whole batch's size: rounding in each shard would change the mix.
         half = 2 * quarter_size(len(images), self.mix.adversarial_fraction)
         positions = torch.arange(len(images), device=images.device)[shard]
         # Both budgets of an attack share one call: a batch of twice the size is faster than two.
@@ -60,13 +62,17 @@ class BalancedBatch:
         budgets[: half // 2] /= 2
         parts = []
         for first, perturb in ((0, self._fgsm), (half, self._pgd)):
+            # Places within the attack's part of the whole batch.
             chosen = positions[(positions >= first) & (positions < first + half)] - first
+            # A small shard may hold no image of an attack.
             if len(chosen):
                 part = slice(first, first + half)
                 parts.append(perturb(images[part], labels[part], budgets, chosen, seed))
+        # In the order of positions, since the caller pairs them row by row with its clean shard.
         return torch.cat((*parts, images[positions[positions >= 2 * half]]))
 
     def _fgsm(self, images: Tensor, labels: Tensor, budgets: Tensor, chosen: Tensor, _seed: int) -> Tensor:
+        # FGSM draws nothing, so the shard's own images suffice.
         attack = FGSM(ThreatModel(self.threat.norm, budgets[chosen]))
         return attack(self.model, images[chosen], labels[chosen])
 

@@ -105,6 +105,7 @@ class Checkpoint:
             with stop_requests() as self._stop:
                 yield
         except KeyboardInterrupt:
+            # Nothing is saved: the step may be half done, some weights moved and others not.
             raise self._interrupted() from None
 
     def finish_batch(self, batches: int, sums: Tensor, seconds: float) -> None:
@@ -118,6 +119,7 @@ class Checkpoint:
         Raises:
             InterruptedRun: If some process was asked to stop; the state after this batch is saved.
         """
+        # JSON keeps float64 exactly, so a resumed epoch ends in the same mean to the last bit.
         self.open = OpenEpoch(batches, tuple(sums.tolist()), seconds)
         # The processes agree on it: one that stopped alone would leave the others waiting for its gradients.
         if self.world.any(bool(self._stop)):
@@ -126,6 +128,7 @@ class Checkpoint:
 
     def finish_epoch(self, metrics: dict[str, Any]) -> None:
         """Count and log a whole epoch, and save where that is due."""
+        # Logged before saved: a kill between them leaves a line too many, which `_read` takes back.
         self.world.on_main(lambda: append_json_lines(self.folder.metrics, [metrics]))
         self.metrics.append(metrics)
         self.open = OpenEpoch()
@@ -154,6 +157,7 @@ class Checkpoint:
             for name, tensor in part.state_dict().items()
         }
         self.world.on_main(lambda: save_state(self.folder.state, tensors, header))
+        # Last, so that an interruption during the write names the state that is really there.
         self._saved = (self.epochs_done, self.open.batches)
 
     def load(self, reporter: Reporter) -> dict[str, Any] | None:
@@ -165,13 +169,16 @@ class Checkpoint:
         Raises:
             StateError: If the state belongs to another configuration, is damaged, or is lost.
         """
+        # One process reads for all: none can take the newest state while another falls back to the older.
         found = self.world.on_main(lambda: self._read(reporter))
         if found is None:
             return None
         tensors, header = found
         for prefix, part in self.parts.items():
+            # In place: the optimiser and the DDP replica hold these very parameters.
             part.load_state_dict(_under(f"{prefix}.", tensors))
         self.metrics = list(header["metrics"])
+        # JSON made a list of the tuple.
         self.open = OpenEpoch(**{**header["open"], "sums": tuple(header["open"]["sums"])})
         self._saved = (self.epochs_done, self.open.batches)
         batches = f" and {self.open.batches} batches" if self.open.batches else ""
@@ -224,6 +231,7 @@ class OptimiserTensors:
         return {
             name if key == self.sole else f"{name}.{key}": value
             for name, parameter in self.module.named_parameters()
+            # `get`, as indexing torch's defaultdict would add an empty entry.
             for key, value in self.optimiser.state.get(parameter, {}).items()
             if value is not None
         }
@@ -232,6 +240,7 @@ class OptimiserTensors:
         """Set the moments, each on its parameter's device."""
         for name, parameter in self.module.named_parameters():
             moments = {self.sole: tensors[name]} if name in tensors else _under(f"{name}.", tensors)
+            # A state from before the first step holds none; torch then starts them by itself.
             if moments:
                 # torch keeps the counters of steps on the CPU.
                 self.optimiser.state[parameter] = {

@@ -128,7 +128,9 @@ def train_classifier(
     """
     folder, world = RunFolder(run), join(device_for(recipe, device))
     reporter = world.reporter(reporter)
+    # Before the folder is claimed: a command that cannot start leaves nothing behind.
     classifier = initial_classifier(recipe).to(world.device)
+    # After a crash torchrun repeats the first command, which has no --resume.
     resume = world.on_main(lambda: folder.check(resume=resume, restarted=world.restarted))
     with world.local_main_first():
         images = load_images(recipe, "train", limit=limit, reporter=reporter)
@@ -139,6 +141,7 @@ def train_classifier(
     state = initial_state(setup, classifier)
     checkpoint = _checkpoint(folder, setup, state)
     with world.main_holds(lambda: folder.claimed(resume=resume, reporter=reporter)):
+        # After the state is built, because its tensors are filled in place.
         if resume:
             checkpoint.load(reporter)
         environment = describe_environment(world.device)
@@ -169,12 +172,14 @@ def initial_classifier(recipe: Recipe) -> nn.Module:
             "carso trains WideResNets only",
             hint="set classifier.family to wide-resnet, or train your module with your own code",
         )
+    # torch draws initial weights from its global generator only.
     with seeded(recipe.seed, "classifier weights"):
         classifier = channels_last(untrained_classifier(recipe))
     kind = recipe.classifier.training.initial
     if kind is not None:
         given = build_classifier(recipe, kind)
         for name, expected in classifier.named_buffers():
+            # They are in no state dict, and others would change what the same weights compute.
             if name in ("mean", "std") and not torch.allclose(given.get_buffer(name), expected):
                 raise RecipeError(
                     f"the weights of classifier.{kind} go with another {name} than data.{name}",
@@ -187,12 +192,14 @@ def initial_classifier(recipe: Recipe) -> nn.Module:
 def initial_state(setup: ClassifierSetup, classifier: nn.Module) -> ClassifierState:
     """Return a classifier on the setup's device with a fresh optimiser."""
     section = setup.recipe.classifier.training
+    # Before optimiser and DDP see the module: layers are replaced, their parameters stay.
     setup.world.sync_batch_norm(classifier)
     optimiser = torch.optim.SGD(
         classifier.parameters(),
         lr=section.peak_learning_rate,
         momentum=section.momentum,
         weight_decay=section.weight_decay,
+        # torch refuses Nesterov without momentum.
         nesterov=section.momentum > 0,
     )
     return ClassifierState(classifier, setup.world.data_parallel(classifier), optimiser)
@@ -201,6 +208,7 @@ def initial_state(setup: ClassifierSetup, classifier: nn.Module) -> ClassifierSt
 def _checkpoint(folder: RunFolder, setup: ClassifierSetup, state: ClassifierState) -> Checkpoint:
     """Return the run's checkpoint: what is saved, and by what the run is recognised when it is resumed."""
     section = setup.recipe.classifier
+    # By content, not by path: the file may move, or change under its name.
     initial = None if section.training.initial is None else classifier_fingerprint(state.classifier)
     identity = {
         "recipe": recipe_hash(setup.recipe, ("data", "threat", "seed", "precision")),
@@ -229,13 +237,16 @@ def _train_epoch(
     batches = epoch_batches(len(setup.train), section.batch_size, setup.recipe.seed, epoch)
 
     def rate(number: int) -> float:
+        # A function of the step alone: a resumed run needs no state of a scheduler.
         step, steps = epoch * len(batches) + number, section.epochs * len(batches)
         peak, warmup = section.peak_learning_rate, section.warmup_share
         return one_cycle_rate(step, steps, peak=peak, warmup_share=warmup)
 
+    # A resumed epoch goes on from the batches, sums and seconds of its first part.
     done = checkpoint.open
     sums = torch.tensor(done.sums or (0.0,) * 2, dtype=torch.float64)
     seen, started = sum(map(len, batches[: done.batches])), time.perf_counter() - done.seconds
+    # Validation leaves it in evaluation mode.
     state.classifier.train()
     title = f"epoch {epoch + 1}/{section.epochs}"
     with setup.reporter.progress(title, sum(map(len, batches))) as progress:
@@ -282,10 +293,12 @@ def train_step(
     section, seed = setup.recipe.classifier.training, setup.recipe.seed
     shard = setup.world.shard(len(positions))
     images = setup.train.pixels(positions)
+    # The whole batch, before it is cut into shards: the choices then do not depend on their number.
     if section.augment:
         images = augment(images, flip=section.flip, generator=generator(seed, "augmentation", *place))
     images = images.to(setup.device)
     labels = setup.train.labels[positions].to(setup.device)[shard]
+    # Not the replica: DDP expects a backward pass over the weights after each forward.
     model = in_precision(state.classifier, setup.recipe.precision)
     if setup.kind == "at":
         attack = training_attack(setup, derive_seed(seed, "training attack", *place))
@@ -300,9 +313,11 @@ def train_step(
     # Gradients are summed over processes, so each has its images' part of the mean over the whole batch.
     loss = F.cross_entropy(logits, labels, label_smoothing=section.label_smoothing, reduction="sum")
     correct = (logits.argmax(dim=1) == labels).sum()
+    # Every process gets the same bits, so that all of them stop below, or none.
     sums = setup.world.sum(torch.stack((loss.detach(), correct)).double().cpu())
     value = sums[0].item() / len(positions)
     if not math.isfinite(value):
+        # All processes come here together: in training mode the pass synchronises batch statistics.
         where = find_nonfinite_layer(state.classifier, lambda: model(images))
         raise NumericsError(
             f"the loss became {value} in epoch {place[0] + 1}, batch {place[1] + 1}{where}; training stops",
@@ -310,6 +325,7 @@ def train_step(
         )
     state.optimiser.zero_grad(set_to_none=True)
     torch.autograd.backward(loss / len(positions))
+    # Before the step: a NaN would stay in the momentum.
     require_finite_gradients(state.classifier, place, _LOWER_RATE)
     state.optimiser.step()
     return sums
@@ -319,6 +335,7 @@ def training_attack(setup: ClassifierSetup, seed: int) -> PGD:
     """Return the attack of one training step; its last point is trained on, whether it fools or not."""
     section, eps = setup.recipe.classifier.training, setup.recipe.threat.eps
     steps = 1 if section.method == "fast" else section.steps
+    # Wong et al. (2020) for one step, Madry et al. (2018) for several.
     default = 1.25 * eps if section.method == "fast" else 2.5 * eps / steps
     size = default if section.step_size is None else section.step_size
     return PGD(setup.threat, steps=steps, step_size=size, random_start=True, seed=seed, keep_best=False)
@@ -334,9 +351,11 @@ def _validate(setup: ClassifierSetup, classifier: nn.Module) -> dict[str, float 
     model = in_precision(classifier, setup.recipe.precision)
     correct = torch.zeros(2, dtype=torch.float64)
     parts = list(enumerate(ordered_batches(count, setup.recipe.evaluation.batch_size)))
+    # Whole batches are shared out: an image's start depends on its place in the batch.
     for number, part in parts[setup.world.shard(len(parts))]:
         images = setup.held_out.pixels(part).to(setup.device)
         labels = setup.held_out.labels[part].to(setup.device)
+        # Without the epoch: from one epoch to the next only the weights differ.
         seed = derive_seed(setup.recipe.seed, "held-out attack", number)
         attack = PGD(setup.threat, steps=HELD_OUT_PGD_STEPS, step_size=step_size, seed=seed)
         for place, seen in enumerate((images, attack(model, images, labels))):
@@ -357,6 +376,7 @@ def _describe(setup: ClassifierSetup, checkpoint: Checkpoint) -> dict[str, Any]:
         "std": list(recipe.data.std),
         "kind": setup.kind,
         "recipe_name": recipe.name,
+        # A classifier trained on clean images belongs to no threat model.
         "norm": recipe.threat.norm if setup.kind == "at" else None,
         "eps": recipe.threat.eps if setup.kind == "at" else None,
         "epochs": checkpoint.epochs_done,

@@ -94,10 +94,12 @@ class EndToEnd(nn.Module):
             latents: (B, N, Z).
             noise: (B, Z) standard normal draws for the posterior; None leaves the ELBO out.
         """
+        # Cross-entropy on log P is masked: where we measured, 0.91 of its gradients were exactly zero.
         logits = self.defence(images, latents=latents, view="exact")
         if noise is None:
             return (logits,)
         with autocast(self.recipe.precision, images.device):
+            # The classifier is frozen and the images are data: nothing before the purifier learns.
             with torch.no_grad():
                 representation = extract_representation(self.defence.classifier, images, self.defence.layers)
             return logits, *self.defence.purifier(images, representation, noise)
@@ -120,6 +122,7 @@ def perturbed(
         seed: Seed of starts and latents.
         steps: Steps of the attack; those of training when None.
     """
+    # A small shard may hold no image that is attacked.
     if len(images) == 0:
         return images
     section, evaluation, eps = recipe.training.adversarial, recipe.evaluation, recipe.threat.eps
@@ -135,6 +138,7 @@ def perturbed(
         ThreatModel(recipe.threat.norm, eps),
         steps=steps,
         eot_samples=1,
+        # `max` makes a single step 1.25 radii long.
         step_size=2.5 * eps / max(steps, 2),
         random_start=True,
         seed=seed,
@@ -169,16 +173,21 @@ def adversarial_terms(
     recipe, defence = trained.recipe, trained.defence
     seed, section = recipe.seed, recipe.training.adversarial
     whole, shard = len(clean), world.shard(len(clean))
+    # Drawn for the whole batch: an image's latents do not depend on the number of processes.
     latents = defence.draw_latents(whole, generator=generator(seed, "prior", *place))[shard]
     noise = None
     if recipe.training.objective == "both":
         shape = (whole, defence.latent_features)
         noise = torch.randn(shape, generator=generator(seed, "posterior", *place))[shard].to(clean.device)
+    # The leading part of the batch is attacked, as in `BalancedBatch`: batches are shuffled already.
     count = int((torch.arange(whole)[shard] < round(whole * section.adversarial_fraction)).sum())
     clean, labels = clean[shard], labels[shard]
+    # The rank takes part: otherwise images of two processes would meet the same random numbers.
     attack_seed = derive_seed(seed, "attack on the defence", *place, world.rank)
     attacked = perturbed(recipe, defence, clean[:count], labels[:count], attack_seed)
+    # One call for both parts: DDP sums gradients once per forward and backward.
     logits, *encoded = replica(torch.cat((attacked, clean[count:])), latents, noise)
+    # Summed over images, as the learning rates of Table 16 are meant for.
     loss = F.cross_entropy(logits, labels, reduction="sum")
     terms = {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels).sum()}
     if noise is not None:

@@ -24,6 +24,7 @@ def learning_rate(
     """
     if epoch < warmup_epochs:
         return initial + (plateau - initial) * epoch / warmup_epochs
+    # + 1: the last epoch of the annealing has the rate `final`, not the one after it.
     annealed = epoch - warmup_epochs - plateau_epochs + 1
     if annealed <= 0 or annealing_epochs == 0:
         return plateau
@@ -77,6 +78,7 @@ class Lookahead:
         self.slow = {name: parameter.detach().clone() for name, parameter in self.fast.items()}
         self.steps = steps
         self.decay = decay
+        # Of the whole training: a resumed run must synchronise at the same steps.
         self.taken = 0
 
     @torch.no_grad()
@@ -87,6 +89,7 @@ class Lookahead:
             return
         for name, fast in self.fast.items():
             self.slow[name].lerp_(fast.detach(), self.decay)
+            # In place: the inner optimiser finds its moments, which stay as they are, by these tensors.
             fast.copy_(self.slow[name])
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -49,6 +49,7 @@ def parameter_counts(recipe: Recipe) -> dict[str, int]:
 def _count(module: nn.Module, *prefixes: str) -> int:
     """Return how many parameters a module has, under some names only if any are given."""
     found = module.named_parameters()
+    # Every name starts with the empty text.
     return sum(parameter.numel() for name, parameter in found if name.startswith(prefixes or ""))
 
 
@@ -69,6 +70,7 @@ def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = N
     """
     refuse_trades(recipe)
     target = device_for(recipe, device)
+    # Frozen, as in training: gradients of its weights would cost time that training does not spend.
     classifier = channels_last(untrained_classifier(recipe).to(target).eval().requires_grad_(False))
     purifier = build_purifier(recipe, classifier).to(target)
     size = recipe.data.image_size
@@ -88,6 +90,7 @@ def _balanced_step(recipe: Recipe, classifier: nn.Module, purifier: Purifier, im
     """Return the seconds of a step on the ELBO, its attacks reckoned from one gradient."""
 
     def input_gradient() -> None:
+        # Attacks ask for the gradient of the images alone.
         leaf = images.clone().requires_grad_()
         torch.autograd.grad(in_precision(classifier, recipe.precision)(leaf).sum(), leaf)
 
@@ -97,12 +100,14 @@ def _balanced_step(recipe: Recipe, classifier: nn.Module, purifier: Purifier, im
             with torch.no_grad():
                 representation = extract_representation(classifier, images, recipe.representation.layers)
             reconstruction, mean, log_variance = purifier(images, representation, noise)
+        # Any beta takes the same time.
         loss = negative_elbo(reconstruction, images, mean, log_variance, 1.0)
         torch.autograd.grad(loss.total, list(purifier.parameters()))
 
     mix, batch_size = recipe.training.attack_mix, recipe.training.batch_size
     # Half of the perturbed images meet FGSM, one gradient each, the others PGD.
     share = 2 * quarter_size(batch_size, mix.adversarial_fraction) / batch_size
+    # A group of epochs makes its perturbed images once.
     gradients = share * (1 + mix.pgd_steps) / mix.reuse
     return gradients * seconds_of(input_gradient, images.device) + seconds_of(training_step, images.device)
 
@@ -111,9 +116,11 @@ def _adversarial_step(recipe: Recipe, classifier: nn.Module, purifier: Purifier,
     """Return the seconds of a step through the whole defence, its attack among them."""
     trained = EndToEnd(recipe, classifier, purifier, None)
     labels = torch.arange(_IMAGES, device=images.device) % recipe.data.classes
+    # `grad` refuses parameters without gradients: under `adversarial`, those of the encoder.
     learning = [parameter for parameter in purifier.parameters() if parameter.requires_grad]
 
     def training_step() -> None:
+        # A world of one: under torchrun this process measures alone.
         terms = adversarial_terms(trained, trained, images, labels, (0, 0), 1.0, World(images.device))
         torch.autograd.grad(terms["loss"], learning)
 

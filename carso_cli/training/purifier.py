@@ -88,6 +88,7 @@ def train_purifier(
     refuse_trades(recipe)
     folder, world = RunFolder(Path(run or recipe.run_folder)), join(device_for(recipe, device))
     reporter = world.reporter(reporter)
+    # After a crash torchrun repeats the first command, which has no --resume.
     resume = world.on_main(lambda: folder.check(resume=resume, restarted=world.restarted))
     setup = _set_up(recipe, world.device, limit, reporter, classifier)
     state = initial_state(setup)
@@ -95,10 +96,12 @@ def train_purifier(
     # Not before weights and images are there: a command that cannot start leaves nothing behind.
     with world.main_holds(lambda: folder.claimed(resume=resume, reporter=reporter)):
         header = checkpoint.load(reporter) if resume else None
+        # Interrupted before its first state, a run has no header and starts from step 0.
         state.lookahead.taken = header["steps"] if header else 0
         environment = {**describe_environment(setup.device), "classes": list(setup.train.classes)}
         world.on_main(lambda: describe_run(folder, recipe, environment, reporter))
         with checkpoint.interruptible():
+            # The first of them may be the epoch in progress, of which only the rest is trained.
             for epoch in range(checkpoint.epochs_done, recipe.training.epochs):
                 metrics = _train_epoch(setup, state, checkpoint, epoch)
                 checkpoint.finish_epoch(metrics | _validate(setup, state))
@@ -110,6 +113,7 @@ def _set_up(
     recipe: Recipe, device: torch.device, limit: int | None, reporter: Reporter, classifier: nn.Module | None
 ) -> TrainingSetup:
     frozen = (
+        # The one whose layers are read; Appendix D may classify reconstructions by another.
         build_classifier(recipe, recipe.representation.kind)
         if classifier is None
         else user_classifier(classifier, recipe)
@@ -128,6 +132,7 @@ def _set_up(
 
 def _warn_of_short_warmup(recipe: Recipe, images: int, reporter: Reporter) -> None:
     """Warn when the learning rate rises before RAdam rectifies its steps (Liu et al., 2020)."""
+    # Counted, not divided: a last batch of one image is dropped.
     batches = len(epoch_batches(images, recipe.training.batch_size, recipe.seed, 0))
     steps = batches * recipe.training.learning_rate.warmup_epochs
     if steps < _UNRECTIFIED_STEPS + 1:
@@ -146,6 +151,7 @@ def _checkpoint(folder: RunFolder, setup: TrainingSetup, state: TrainingState) -
         "recipe": recipe_hash(recipe, sections=TRAINING_SECTIONS),
         "classifier": classifier_fingerprint(setup.classifier),
         "images": setup.train.fingerprint(),
+        # By content: the path is left out of the recipe's hash.
         "initial": None if start is None else fingerprint(state.purifier.state_dict()),
     }
     if recipe.training.objective != "elbo":
@@ -179,11 +185,13 @@ def _train_epoch(
     rate = learning_rate(epoch, **training.learning_rate.model_dump())
     beta = kl_weight(epoch, **training.beta_increase.model_dump())
     for group in state.optimiser.param_groups:
+        # Set anew in every epoch: a resumed run needs no state of a scheduler.
         group["lr"] = rate
     # Through the defence, batch normalisation keeps its statistics: see `end_to_end`.
     state.purifier.train(training.objective == "elbo")
     batches = setup.cache.batches(len(setup.train), training.batch_size, setup.recipe.seed, epoch)
     sizes = [len(positions) for positions, _ in batches]
+    # A resumed epoch goes on from the batches, sums and seconds of its first part.
     done = checkpoint.open
     sums = torch.tensor(done.sums or (0.0,) * len(names), dtype=torch.float64)
     seen, started = sum(sizes[: done.batches]), time.perf_counter() - done.seconds
@@ -232,12 +240,15 @@ def _validate(setup: TrainingSetup, state: TrainingState) -> dict[str, Any]:
     parts = list(enumerate(ordered_batches(count, recipe.evaluation.batch_size)))
     for number, part in parts[setup.world.shard(len(parts))]:
         images, labels = setup.held_out.pixels(part).to(setup.device), setup.held_out.labels[part]
+        # Clean first: the attack replaces the images.
         for place, name in enumerate(names):
             if name in attacked:
+                # Without the epoch: from one epoch to the next only the weights differ.
                 seed = derive_seed(recipe.seed, "held-out attack", number)
                 images = perturbed(recipe, defence, images, labels.to(setup.device), seed, HELD_OUT_STEPS)
             latents = defence.draw_latents(len(images), generator=generator(recipe.seed, "held out", number))
             with torch.no_grad():
+                # The argmax of the exact view has no ties where log P saturates.
                 predicted = defence(images, latents=latents, view="exact").argmax(dim=1).cpu()
             correct[place] += (predicted == labels).sum()
     accuracies = (setup.world.sum(correct) / count).tolist()
@@ -248,6 +259,7 @@ def _save_purifier(
     folder: RunFolder, setup: TrainingSetup, state: TrainingState, checkpoint: Checkpoint
 ) -> None:
     metadata = {
+        # With the classifier's fingerprint, by which `load_purifier` refuses another classifier.
         **checkpoint.identity,
         "objective": setup.recipe.training.objective,
         "recipe_name": setup.recipe.name,

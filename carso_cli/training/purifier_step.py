@@ -79,6 +79,7 @@ class TrainingState:
 
     def slow_purifier(self) -> Purifier:
         """Return a copy of the purifier with the slow weights, which are the ones to use and to save."""
+        # Batch statistics are those of the fast weights: Lookahead averages parameters alone.
         purifier = copy.deepcopy(self.purifier)
         with torch.no_grad():
             for name, parameter in purifier.named_parameters():
@@ -95,11 +96,14 @@ def initial_state(setup: TrainingSetup) -> TrainingState:
     """
     recipe, section = setup.recipe, setup.recipe.training.optimiser
     with seeded(recipe.seed, "purifier weights"):
+        # Drawn on the CPU, then moved: one seed gives the same weights on every device.
         purifier = _initial_purifier(recipe, setup.classifier).to(setup.device)
     channels_last(purifier)
+    # Before the optimiser and DDP see the module: layers are replaced, their parameters stay.
     setup.world.sync_batch_norm(purifier)
     trained: nn.Module = purifier
     if recipe.training.objective != "elbo":
+        # Before DDP wraps it, because it decides which parameters get a gradient.
         trained = EndToEnd(recipe, setup.classifier, purifier, setup.second_classifier)
     optimiser = torch.optim.RAdam(
         purifier.parameters(),
@@ -132,6 +136,7 @@ def _initial_purifier(recipe: Recipe, classifier: nn.Module) -> Purifier:
         raise WeightsError(
             error.message, hint="training.initial takes a purifier of the recipe's own layers and sizes"
         ) from None
+    # Without a latent there is never an encoder, and nothing is missing.
     if purifier.latent_features and not purifier.has_encoder:
         raise WeightsError(
             f"{path} has no encoder, as imported purifiers have none: it cannot be trained further"
@@ -177,6 +182,7 @@ def train_step(
     recipe, clean = setup.recipe, setup.train.pixels(positions)
     if recipe.training.objective != "elbo" and recipe.training.adversarial.augment:
         drawn = generator(recipe.seed, "augmentation", *place)
+        # The whole batch, so that the choices do not depend on the number of processes.
         clean = augment(clean, flip=recipe.classifier.training.flip, generator=drawn)
     clean = clean.to(setup.device)
     labels = setup.train.labels[positions].to(setup.device)
@@ -186,6 +192,7 @@ def train_step(
         inputs = _perturbed_shard(setup, clean, labels, perturbed_at or place)
         terms = _elbo_terms(setup, state, clean, inputs, place, beta)
     names = term_names(recipe)
+    # Every process gets the same bits, so that all of them stop below, or none.
     sums = setup.world.sum(torch.stack([terms[name].detach().double().cpu() for name in names]))
     # From the last: a term that is not finite makes the loss so, and is the better name for it.
     for name, value in zip(reversed(names), reversed(sums.tolist()), strict=True):
@@ -193,6 +200,7 @@ def train_step(
             raise _not_finite(f"the {_SHOWN.get(name, name)} term", place, value)
     state.optimiser.zero_grad(set_to_none=True)
     torch.autograd.backward(terms["loss"])
+    # Before the step: a NaN would stay in the moments and pass on to the slow weights.
     require_finite_gradients(state.purifier, place, _LOWER_RATE)
     state.optimiser.step()
     state.lookahead.step()
@@ -201,6 +209,7 @@ def train_step(
 
 def _perturbed_shard(setup: TrainingSetup, clean: Tensor, labels: Tensor, place: Place) -> Tensor:
     """Return this process's shard of a balanced batch, from the cache where it is there."""
+    # `place` is that of the group's first epoch: a cached example and one made again have one seed.
     shard, seed = setup.world.shard(len(clean)), derive_seed(setup.recipe.seed, "perturbation", *place)
     return setup.cache.perturbed(place, clean[shard], lambda: setup.perturb(clean, labels, seed, shard))
 
@@ -220,18 +229,22 @@ def _elbo_terms(
     """
     recipe, shard = setup.recipe, setup.world.shard(len(clean))
     shape = (len(clean), state.purifier.latent_features)
+    # Drawn on the CPU for the whole batch: the same on every device and number of processes.
     noise = torch.randn(shape, generator=generator(recipe.seed, "posterior", *place))[shard].to(setup.device)
     with autocast(recipe.precision, setup.device):
+        # The classifier is frozen and the inputs are data: nothing before the purifier learns.
         with torch.no_grad():
             representation = extract_representation(setup.classifier, inputs, recipe.representation.layers)
         reconstruction, mean, log_variance = state.replica(inputs, representation, noise)
     # Checked before the loss: its cross-entropy refuses NaN by an error that names no layer.
     if setup.world.any(not bool(reconstruction.detach().isfinite().all())):
         with autocast(recipe.precision, setup.device):
+            # The purifier itself: its replica would wait for a backward pass that does not come.
             where = find_nonfinite_layer(
                 state.purifier, lambda: state.purifier(inputs, representation, noise)
             )
         raise _not_finite("the reconstruction", place, math.nan, where)
+    # Outside of autocast: losses are in float32.
     terms = negative_elbo(reconstruction, clean[shard], mean, log_variance, beta)
     return {"loss": terms.total, "bce": terms.bce, "kl": terms.kl}
 
