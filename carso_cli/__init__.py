@@ -1,7 +1,8 @@
 """carso: the CARSO adversarial defence, and honest evaluation of its robustness.
 
-`load_defence` opens a trained run in Python; `load_recipe`, `train_purifier`, `Defence` and `evaluate` work
-with a classifier of your own. Importing this package does not import torch.
+`audit` measures the robust accuracy of any model. `load_defence` opens a trained run in Python;
+`load_recipe`, `train_purifier`, `Defence` and `evaluate` work with a classifier of your own. Importing this
+package does not import torch.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from carso_cli.build import load_defence as load_defence
     from carso_cli.defence.defended_model import Defence as Defence
+    from carso_cli.evaluation.audit import audit as audit
     from carso_cli.evaluation.run import evaluate as evaluate
     from carso_cli.recipe.load import load_recipe as load_recipe
     from carso_cli.training.purifier import train_purifier as train_purifier
 
-__all__ = ["Defence", "__version__", "evaluate", "load_defence", "load_recipe", "train_purifier"]
+__all__ = ["Defence", "__version__", "audit", "evaluate", "load_defence", "load_recipe", "train_purifier"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "Defence": "carso_cli.defence.defended_model",
+    "audit": "carso_cli.evaluation.audit",
     "evaluate": "carso_cli.evaluation.run",
     "load_defence": "carso_cli.build",
     "load_recipe": "carso_cli.recipe.load",

@@ -45,6 +45,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", type=int, default=12, help="Faults to plant in tests/faults.")
     parser.addoption("--seed", type=int, default=0, help="Seed of the faults.")
+    parser.addoption(
+        "--zoo", action="store_true", help="Audit every model of tests/audit; an hour of a core."
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

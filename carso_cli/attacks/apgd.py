@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from carso_cli.attacks.attack import Attack, BestPoint, require_finite
-from carso_cli.attacks.losses import Loss, cross_entropy, dlr
+from carso_cli.attacks.losses import Loss, cross_entropy, dlr, targeted_margin
 from carso_cli.attacks.target import AttackTarget
 from carso_cli.attacks.threat_model import per_image
 from carso_cli.runtime.seed import generator
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr}
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr, "targeted": targeted_margin}
 
 _MOMENTUM = 0.75
 # Share of the steps since the last checkpoint that must have raised the loss, rho in the article.
@@ -38,7 +38,7 @@ class APGD(Attack):
     """Gradient ascent with momentum; where it stalls, its step is halved and it restarts from its best point.
 
     Args:
-        loss: `ce` or `dlr`.
+        loss: `ce`, `dlr`, or `targeted` for `run_from` alone.
         steps: Steps of each restart, from 1; one gradient more is taken at the start.
         eot_samples: K, samples of the model per gradient; a deterministic target needs 1.
         restarts: Random starts; the point of largest loss over all is returned.
@@ -69,7 +69,7 @@ class APGD(Attack):
     def run_from(
         self, start: Tensor, target: AttackTarget, images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Run once from `start`, (B, channels, H, W) in the ball.
+        """Run once from `start`, (B, channels, H, W) in the ball; labels are what the loss takes.
 
         Returns:
             The points of largest loss, (B, channels, H, W), and their losses, (B,).

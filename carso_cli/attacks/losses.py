@@ -29,6 +29,17 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.masked_fill(is_label, -torch.inf).amax(dim=1) - of_label
 
 
+def targeted_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return how far each image's target leads its label, (B,), in units of the logits.
+
+    Args:
+        logits: (B, C).
+        labels: (B, 2) int64, label and target.
+    """
+    of_label, of_target = logits.gather(1, labels).unbind(dim=1)
+    return of_target - of_label
+
+
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the difference of logits ratio of each image, (B,) (Croce and Hein, 2020, equation 6).
 

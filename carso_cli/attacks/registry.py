@@ -82,6 +82,11 @@ def _apgd(request: _Request, *, loss: str) -> Attack:
     return request.make("apgd:APGD", loss=loss, steps=steps, restarts=restarts, eot_samples=eot_samples)
 
 
+def _targeted(request: _Request) -> Attack:
+    steps, eot_samples = request.budget.apgd_steps, request.budget.eot_draws
+    return request.make("targeted_apgd:TargetedAPGD", steps=steps, eot_samples=eot_samples)
+
+
 def _rand_aa(request: _Request) -> Attack:
     steps, restarts = request.budget.apgd_steps, request.budget.restarts
     eot_samples = request.budget.eot_draws
@@ -132,6 +137,7 @@ ATTACKS: dict[str, Callable[[_Request], Attack]] = {
     "pgd": _pgd,
     "apgd-ce": partial(_apgd, loss="ce"),
     "apgd-dlr": partial(_apgd, loss="dlr"),
+    "apgd-targeted": _targeted,
     "fab": _fab,
     "square": _square,
     "aa": _aa,

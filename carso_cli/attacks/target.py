@@ -44,7 +44,11 @@ class ExpectedLoss:
 
     @staticmethod
     def of(loss: Tensor, logits: Tensor, labels: Tensor) -> ExpectedLoss:
-        """Return the (B,) losses of one sample with what its (B, C) logits say of the (B,) labels."""
+        """Return the (B,) losses of one sample with what its (B, C) logits say of the labels.
+
+        Labels are (B,), or (B, 2) for a targeted loss, whose first column they then are.
+        """
+        labels = labels if labels.ndim == 1 else labels[:, 0]
         # In float32 whatever the model's precision, as this is where 1 - probability is lost.
         probability = logits.float().softmax(dim=1).gather(1, labels[:, None])[:, 0]
         certain = probability >= 1.0 - torch.finfo(torch.float32).eps

@@ -59,6 +59,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return require_finite(_read_safetensors(path), path)
 
 
+def read_checkpoint(path: Path) -> Any:  # noqa: ANN401  (whatever the file holds)
+    """Read whatever tensors and plain containers a file of weights holds, without running any code in it.
+
+    Raises:
+        WeightsError: If the file is damaged, or holds more than tensors and plain containers.
+    """
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pytorch(path)
+
+
 def require_finite(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Return a state dict unchanged if it can be used.
 

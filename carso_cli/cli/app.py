@@ -32,6 +32,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("train-purifier", "carso_cli.cli.train_purifier", "Train a recipe's purifier."),
     ("attack", "carso_cli.cli.attack", "Make adversarial examples and save them."),
     ("evaluate", "carso_cli.cli.evaluate", "Measure clean and robust accuracy."),
+    ("audit", "carso_cli.cli.audit", "Measure the robust accuracy of any PyTorch model."),
     ("ablate", "carso_cli.cli.ablate", "Measure robust accuracy while varying one setting."),
     ("report", "carso_cli.cli.report", "Show the paper's tables, filled from stored results."),
     ("predict", "carso_cli.cli.predict", "Classify image files with a trained defence."),

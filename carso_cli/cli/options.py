@@ -42,7 +42,8 @@ def _check_device(context: typer.Context, value: str) -> str:
     return value
 
 
-def _parse_eps(value: str) -> float:
+def parse_eps(value: str) -> float:
+    """Read a size such as `8/255`, above 0."""
     # In the function, so that help does not wait for pydantic.
     from carso_cli.recipe.section import parse_number
 
@@ -136,7 +137,7 @@ EpsOption = Annotated[
         "--eps",
         metavar="EPS",
         help="Perturbation size in pixel units, such as 8/255 (default: the recipe's).",
-        parser=_parse_eps,
+        parser=parse_eps,
     ),
 ]
 # Words are written out where the module that defines them imports torch: help must not wait for it.

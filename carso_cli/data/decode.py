@@ -79,7 +79,13 @@ def read_images(
 
 
 def decode_image(
-    data: bytes, *, name: str, channels: int, image_size: int, resize: bool = False, size_hint: str = ""
+    data: bytes,
+    *,
+    name: str,
+    channels: int,
+    image_size: int | None,
+    resize: bool = False,
+    size_hint: str = "",
 ) -> NDArray[np.uint8]:
     """Decode one image, whatever its colour mode, to RGB or grey.
 
@@ -91,12 +97,12 @@ def decode_image(
         data: The encoded file.
         name: What to call it in a message.
         channels: 1 or 3.
-        image_size: Height and width needed, in pixels.
+        image_size: Height and width needed, in pixels; None takes the image as it is, of any aspect.
         resize: Crop centrally to a square and resize bicubically instead of refusing another size.
         size_hint: Next step to give when the size is wrong.
 
     Returns:
-        uint8 (channels, image_size, image_size).
+        uint8 (channels, image_size, image_size), or (channels, H, W).
 
     Raises:
         DataError: If the file is empty, damaged, not an image, of more than 8 bits per channel,
@@ -126,11 +132,13 @@ def decode_image(
         raise DataError(f"{name} is a damaged image: {error}", hint="replace or remove it") from error
 
 
-def _check_header(image: Image.Image, name: str, image_size: int, resize: bool, size_hint: str) -> None:
+def _check_header(
+    image: Image.Image, name: str, image_size: int | None, resize: bool, size_hint: str
+) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise DataError(f"{name} claims {width}x{height} pixels, too many to decode", hint=_FEWER_PIXELS)
-    if not resize and image.size != (image_size, image_size):
+    if image_size is not None and not resize and image.size != (image_size, image_size):
         raise DataError(f"{name} is {width}x{height}; {image_size}x{image_size} is needed", hint=size_hint)
     # Pillow would clip these to 255 instead of scaling them.
     if image.mode in {"I", "F"} or image.mode.startswith("I;"):
@@ -140,12 +148,11 @@ def _check_header(image: Image.Image, name: str, image_size: int, resize: bool, 
         )
 
 
-def _to_array(image: Image.Image, channels: int, image_size: int) -> NDArray[np.uint8]:
-    # Without an orientation `exif_transpose` copies the image all the same.
+def _to_array(image: Image.Image, channels: int, image_size: int | None) -> NDArray[np.uint8]:
     upright: Image.Image = ImageOps.exif_transpose(image) if "exif" in image.info else image
     # Before resizing, since the numbers of palette colours cannot be interpolated.
     converted = upright.convert("RGB" if channels == 3 else "L")
-    if converted.size != (image_size, image_size):
+    if image_size is not None and converted.size != (image_size, image_size):
         side = min(converted.size)
         left, top = (converted.width - side) // 2, (converted.height - side) // 2
         square = converted.crop((left, top, left + side, top + side))

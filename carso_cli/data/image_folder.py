@@ -69,7 +69,7 @@ def load_folder_split(
             reporter.info(f"{where} is used as the {split} split")
         # From the names alone: decoding may take minutes.
         check_class_count(listing.classes, classes, where=where)
-        _check_other_split(tree, listing, split, other_path)
+        check_other_split(tree, listing, split, other_path)
         return load_listing(tree, listing, split, channels=channels, image_size=image_size, reporter=reporter)
 
 
@@ -154,8 +154,18 @@ def _join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def _check_other_split(tree: FileTree, listing: Listing, split: str, other_path: Path | None) -> None:
-    """Check the classes against those of the other split, where it is at hand."""
+def check_other_split(tree: FileTree, listing: Listing, split: str, other_path: Path | None) -> None:
+    """Check the classes against those of the other split, where it is at hand.
+
+    Args:
+        tree: Where the split lies.
+        listing: The split.
+        split: `"train"` or `"test"`.
+        other_path: Where the other split lies; in the same tree when None.
+
+    Raises:
+        DataError: If either split lacks a class of the other: its labels would count from another list.
+    """
     other = "test" if split == "train" else "train"
     # Both keys may name one source, which holds both splits.
     if other_path is not None and other_path.resolve() != tree.path.resolve():

@@ -25,7 +25,7 @@ class ImageSet:
     """One split, or a part of one.
 
     Args:
-        images: uint8 (M, channels, H, W).
+        images: (M, channels, H, W), uint8, or float32 in [0, 1] where pixels are finer.
         labels: int64 (M,), each in `range(len(classes))`.
         indices: int64 (M,), position of each image in the full split.
         classes: Name of each class, in label order.
@@ -40,7 +40,7 @@ class ImageSet:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+        if self.images.dtype not in (torch.uint8, torch.float32) or self.images.ndim != 4:
             kind, shape = self.images.dtype, tuple(self.images.shape)
             raise DataError(f"images are {kind} of shape {shape}; uint8 (M, channels, H, W) is needed")
         for key, values in (("labels", self.labels), ("indices", self.indices)):
@@ -61,8 +61,9 @@ class ImageSet:
 
     def pixels(self, positions: Tensor | slice) -> Tensor:
         """Return images as float32 (B, channels, H, W) in [0, 1]."""
+        chosen = self.images[positions]
         # `to` has copied the pixels, so that dividing in place leaves `images` alone.
-        return self.images[positions].to(torch.float32).div_(255.0)
+        return chosen if chosen.is_floating_point() else chosen.to(torch.float32).div_(255.0)
 
     def to(self, device: torch.device | str) -> ImageSet:
         """Return the same set with its images on a device; labels and indices stay on the CPU."""

@@ -27,7 +27,7 @@ from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed.world import World
 from carso_cli.errors import InterruptedRun, NumericsError
 from carso_cli.evaluation.models import Models
-from carso_cli.evaluation.protocols import UNPERTURBED, Job
+from carso_cli.evaluation.protocols import GIVEN, UNPERTURBED, Job
 from carso_cli.evaluation.scoring import CONFIRMATION, REPORT, SELECTION, Score, Scorer
 from carso_cli.runs.records import Record
 from carso_cli.runtime.reporter import Reporter
@@ -60,6 +60,7 @@ class Setting:
         seed: Seed of attacks and scoring.
         draws: R, draws per scoring set of a defence.
         selects: Whether the worst of several attacks is selected, which takes draws of its own.
+        given: Examples of all the images made elsewhere, which the attack `given` offers.
     """
 
     models: Models
@@ -69,6 +70,7 @@ class Setting:
     seed: int
     draws: int
     selects: bool
+    given: Tensor | None = None
 
     def batch(self, positions: Sequence[int]) -> Batch:
         """Return the images at some positions of the image set."""
@@ -118,6 +120,10 @@ def perturb(
     Raises:
         NumericsError: If an example leaves the ball or the pixel range, naming the attack.
     """
+    if job.attack == GIVEN and setting.given is not None:
+        positions = {index: place for place, index in enumerate(setting.images.indices.tolist())}
+        chosen = torch.tensor([positions[index] for index in batch.indices])
+        return {GIVEN: setting.given[chosen].to(batch.images.device)}
     # Latents, attack and scoring have seeds of their own: an attack cannot foresee the scoring draws.
     target = setting.models.target(job, setting.seed, block)
     attack = build_attack(

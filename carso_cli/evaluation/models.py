@@ -8,20 +8,23 @@ models = given_models(recipe, device, defence=defence, classifier=classifier)
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from carso_cli.attacks.defence_target import AttackedDefence, DefenceTarget
+from carso_cli.attacks.gradient_sources import OUTPUT, GradientSource, follow_global_seed
 from carso_cli.attacks.passes import samples_per_pass
+from carso_cli.attacks.source_target import SourceTarget
 from carso_cli.attacks.target import AttackTarget, ClassifierTarget, Model
 from carso_cli.build import build_classifier, build_second_classifier, load_purifier
 from carso_cli.classifiers.inference import inference_copy
 from carso_cli.defence.defended_model import Defence
 from carso_cli.errors import StateError, UsageError
 from carso_cli.evaluation.protocols import Job
-from carso_cli.evaluation.scoring import ClassifierScorer, DefenceScorer, Scorer
+from carso_cli.evaluation.scoring import ClassifierScorer, DefenceScorer, ModelScorer, Scorer
 from carso_cli.io.checksum import fingerprint
 from carso_cli.recipe.identity import INFERENCE_SECTIONS
 from carso_cli.recipe.load import load_recipe
@@ -29,7 +32,7 @@ from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.precision import in_precision
 from carso_cli.runtime.reporter import SILENT, Reporter
-from carso_cli.runtime.seed import generator
+from carso_cli.runtime.seed import derive_seed, generator
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +81,30 @@ class Models:
         if self.defence is None:
             raise UsageError("the defence is attacked, and only a classifier is given")
         return self.defence
+
+
+@dataclass(frozen=True, eq=False)
+class AuditedModel(Models):
+    """Any model under audit, as `classifier`, with the sources of gradients that attacks may follow.
+
+    Args:
+        sources: Its gradient sources by name.
+        is_random: Whether two calls on the same images may differ.
+    """
+
+    sources: Mapping[str, GradientSource]
+    is_random: bool
+
+    def target(self, job: Job, seed: int, block: int | str) -> AttackTarget:
+        """Return the target of a job: the model, by way of the job's source; its output for a black box."""
+        source = self.sources[job.view or OUTPUT]
+        return SourceTarget(
+            source, stochastic=self.is_random, seed=derive_seed(seed, "model", job.key, str(block))
+        )
+
+    def scorer(self, job: Job, seed: int, draws: int) -> Scorer:
+        """Return what scores examples on the model itself."""
+        return ModelScorer(follow_global_seed(self.classifier), seed, draws if self.is_random else 1)
 
 
 def run_recipe(recipe: Recipe, folder: RunFolder) -> Recipe:

@@ -26,7 +26,9 @@ BLACK_BOX = ("square",)
 BASELINES = ("noise", "fgsm", "pgd")
 """Weak attacks that every protocol runs on the defence, for comparison."""
 UNPERTURBED = "none"
-_UNSEEN = (UNPERTURBED, "noise", *BLACK_BOX)
+GIVEN = "given"
+"""Examples made elsewhere, scored like an attack's."""
+_UNSEEN = (UNPERTURBED, "noise", GIVEN, *BLACK_BOX)
 """Attacks without a gradient: no view makes a difference to them, except to Square's loss."""
 
 LABELS = {

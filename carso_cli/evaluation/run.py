@@ -20,7 +20,7 @@ from typing import Any, Unpack
 from carso_cli import __version__
 from carso_cli.distributed.world import World, join
 from carso_cli.errors import StateError, UsageError
-from carso_cli.evaluation.attack_batch import attack_block, interruptible, run_blocks
+from carso_cli.evaluation.attack_batch import Setting, attack_block, interruptible, run_blocks
 from carso_cli.evaluation.protocols import Plan
 from carso_cli.evaluation.rerun_checks import rerun_checks
 from carso_cli.evaluation.sanity_checks import Check, Evidence, failed, stored_checks
@@ -100,7 +100,7 @@ def run_evaluation(
         world.main_holds(lambda: _claimed(evaluation, folder, force, reporter)),
         interruptible(folder.path),
     ):
-        records = _run_jobs(evaluation, folder, world, reporter)
+        records = run_jobs(evaluation.plan, evaluation.setting, evaluation.blocks(), folder, world, reporter)
         # Read back from disk, as a resumed run measured only the blocks that were missing.
         health = world.on_main(folder.read_health)
         evidence = Evidence(evaluation.plan, records, {key: job_health(health, key) for key in records})
@@ -167,11 +167,16 @@ def _claimed(
         yield
 
 
-def _run_jobs(
-    evaluation: Evaluation, folder: EvaluationFolder, world: World, reporter: Reporter
+def run_jobs(
+    plan: Plan,
+    setting: Setting,
+    blocks: Sequence[range],
+    folder: EvaluationFolder,
+    world: World,
+    reporter: Reporter,
 ) -> dict[str, list[Record]]:
     """Run every block that is not stored yet; return all records by job, in the order of the images."""
-    jobs, blocks = evaluation.plan.jobs, evaluation.blocks()
+    jobs = plan.jobs
     sizes = {n: len(block) for n, block in enumerate(blocks)}
     planned = {(job.key, n): size for job in jobs for n, size in sizes.items()}
     # Before the first append: this drops what a kill left half written.
@@ -188,7 +193,7 @@ def _run_jobs(
         done = run_blocks(
             sizes,
             # `records` grows from job to job: it holds every earlier job in full when this one starts.
-            partial(attack_block, evaluation.setting, job, blocks, records),
+            partial(attack_block, setting, job, blocks, records),
             world,
             reporter,
             f"{job.target}: {job.attack}",

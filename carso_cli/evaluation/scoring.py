@@ -20,7 +20,7 @@ from carso_cli.attacks.losses import cross_entropy, margin
 from carso_cli.attacks.passes import Passes
 from carso_cli.attacks.target import Model
 from carso_cli.runtime.nonfinite import require_finite_logits
-from carso_cli.runtime.seed import generator
+from carso_cli.runtime.seed import all_seeded, generator
 
 SELECTION, CONFIRMATION, REPORT = "selection", "confirmation", "report"
 
@@ -135,7 +135,34 @@ class DefenceScorer:
         return self.defence.draw_latents(self.draws, self.defence.n_samples, source)
 
 
-Scorer = ClassifierScorer | DefenceScorer
+@dataclass(frozen=True, eq=False)
+class ModelScorer:
+    """Scores examples on any model, random or not, with R fresh calls for every set.
+
+    A call fixes all seeds to a number of its own, so a score depends on seed, set, call and batch.
+
+    Args:
+        model: (B, channels, H, W) images to (B, C) scores.
+        seed: Seed of the audit.
+        draws: R; 1 says everything of a model that is not random.
+    """
+
+    model: Model
+    seed: int
+    draws: int
+
+    @torch.no_grad()
+    def __call__(self, examples: Tensor, labels: Tensor, indices: Sequence[int], draw_set: str) -> Score:
+        """Score examples; see `DefenceScorer`. A score that is not finite is the lowest of all."""
+        answers = []
+        for draw in range(self.draws):
+            with all_seeded(self.seed, "scoring", draw_set, draw, indices[0]):
+                answers.append(self.model(examples).detach().float())
+        scores = torch.nan_to_num(torch.stack(answers, dim=1), nan=-1e30, posinf=1e30, neginf=-1e30)
+        return _tally(scores.argmax(dim=2), scores, labels)
+
+
+Scorer = ClassifierScorer | DefenceScorer | ModelScorer
 
 
 def _tally(decisions: Tensor, exact: Tensor, labels: Tensor) -> Score:

@@ -7,9 +7,11 @@ what happened to be drawn before it; that is what makes runs resumable bit for b
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -37,3 +39,21 @@ def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive_seed(seed, *purpose))
         yield
+
+
+@contextmanager
+def all_seeded(seed: int, *purpose: str | int) -> Iterator[None]:
+    """Seed torch, numpy and the standard library inside the context and restore them after it.
+
+    A model that draws random numbers of its own, in whatever way, is then a function of the seed.
+    """
+    number = derive_seed(seed, *purpose)
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        with seeded(seed, *purpose):
+            np.random.seed(number % 2**32)
+            random.seed(number)
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)

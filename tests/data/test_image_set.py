@@ -48,7 +48,7 @@ def test_select_keeps_indices_through_two_selections() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("images", torch.zeros(2, 3, 4, 4), r"torch\.float32 of shape \(2, 3, 4, 4\)"),
+        ("images", torch.zeros(2, 3, 4, 4, dtype=torch.float64), r"torch\.float64 of shape \(2, 3, 4, 4\)"),
         ("labels", torch.zeros(3, dtype=torch.int64), r"labels are torch\.int64 of shape \(3,\)"),
         ("labels", torch.tensor([0, 2]), "labels run from 0 to 2; there are 2 classes"),
         ("labels", torch.tensor([-1, 0]), "labels run from -1 to 0"),

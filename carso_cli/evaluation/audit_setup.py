@@ -1,0 +1,342 @@
+"""Prepares an audit: images of any form, probes, gradient sources with their checks, attacks, identity."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from carso_cli import __version__
+from carso_cli.attacks.gradient_check import GradientCheck, check_gradient
+from carso_cli.attacks.gradient_sources import (
+    OUTPUT,
+    GradientSource,
+    Model,
+    find_sources,
+    named_modules,
+)
+from carso_cli.attacks.registry import Budget
+from carso_cli.attacks.threat_model import ThreatModel
+from carso_cli.build import choose_device
+from carso_cli.data.image_set import ImageSet, balanced_subset
+from carso_cli.errors import DataError, UsageError, nearest
+from carso_cli.evaluation.attack_batch import Setting
+from carso_cli.evaluation.audit_checks import FAITHFUL, pixel_radius
+from carso_cli.evaluation.models import AuditedModel
+from carso_cli.evaluation.probes import Facts, probe
+from carso_cli.evaluation.protocols import GIVEN, UNPERTURBED, Job, Plan
+from carso_cli.evaluation.rerun_checks import mean_cosine, spread
+from carso_cli.io.checksum import fingerprint
+from carso_cli.recipe.section import too_large
+from carso_cli.runtime.seed import all_seeded
+
+SURROGATE = "surrogate"
+"""Kind of a source that the caller gives."""
+CHECKED = 32
+"""Images on which gradients are checked."""
+_COSINE = 0.8
+"""Cosine of two mean gradients from which more samples of a random model change little."""
+
+
+@dataclass(frozen=True)
+class AuditBudget:
+    """How much an audit computes.
+
+    Args:
+        steps: Steps of each Auto-PGD.
+        sources: Gradient sources that are attacked, at most.
+        eot_samples: Samples of a random model per gradient, at most; where gradients agree, fewer.
+        draws: R, calls of a random model per scoring set.
+        queries: Queries of Square.
+        batch_size: Images per block.
+    """
+
+    steps: int
+    sources: int
+    eot_samples: int
+    draws: int
+    queries: int
+    batch_size: int = 100
+
+
+BUDGETS = {
+    "quick": AuditBudget(steps=10, sources=2, eot_samples=8, draws=10, queries=50),
+    "standard": AuditBudget(steps=30, sources=5, eot_samples=16, draws=20, queries=300),
+    "full": AuditBudget(steps=100, sources=8, eot_samples=64, draws=100, queries=5000),
+}
+
+Images = Tensor | ImageSet | Iterable[tuple[Tensor, Tensor]]
+
+
+class AuditOptions(TypedDict, total=False):
+    """What may be chosen in an audit; each has a default."""
+
+    eps: float
+    """Radius in pixel units; 8/255."""
+    norm: str
+    """`linf`, the default, or `l2`."""
+    budget: str
+    """`quick`, `standard`, the default, or `full`: see `BUDGETS`."""
+    limit: int | None
+    """Number of images, class-balanced; all when None."""
+    device: str
+    """`auto`, the default, `cpu`, `cuda`, `cuda:N` or `mps`."""
+    seed: int
+    """Seed of attacks and scores; 0."""
+    surrogates: Sequence[Model]
+    """Differentiable models whose examples are tried on this one."""
+    bpda: Sequence[str]
+    """Names of modules to be replaced by the identity in the backward pass."""
+    adversarial: Tensor | None
+    """(M, channels, H, W) examples of the same images made elsewhere; they join the worst case."""
+    name: str
+    """What the model is called; `model`."""
+    out: str | Path | None
+    """Folder that keeps the records; they are dropped afterwards when None."""
+    resume: bool
+    """Resume what is stored in `out`, or return its result."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An audit before its first attack."""
+
+    setting: Setting
+    plan: Plan
+    facts: Facts
+    sources: dict[str, GradientSource]
+    at_start: dict[str, GradientCheck]
+    identity: dict[str, Any]
+    budget: str
+
+
+def prepare_audit(
+    model: Model, images: Images, labels: Tensor | None, **options: Unpack[AuditOptions]
+) -> Prepared:
+    """Probe a model, find its gradient sources, and plan the attacks; see `audit`."""
+    eps, norm, seed = options.get("eps", 8 / 255), options.get("norm", "linf"), options.get("seed", 0)
+    budget = options.get("budget", "standard")
+    if budget not in BUDGETS:
+        raise UsageError(
+            f"--budget {budget} is not allowed; use {', '.join(BUDGETS)}", hint=nearest(budget, BUDGETS)
+        )
+    if problem := too_large(eps, norm):
+        raise UsageError(f"--eps: {problem}")
+    size, device, threat = (
+        BUDGETS[budget],
+        choose_device(options.get("device", "auto")),
+        ThreatModel(norm, eps),
+    )
+    image_set, given = _limited(_image_set(images, labels), options, seed)
+    if isinstance(model, nn.Module):
+        model.to(device).eval()
+    pixels, truth = image_set.pixels(slice(None)).to(device), image_set.labels.to(device)
+    if given is not None:
+        _require_in_ball(given.to(device), pixels, threat)
+    radius = pixel_radius(threat, pixels)
+    facts = probe(model, pixels, truth, eps=radius, seed=seed, batch_size=size.batch_size)
+    few = spread(len(image_set), CHECKED)
+    found = find_sources(model, pixels[few], eps=radius, bpda=options.get("bpda", ()), seed=seed)
+    surrogates = options.get("surrogates", ())
+    for surrogate in surrogates:
+        _require_classes(surrogate, pixels[few], facts.classes)
+    found += [
+        GradientSource(f"{SURROGATE} {number}", SURROGATE, 0.0, surrogate)
+        for number, surrogate in enumerate(surrogates, start=1)
+    ]
+    checks = {
+        source.name: check_gradient(source, pixels[few], truth[few], eps=radius, seed=seed)
+        for source in found
+    }
+    followed = _followed(found, checks, size.sources)
+    sources = {source.name: source for source in found}
+    audited = AuditedModel(model, None, {}, device, 1, sources=sources, is_random=facts.random)
+    plan = _plan(followed, facts, given is not None)
+    samples = _eot_samples(audited, plan, pixels[few], truth[few], size.eot_samples, seed)
+    attack_budget = _attack_budget(size, samples, eps)
+    setting = Setting(audited, image_set, threat, attack_budget, seed, size.draws, selects=True, given=given)
+    identity = {
+        "weights": fingerprint(_all_weights(model)),
+        "answers": _answers(model, pixels[few], seed),
+        "surrogates": [_answers(one, pixels[few], seed) for one in surrogates],
+    }
+    return Prepared(setting, plan, facts, sources, checks, _identity(budget, setting, plan, identity), budget)
+
+
+@torch.no_grad()
+def _require_classes(surrogate: Model, images: Tensor, classes: int) -> None:
+    shape = tuple(surrogate(images).shape)
+    if shape != (len(images), classes):
+        raise UsageError(
+            f"a surrogate answers shape {shape} for {len(images)} images; the model has {classes} classes",
+            hint="a surrogate needs the classes of the model that is audited, in the same order",
+        )
+
+
+def _identity(budget: str, setting: Setting, plan: Plan, models: dict[str, Any]) -> dict[str, Any]:
+    """Return what two audits share whose results are one, field by field."""
+    return {
+        "attack": "audit",
+        "carso": __version__,
+        "budget": budget,
+        **asdict(setting.budget),
+        "eps": float(setting.threat.eps),
+        "norm": setting.threat.norm,
+        "seed": setting.seed,
+        "n_images": len(setting.images),
+        "images": setting.images.fingerprint(),
+        **models,
+        "given": None if setting.given is None else fingerprint({"given": setting.given}),
+        "draws": setting.draws,
+        "jobs": [job.key for job in plan.jobs],
+    }
+
+
+def _limited(images: ImageSet, options: AuditOptions, seed: int) -> tuple[ImageSet, Tensor | None]:
+    """Return the images that are audited, and the examples that are given of them.
+
+    Raises:
+        DataError: If there is not one example for each image.
+    """
+    given, limit = options.get("adversarial"), options.get("limit")
+    if given is not None and given.shape != images.images.shape:
+        raise DataError(
+            f"the adversarial examples have shape {tuple(given.shape)}, the images "
+            f"{tuple(images.images.shape)}",
+            hint="give one example for each image, in the same order",
+        )
+    if limit is None or limit >= len(images):
+        return images, given
+    chosen = balanced_subset(images, limit, seed)
+    if given is not None:
+        places = {index: place for place, index in enumerate(images.indices.tolist())}
+        given = given[torch.tensor([places[index] for index in chosen.indices.tolist()])]
+    return chosen, given
+
+
+def _require_in_ball(given: Tensor, images: Tensor, threat: ThreatModel) -> None:
+    outside = ~threat.contains(given, images)
+    if bool(outside.any()):
+        raise DataError(
+            f"{int(outside.sum())} of {len(outside)} adversarial examples leave the ball of eps "
+            f"{threat.eps:.4g} under {threat.norm}, or the pixel range",
+            hint="give the eps and norm that they were made with, and the images that they were made from",
+        )
+
+
+def _image_set(images: Images, labels: Tensor | None) -> ImageSet:
+    """Return images and labels of any form as one set.
+
+    Raises:
+        DataError: If they do not fit, or pixels lie outside [0, 1].
+    """
+    if isinstance(images, ImageSet):
+        return images
+    if labels is None:
+        if isinstance(images, Tensor):
+            raise DataError("the images have no labels", hint="audit(model, images, labels)")
+        batches = list(images)
+        images, labels = torch.cat([one for one, _ in batches]), torch.cat([two for _, two in batches])
+    # NumPy arrays and lists are taken too.
+    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+    if images.ndim != 4 or labels.shape != (len(images),):
+        raise DataError(
+            f"images have shape {tuple(images.shape)} and labels {tuple(labels.shape)}",
+            hint="(M, channels, height, width) and (M,) are needed",
+        )
+    pixels = images.detach().cpu()
+    if pixels.is_floating_point():
+        low, high = float(pixels.min()), float(pixels.max())
+        if low < 0.0 or high > 1.0:
+            raise DataError(
+                f"pixels run from {low:.4g} to {high:.4g}; [0, 1] is needed",
+                hint="divide by 255, or move the standardisation into the model",
+            )
+        pixels = pixels.float()
+    truth = labels.detach().cpu().long()
+    classes = tuple(str(label) for label in range(int(truth.max()) + 1))
+    return ImageSet(pixels, truth, torch.arange(len(truth)), classes)
+
+
+def _followed(
+    sources: Sequence[GradientSource], checks: dict[str, GradientCheck], most: int
+) -> list[GradientSource]:
+    """Return the sources to attack: those whose gradient leads somewhere, the best first."""
+    alive = [source for source in sources if checks[source.name].path and checks[source.name].nonzero > 0]
+
+    def quality(source: GradientSource) -> tuple[bool, float]:
+        check = checks[source.name]
+        return (source.kind in FAITHFUL, min(check.matches, check.descends) * check.nonzero)
+
+    return sorted(alive, key=quality, reverse=True)[:most]
+
+
+def _plan(followed: Sequence[GradientSource], facts: Facts, given: bool) -> Plan:
+    """Return the jobs: the unperturbed images, noise, every source's attacks, a black box, given examples."""
+    attacks: list[tuple[str, str | None]] = [("noise", None)]
+    attacks += [("apgd-targeted", source.name) for source in followed]
+    attacks += [("apgd-ce", source.name) for source in followed[:1]]
+    if not facts.random:
+        attacks += [("fab", source.name) for source in followed[:1]]
+    attacks += [("square", OUTPUT)]
+    attacks += [(GIVEN, None)] if given else []
+    clean = Job("classifier", UNPERTURBED)
+    jobs = [clean]
+    waits: tuple[str, ...] = (clean.key,)
+    for attack, view in attacks:
+        jobs.append(Job("classifier", attack, view, waits))
+        if attack != "noise":
+            waits = (*waits, jobs[-1].key)
+    return Plan("audit", "audit", "exact", tuple(jobs))
+
+
+def _eot_samples(
+    audited: AuditedModel, plan: Plan, images: Tensor, labels: Tensor, most: int, seed: int
+) -> int:
+    """Return the smallest power of two whose mean gradients agree with each other, at most `most`."""
+    job = plan.strongest
+    samples = 1
+    while audited.is_random and job is not None and samples < most:
+        targets = [audited.target(job, seed, f"cosine {number}") for number in range(2)]
+        if mean_cosine(targets, images, labels, samples) >= _COSINE:
+            break
+        samples *= 2
+    return samples
+
+
+def _attack_budget(size: AuditBudget, samples: int, eps: float) -> Budget:
+    return Budget(
+        pgd_steps=size.steps,
+        pgd_step_size=2.5 * eps / size.steps,
+        apgd_steps=size.steps,
+        eot_draws=samples,
+        pgd_eot_steps=size.steps,
+        pgd_eot_step_size=2.5 * eps / size.steps,
+        square_queries=size.queries,
+        restarts=1,
+    )
+
+
+def _all_weights(model: Model) -> dict[str, Tensor]:
+    """Return every parameter and buffer that a model consists of, by name."""
+    if isinstance(model, nn.Module):
+        return dict(model.state_dict())
+    found: dict[str, Tensor] = {}
+    for name, module in named_modules(model).items():
+        found |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+    return found
+
+
+@torch.no_grad()
+def _answers(model: Model, images: Tensor, seed: int) -> str:
+    """Return a hash of what a model answers, to three digits: another temperature is another model."""
+    with all_seeded(seed):
+        scores = model(images).detach().double().cpu()
+    scale = float(scores.abs().max().clamp_min(1e-300))
+    digits = f"{scale:.2e}" + str((scores / scale * 100).round().to(torch.int64).tolist())
+    return hashlib.sha256(digits.encode()).hexdigest()
