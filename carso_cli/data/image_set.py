@@ -43,6 +43,9 @@ class ImageSet:
         if self.images.dtype not in (torch.uint8, torch.float32) or self.images.ndim != 4:
             kind, shape = self.images.dtype, tuple(self.images.shape)
             raise DataError(f"images are {kind} of shape {shape}; uint8 (M, channels, H, W) is needed")
+        # Also where a pixel is NaN, which compares as false: an attack would never leave it.
+        if self.images.is_floating_point() and not bool(((self.images >= 0) & (self.images <= 1)).all()):
+            raise DataError("images are torch.float32 with pixels outside [0, 1], or NaN")
         for key, values in (("labels", self.labels), ("indices", self.indices)):
             # Labels index tensors: torch would take uint8 ones for a mask.
             if values.dtype != torch.int64 or values.shape != (len(self.images),):

@@ -157,7 +157,7 @@ def _folder(
     check_other_split(tree, listing, "test", None)
     labels, classes = torch.tensor(listing.labels, dtype=torch.int64), listing.classes
     if all(name.isdecimal() for name in classes) and len(classes) <= max(map(int, classes)):
-        # Numbering the folders anew would shift every label after the gap.
+        # Numbering the folders from 0 would shift every label after the gap.
         numbers = torch.tensor([int(name) for name in classes])
         labels, classes = numbers[labels], tuple(map(str, range(int(numbers.max()) + 1)))
         reporter.warning(

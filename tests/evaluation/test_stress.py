@@ -139,7 +139,8 @@ def test_a_gradient_that_is_not_finite_stops_training_and_is_named(
     assert not (tmp_path / "state.safetensors").exists()
 
 
-def test_images_are_bytes_and_cannot_hold_nan() -> None:
-    pixels = torch.full((1, 1, 28, 28), float("nan"))
+@pytest.mark.parametrize("value", [float("nan"), 1.5, -0.1])
+def test_images_cannot_hold_nan_or_leave_the_pixel_range(value: float) -> None:
+    pixels = torch.full((1, 1, 28, 28), value)
     with pytest.raises(DataError, match=r"images are torch\.float32"):
         ImageSet(pixels, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), ("a",))
