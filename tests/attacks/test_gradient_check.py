@@ -53,6 +53,7 @@ def test_a_right_gradient_passes(name: str) -> None:
     assert found.descends >= 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_gradient_fails(name: str) -> None:
     torch.manual_seed(0)

@@ -136,6 +136,7 @@ def test_from_python(folder: Path) -> None:
     assert report.trusted in (True, False)
 
 
+@pytest.mark.slow
 def test_a_model_of_robustbench(folder: Path, capsys: Capture) -> None:
     found = find_entry("cifar10/Linf/Wong2020Fast")
     path = weights_home() / found.paths()[0]

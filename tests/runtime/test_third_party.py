@@ -10,6 +10,8 @@ import pytest
 from carso_cli.errors import MissingError
 from carso_cli.runtime import third_party
 
+pytestmark = pytest.mark.slow  # each starts an interpreter, where nothing is patched yet
+
 NAMES = ("autoattack", "zero_gradients", "torchvision::nms", "pkg_resources", "Swish")
 
 
