@@ -16,6 +16,8 @@ from carso_cli.attacks.target import ClassifierTarget
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.errors import UsageError
 
+pytestmark = pytest.mark.slow  # each runs the whole library
+
 NORMS = ["linf", "l2"]
 
 

@@ -16,6 +16,8 @@ from carso_cli.attacks.gradient_check import check_gradient
 from carso_cli.attacks.gradient_sources import OUTPUT, GradientSource, find_sources
 from carso_cli.attacks.losses import margin
 
+pytestmark = pytest.mark.slow  # each finds sources and differences many times
+
 Function = Callable[[Tensor], Tensor]
 
 RIGHT: dict[str, Callable[[], Function]] = {

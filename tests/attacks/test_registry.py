@@ -36,6 +36,8 @@ from carso_cli.attacks.target import ClassifierTarget
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.errors import UsageError
 
+pytestmark = pytest.mark.slow  # each runs every attack
+
 BUDGET = Budget(
     pgd_steps=10,
     pgd_step_size=0.03,

@@ -19,6 +19,8 @@ from carso_cli.errors import DataError, UsageError
 from carso_cli.recipe.load import load_recipe
 from carso_cli.runtime.reporter import SilentReporter
 
+pytestmark = pytest.mark.slow  # each times work several times
+
 CPU = torch.device("cpu")
 # Smooth activations: at a kink of a rectifier, rounding alone moves a gradient.
 SMOOTH = ("classifier.activation=silu", "training.learning_rate.initial=1e-6")

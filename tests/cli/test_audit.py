@@ -14,6 +14,8 @@ from carso_cli.classifiers.robustbench_zoo import find_entry
 from carso_cli.cli.app import run as carso
 from carso_cli.io.paths import weights_home
 
+pytestmark = pytest.mark.slow  # each audits a model
+
 Capture = pytest.CaptureFixture[str]
 
 MODEL = """

@@ -12,6 +12,8 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]  # torch e
 from carso_cli.distributed.rendezvous import agree_on_name
 from carso_cli.errors import CarsoError
 
+pytestmark = pytest.mark.slow  # each waits for processes
+
 
 def attempt(store: HashStore, size: int, delays: dict[int, float], timeout: float) -> dict[int, str]:
     """What each process ends with, name or error; those without a delay never come."""
