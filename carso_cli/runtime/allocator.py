@@ -1,7 +1,7 @@
 """Memory that a process frees stays with it, on Linux with glibc.
 
 By default glibc asks the system for every block above some size and gives it back when it is freed. The
-activations of a forward pass are such blocks: each pass then has every page of them cleared and mapped anew,
+activations of a forward pass are such blocks: each pass then has every page of them cleared and mapped again,
 which took 0.3 to 0.4 of the time of an attack step on a CPU. Peak memory stays the same.
 """
 

@@ -185,7 +185,7 @@ def _train_epoch(
     rate = learning_rate(epoch, **training.learning_rate.model_dump())
     beta = kl_weight(epoch, **training.beta_increase.model_dump())
     for group in state.optimiser.param_groups:
-        # Set anew in every epoch: a resumed run needs no state of a scheduler.
+        # Set again in every epoch: a resumed run needs no state of a scheduler.
         group["lr"] = rate
     # Through the defence, batch normalisation keeps its statistics: see `end_to_end`.
     state.purifier.train(training.objective == "elbo")

@@ -21,29 +21,8 @@ from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runtime.reporter import SilentReporter
 from carso_cli.training import purifier, purifier_step
+from tests.toys import TINY
 
-TINY = (
-    "representation.layers=[layer.1.block.0.conv_0, layer.2.block.0.conv_1]",
-    "data.train_limit=48",
-    "data.holdout=0.1",
-    "training.epochs=2",
-    "training.learning_rate.warmup_epochs=1",
-    "training.learning_rate.plateau_epochs=1",
-    "training.learning_rate.annealing_epochs=0",
-    "training.beta_increase.first_epoch=0",
-    "training.beta_increase.last_epoch=1",
-    "training.batch_size=24",
-    "training.attack_mix.pgd_steps=1",
-    "purifier.condition_features=16",
-    "purifier.latent_features=4",
-    "purifier.layer_convolutions=1",
-    "evaluation.n_samples=3",
-    "evaluation.scoring_draws=3",
-    "evaluation.batch_size=3",
-    "evaluation.eot_draws=1",
-    "evaluation.pgd_eot_steps=3",
-    "evaluation.pgd_eot_step_size=0.04",
-)
 IMAGES = 6
 Table = tuple[Path, dict[str, Any]]
 """Run folder of the recipe, and the table stored in it."""
