@@ -13,7 +13,9 @@ def main() -> None:
     from carso_cli.cli.app import run
     from carso_cli.distributed.launch import launch
     from carso_cli.runtime.allocator import keep_freed_memory
+    from carso_cli.runtime.threads import share_cores
 
+    share_cores()
     keep_freed_memory()
     _open_streams()
     # A scheduler ends a job with SIGTERM; treated as Ctrl-C, it lets the run save its state.
