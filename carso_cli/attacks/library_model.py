@@ -39,6 +39,7 @@ class LibraryModel:
         recorder: Counts the gradients that pass through.
         best: Is offered every point that the library asks about, with its cross-entropy.
         direction: If given, the library gets this threat model's ascent direction in place of the gradient.
+        keep_nan: Pass NaN gradients on, as a model without this adapter would.
     """
 
     target: AttackTarget
@@ -46,6 +47,7 @@ class LibraryModel:
     recorder: GradientRecorder | None = None
     best: BestPoint | None = None
     direction: ThreatModel | None = None
+    keep_nan: bool = False
     step: int = field(default=0, init=False)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ class LibraryModel:
         return logits
 
     def pass_back(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """Record a gradient, (B, channels, H, W); return it as the library gets it: NaN entries are zero."""
+        """Record a gradient, (B, channels, H, W); return what the library gets, by default no NaN."""
         if self.recorder is not None:
             answer = None if self.labels is None else _answer(logits, self.labels)
             self.recorder.record(self.step, gradient, answer)
@@ -70,6 +72,8 @@ class LibraryModel:
             # Under l2 advertorch divides by the gradient's length or 1e-6, whichever is more: where a
             # confident model leaves less than that, its steps would shrink to nothing.
             return self.direction.ascent_direction(gradient)
+        if self.keep_nan:
+            return gradient
         # Infinities stay: their sign is a direction, and the recorder has counted them.
         return torch.nan_to_num(gradient, nan=0.0, posinf=torch.inf, neginf=-torch.inf)
 

@@ -32,6 +32,7 @@ class PGDEoT(Attack):
         random_start: Start from a random point of the ball rather than from the image.
         restarts: Runs, each with its own start and samples; the point of largest mean loss is returned.
             Where nothing is random they would be the same, so one is made.
+        keep_best: Return the best point; otherwise the last one, as the method's authors do.
     """
 
     steps: int
@@ -39,10 +40,13 @@ class PGDEoT(Attack):
     step_size: float
     random_start: bool = False
     restarts: int = 1
+    keep_best: bool = True
 
     @property
     def name(self) -> str:
-        """`pgd-eot`, or `pgd-eot-random-start`."""
+        """`pgd-eot`, `pgd-eot-random-start`, or `authors-pgd-eot` without the best point."""
+        if not self.keep_best:
+            return "authors-pgd-eot"
         return "pgd-eot-random-start" if self.random_start else "pgd-eot"
 
     def __call__(self, target: AttackTarget, images: Tensor, labels: Tensor) -> Tensor:
@@ -61,6 +65,8 @@ class PGDEoT(Attack):
                 best.offer(current, answer.rank)
                 moved = current + self.step_size * self.threat.ascent_direction(answer.gradient)
                 current = self.threat.project(moved, images)
+            if not self.keep_best:
+                return require_finite(current, self.name)
             # The last step's end has not been evaluated yet.
             last = target.expected_loss(current, labels, cross_entropy, self.eot_samples)
             best.offer(current, last.rank)

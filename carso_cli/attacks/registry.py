@@ -62,13 +62,14 @@ def _pgd(request: _Request) -> Attack:
     return request.make("pgd:PGD", steps=steps, step_size=step_size, keep_best=True)
 
 
-def _pgd_eot(request: _Request, *, random_start: bool) -> Attack:
+def _pgd_eot(request: _Request, *, random_start: bool, keep_best: bool = True) -> Attack:
     return request.make(
         "pgd_eot:PGDEoT",
         steps=request.budget.pgd_eot_steps,
         step_size=request.budget.pgd_eot_step_size,
         eot_samples=request.budget.eot_draws,
         random_start=random_start,
+        keep_best=keep_best,
         # From the image itself there is no start to vary; the published attack is one run (Table 14).
         restarts=request.budget.restarts if random_start else 1,
     )
@@ -92,6 +93,11 @@ def _rand_aa(request: _Request) -> Attack:
     eot_samples = request.budget.eot_draws
     path = "rand_autoattack:RandAutoAttack"
     return request.make(path, steps=steps, restarts=restarts, eot_samples=eot_samples)
+
+
+def _authors_rand_aa(request: _Request) -> Attack:
+    steps, eot_samples = request.budget.apgd_steps, request.budget.eot_draws
+    return request.make("authors:AuthorsRandAA", steps=steps, eot_samples=eot_samples)
 
 
 def _fab(request: _Request) -> Attack:
@@ -144,6 +150,8 @@ ATTACKS: dict[str, Callable[[_Request], Attack]] = {
     "rand-aa": _rand_aa,
     "pgd-eot": partial(_pgd_eot, random_start=False),
     "pgd-eot-random-start": partial(_pgd_eot, random_start=True),
+    "authors-rand-aa": _authors_rand_aa,
+    "authors-pgd-eot": partial(_pgd_eot, random_start=False, keep_best=False),
     **{name: partial(_transfer, surrogate=name) for name in TRANSFERS},
 }
 DETERMINISTIC_ONLY = ("aa",)
@@ -198,12 +206,15 @@ class Protocol:
         classifier: Attacks on the bare classifier.
         defence: Attacks on the defence.
         view: View of the defence that is attacked, where an attack does not choose its own.
+        headline: Attack on the defence whose own figure is the result, counted on one draw as the authors'
+            script does; None for the worst case over all attacks, selected and scored on several draws.
     """
 
     name: str
     classifier: tuple[str, ...]
     defence: tuple[str, ...]
     view: str
+    headline: str | None = None
 
 
 _ADAPTIVE = ("rand-aa", "pgd-eot", "pgd-eot-random-start", *TRANSFERS, "square")
@@ -212,8 +223,16 @@ PROTOCOLS = {
     for protocol in (
         # The lowest accuracy over white-box, surrogate and black-box attacks.
         Protocol("adaptive", classifier=("aa",), defence=_ADAPTIVE, view="exact"),
-        # The paper's own (Section 5.1), on the view that its authors released.
+        # The paper's budget (Section 5.1) on the view that its authors released, by our procedure.
         Protocol("published", classifier=("aa",), defence=("rand-aa", "pgd-eot"), view="released"),
+        # The same by the authors' procedure: the library's own randAA, the last point of PGD+EoT, one draw.
+        Protocol(
+            "authors",
+            classifier=("aa",),
+            defence=("authors-rand-aa", "authors-pgd-eot"),
+            view="released",
+            headline="authors-rand-aa",
+        ),
         # Minutes instead of hours: an upper bound, not a result to report.
         Protocol("quick", classifier=("pgd",), defence=("pgd-eot", "transfer-classifier"), view="exact"),
     )

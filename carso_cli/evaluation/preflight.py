@@ -47,6 +47,8 @@ def attack_work(job: Job, budget: Budget, classes: int, n_samples: int) -> Work:
         # From the unperturbed image towards each target; restarts mean nothing to it.
         "apgd-targeted": Work(float((budget.apgd_steps + 1) * draws * min(_TARGET_CLASSES, classes - 1))),
         "rand-aa": Work(2 * apgd),
+        "authors-rand-aa": Work(2 * apgd / budget.restarts),
+        "authors-pgd-eot": Work(float(budget.pgd_eot_steps * draws)),
         # APGD-CE, then, towards every target class, APGD (one gradient a step) and FAB (two at most).
         "aa": Work(budget.apgd_steps + 3 * targeted, budget.square_queries),
         # Untargeted FAB asks for the gradient of every logit at every step.

@@ -33,7 +33,8 @@ _UNSEEN = (UNPERTURBED, "noise", GIVEN, *BLACK_BOX)
 
 LABELS = {
     "adaptive": "worst case over white-box, surrogate and black-box attacks",
-    "published": "as published: the paper's protocol, whose gradients may be unusable",
+    "published": "as published: the paper's budget and view, by our procedure; gradients may be unusable",
+    "authors": "as its authors ran it: the library's randAA and one draw; gradients may be unusable",
     "quick": "upper bound: a few minutes of attack, not a result to report",
 }
 
@@ -88,6 +89,15 @@ class Plan:
         return self.attack in PROTOCOLS
 
     @property
+    def _headline(self) -> str | None:
+        return PROTOCOLS[self.attack].headline if self.is_protocol else None
+
+    @property
+    def follows_authors(self) -> bool:
+        """Whether nothing is selected, and one draw scores each example, as in the authors' script."""
+        return self._headline is not None
+
+    @property
     def targets(self) -> tuple[str, ...]:
         """Which of classifier and defence are attacked."""
         return tuple(target for target in TARGETS if self.jobs_on(target))
@@ -113,6 +123,8 @@ class Plan:
     def decisive_jobs(self, target: str) -> list[Job]:
         """Return the jobs whose worst case is a target's result; a single attack is its own."""
         jobs = self.jobs_on(target)
+        if self.follows_authors and (own := [job for job in jobs if job.attack == self._headline]):
+            return own
         # Of a single attack there are no selection draws, so it may not be mixed with the unperturbed images.
         return jobs if self.is_protocol else jobs[-1:]
 
@@ -150,8 +162,9 @@ def _jobs_on(target: str, names: tuple[str, ...], view: str, attack: str) -> lis
     jobs = [Job(target, UNPERTURBED)]
     is_protocol = attack in PROTOCOLS
     # A single attack selects nothing, so it needs no second set of draws to say what may be left out.
-    clean = (jobs[0].key,) if is_protocol else ()
-    baselines = BASELINES if is_protocol and target == "defence" else ()
+    clean = (jobs[0].key,) if is_protocol and attack != "authors" else ()
+    every_image = is_protocol and attack in ("published", "authors")
+    baselines = BASELINES if is_protocol and target == "defence" and attack != "authors" else ()
     before: tuple[str, ...] = clean
     # Without repeats: a baseline may be one of the protocol's own attacks too.
     for name in dict.fromkeys((*baselines, *names)):
@@ -160,7 +173,7 @@ def _jobs_on(target: str, names: tuple[str, ...], view: str, attack: str) -> lis
         is_main = name in names
         jobs.append(Job(target, name, _view_of(name, target, view), before if is_main else clean))
         # The paper runs every attack on every image.
-        if is_main and is_protocol and attack != "published":
+        if is_main and is_protocol and not every_image:
             before = (*before, jobs[-1].key)
     return jobs
 

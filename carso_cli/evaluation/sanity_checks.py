@@ -28,7 +28,7 @@ CHAIN = ("none", "noise", "fgsm", "pgd", "pgd-eot")
 _CHANCE_DIFFERENCE = 0.01
 _SURROGATE_GAIN = 0.02
 _FLAT = 0.02
-_WITH_DLR = ("rand-aa", "apgd-dlr", "aa")
+_WITH_DLR = ("rand-aa", "authors-rand-aa", "apgd-dlr", "aa")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class EvaluationOptions(TypedDict, total=False):
     """What may be chosen beside the recipe; an option left out is the recipe's, or the protocol's."""
 
     attack: str
-    """A protocol (`adaptive`, the default, `published`, `quick`) or a single attack."""
+    """A protocol (`adaptive`, the default, `published`, `authors`, `quick`) or a single attack."""
     target: str | None
     """`classifier` or `defence`; both, where the attack fits both, when left out."""
     limit: int | None
@@ -131,8 +131,8 @@ def prepare_evaluation(
         budget=plan_budget(recipe, plan, eps=eps, norm=norm),
         # Not `seed or`: 0 is a seed.
         seed=recipe.seed if seed is None else seed,
-        draws=recipe.evaluation.scoring_draws,
-        selects=plan.is_protocol or options.get("selects", False),
+        draws=1 if plan.follows_authors else recipe.evaluation.scoring_draws,
+        selects=(plan.is_protocol and not plan.follows_authors) or options.get("selects", False),
     )
     return Evaluation(recipe, run, plan, setting, _identity(recipe, plan, setting))
 

@@ -24,7 +24,7 @@ from carso_cli.runs.summary import attack_row, decisive, headline, worst_case
 from carso_cli.runtime.reporter import Reporter
 
 # The adaptive protocol gives the number that counts, so everything that takes the first one takes it.
-_ORDER = ("adaptive", "published", "quick")
+_ORDER = ("adaptive", "published", "authors", "quick")
 # Above what summing floats in another order changes, far below one draw of one image.
 _ROUNDING = 1e-9
 

@@ -14,12 +14,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from carso_cli.attacks.registry import PROTOCOLS
 from carso_cli.runs.intervals import wilson
 from carso_cli.runs.records import Record
 
 HEADLINE_MEANING = (
     "mean over fresh report draws of the worst attack of each image; which attack is the worst was decided "
     "on other draws, so the choice does not flatter the attacker"
+)
+AUTHORS_MEANING = (
+    "share of the images that are right in one fresh draw after randAA, as the authors' script counts; other "
+    "attacks have figures of their own"
 )
 SHARES = ("nan", "inf", "zero", "unusable", "saturated")
 
@@ -64,10 +69,12 @@ def decisive(records: Sequence[Record], attack: str) -> list[Record]:
     Args:
         records: All records of an evaluation on the target.
         attack: What was evaluated: of a protocol every job counts, of a single attack only its own, since
-            without selection draws nothing may be chosen between it and the unperturbed images.
+            without selection draws nothing may be chosen between it and the unperturbed images. A protocol
+            may name the one whose figure is its result.
     """
-    # No record bears the name of a protocol as its attack, so then all of them count.
-    return [record for record in records if record.attack == attack] or list(records)
+    protocol = PROTOCOLS.get(attack)
+    own = protocol.headline if protocol else attack
+    return [record for record in records if record.attack == own] or list(records)
 
 
 def worst_case(records: Iterable[Record]) -> list[Record]:
@@ -101,7 +108,7 @@ def headline(records: Sequence[Record], attack: str) -> dict[str, Any]:
         "target": worst[0].target,
         **figures(worst),
         "picked": dict(picked.most_common()),
-        "meaning": HEADLINE_MEANING,
+        "meaning": AUTHORS_MEANING if getattr(PROTOCOLS.get(attack), "headline", None) else HEADLINE_MEANING,
     }
 
 

@@ -155,7 +155,7 @@ def test_rand_aa_offers_both_losses_and_returns_the_stronger(
 
 
 def test_every_protocol_names_attacks_that_exist_and_fit() -> None:
-    assert set(PROTOCOLS) == {"adaptive", "published", "quick"}
+    assert set(PROTOCOLS) == {"adaptive", "published", "authors", "quick"}
     for protocol in PROTOCOLS.values():
         for names, stochastic in ((protocol.classifier, False), (protocol.defence, True)):
             assert names
