@@ -1,4 +1,4 @@
-"""The README's table of licences is what the installed dependencies say of themselves."""
+"""The documentation's table of licences is what the installed dependencies say of themselves."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def licence_of(distribution: metadata.Distribution) -> str:
 
 
 def table() -> dict[str, str]:
-    """The README's table: name to licence."""
-    section = (ROOT / "README.md").read_text().split("## Licence", 1)[1]
+    """The documentation's table: name to licence."""
+    section = (ROOT / "docs" / "licences.md").read_text()
     found = {}
     for line in re.findall(r"^\| (.+) \| (.+) \|$", section, flags=re.M)[2:]:
         for name in line[1].split(", "):
