@@ -11,21 +11,23 @@ import sys
 def main() -> None:
     """Run the command line and leave with its exit code."""
     from carso_cli.cli.app import run
-    from carso_cli.distributed.launch import launch
+    from carso_cli.distributed.launch import is_one_of_several
     from carso_cli.runtime.allocator import keep_freed_memory
     from carso_cli.runtime.threads import share_cores
 
     share_cores()
     keep_freed_memory()
     _open_streams()
-    # A scheduler ends a job with SIGTERM; treated as Ctrl-C, it lets the run save its state.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A scheduler ends a job with SIGTERM; treated as Ctrl-C, it lets the run save its state. A shell script
+    # makes its background jobs ignore SIGINT, which a run acts on all the same.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     try:
         code = run()
     except KeyboardInterrupt:
         # A second Ctrl-C, while an error was being shown.
         code = 130
-    if launch().size > 1:
+    if is_one_of_several():
         if code:
             # A collective that waits for a dead process would keep the interpreter from ending.
             sys.stdout.flush()

@@ -66,7 +66,7 @@ def ablate(
         InterruptedRun: On Ctrl-C; whole epochs and blocks are saved.
     """
     # Here and not in the first training: lock, checks and table are the main process's alone.
-    world = join(choose_device(options.get("device", "auto")))
+    world = join(choose_device(options.get("device", "auto")), reporter)
     # After torchrun's restart the unfinished work is this ablation's own, so it is resumed unasked.
     reporter, resume = world.reporter(reporter), resume or world.restarted
     trained = trained_recipes(recipe, ablation, run)

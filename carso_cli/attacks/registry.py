@@ -154,6 +154,28 @@ ATTACKS: dict[str, Callable[[_Request], Attack]] = {
     "authors-pgd-eot": partial(_pgd_eot, random_start=False, keep_best=False),
     **{name: partial(_transfer, surrogate=name) for name in TRANSFERS},
 }
+DESCRIPTIONS = {
+    "none": "unperturbed images",
+    "noise": "random noise of the same size, a baseline",
+    "fgsm": "one step along the sign of the gradient",
+    "pgd": "projected gradient descent, its best step kept",
+    "apgd-ce": "Auto-PGD on the cross-entropy; with EoT on a random model",
+    "apgd-dlr": "Auto-PGD on the difference of logits ratio; with EoT on a random model",
+    "apgd-targeted": "Auto-PGD towards each of nine other classes",
+    "fab": "the nearest decision boundary; on frozen latents of a random model",
+    "square": "random search without gradients",
+    "aa": "AutoAttack, standard: APGD-CE, targeted APGD, targeted FAB, Square",
+    "rand-aa": "AutoAttack for random models: APGD-CE and APGD-DLR with EoT",
+    "pgd-eot": "PGD with gradients averaged over samples of a random model (EoT)",
+    "pgd-eot-random-start": "the same from random starts",
+    "transfer-logit-mean": "made against the mean of the samples' logits",
+    "transfer-probability-mean": "made against the mean of the samples' probabilities",
+    "transfer-single-sample": "made against one sample per image",
+    "transfer-log-probability": "made against the log-probability view",
+    "transfer-straight-through": "made with the purifier's gradient replaced by the identity",
+    "transfer-classifier": "made against the bare classifier",
+}
+"""What each attack does, in a few words."""
 DETERMINISTIC_ONLY = ("aa",)
 """Attacks that need a model without randomness; against the defence `rand-aa` takes their place."""
 DEFENCE_ONLY = TRANSFERS

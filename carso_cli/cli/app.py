@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,22 +26,33 @@ from carso_cli.errors import CarsoError, InterruptedRun, UsageError, nearest
 
 COMMANDS: tuple[tuple[str, str, str], ...] = (
     # (command, module, one line of help), in the order in which help lists them
-    ("quickstart", "carso_cli.cli.quickstart", "Run the whole method on digits, in under three minutes."),
-    ("extract", "carso_cli.cli.extract", "List layers, or write the internal representation."),
-    ("train-classifier", "carso_cli.cli.train_classifier", "Train a recipe's classifier."),
-    ("train-purifier", "carso_cli.cli.train_purifier", "Train a recipe's purifier."),
-    ("attack", "carso_cli.cli.attack", "Make adversarial examples and save them."),
     ("evaluate", "carso_cli.cli.evaluate", "Measure clean and robust accuracy."),
     ("audit", "carso_cli.cli.audit", "Measure the robust accuracy of any PyTorch model."),
+    ("attack", "carso_cli.cli.attack", "Make adversarial examples and save them."),
     ("ablate", "carso_cli.cli.ablate", "Measure robust accuracy while varying one setting."),
-    ("report", "carso_cli.cli.report", "Show the paper's tables, filled from stored results."),
-    ("predict", "carso_cli.cli.predict", "Classify image files with a trained defence."),
     ("bench", "carso_cli.cli.bench", "Measure the speed of training, attack and inference."),
+    ("quickstart", "carso_cli.cli.quickstart", "Run the whole method on digits, in under three minutes."),
+    ("train-classifier", "carso_cli.cli.train_classifier", "Train a recipe's classifier."),
+    ("train-purifier", "carso_cli.cli.train_purifier", "Train a recipe's purifier."),
+    ("predict", "carso_cli.cli.predict", "Classify image files with a trained defence."),
     ("export", "carso_cli.cli.export", "Export a trained defence to torch.export and ONNX."),
     ("import-release", "carso_cli.cli.import_release", "Turn the authors' published purifier into a run."),
+    ("report", "carso_cli.cli.report", "Show the paper's tables, filled from stored results."),
+    ("runs", "carso_cli.cli.runs", "List runs with their results."),
+    ("attacks", "carso_cli.cli.attacks", "List attacks and protocols."),
     ("recipes", "carso_cli.cli.recipes", "List, show, copy and validate recipes."),
+    ("extract", "carso_cli.cli.extract", "List layers, or write the internal representation."),
+    ("run", "carso_cli.cli.launch", "Run a command in several processes, one per GPU."),
     ("doctor", "carso_cli.cli.doctor", "Check the installation, data and weights."),
 )
+PANELS = {
+    "Measure": ("evaluate", "audit", "attack", "ablate", "bench"),
+    "Defend": ("quickstart", "train-classifier", "train-purifier", "predict", "export", "import-release"),
+    "Look": ("report", "runs", "attacks", "recipes", "extract"),
+    "Manage": ("run", "doctor"),
+}
+"""Headings under which help lists the commands; any other command stands under the last."""
+_PANEL_OF = {command: panel for panel, commands in PANELS.items() for command in commands}
 
 
 def _show_version(wanted: bool) -> None:
@@ -65,7 +76,6 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     Only the called command's module is imported.
     """
     app = typer.Typer(
-        add_completion=False,
         # `run` shows every error in one form; Typer's own panel would show a traceback.
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
@@ -73,24 +83,49 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     )
     app.callback()(_root)
     called = _command_of(arguments)
-    for name, module, summary in COMMANDS:
+    for name, module_name, summary in COMMANDS:
+        panel = _PANEL_OF.get(name, [*PANELS][-1])
         if name != called:
             # Help lists every command; a stub spares the import of those that are not called.
-            app.command(name, help=summary)(lambda: None)
+            app.command(name, help=summary, rich_help_panel=panel)(lambda: None)
             continue
-        command: typer.Typer | Callable[..., None] = importlib.import_module(module).command
+        module = importlib.import_module(module_name)
+        command: typer.Typer | Callable[..., None] = module.command
         if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name)
+            app.add_typer(command, name=name, rich_help_panel=panel)
         else:
             # Rich keeps the docstring's line ends, which are not where a terminal's lines end.
             text = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.__doc__ or ""))
-            app.command(name, help=text)(command)
+            settings = getattr(module, "CONTEXT", None)
+            app.command(name, help=text, rich_help_panel=panel, context_settings=settings)(command)
     return app
 
 
 def _command_of(arguments: Sequence[str]) -> str | None:
     # No global option takes a value, so the first word that is no option is the command.
     return next((argument for argument in arguments if not argument.startswith("-")), None)
+
+
+def _completes() -> bool:
+    """Say whether a shell asks for completions; it calls without arguments."""
+    return "_CARSO_COMPLETE" in os.environ
+
+
+def _words_to_complete() -> list[str]:
+    """Return the command line that a shell asks completions for, without the program's name."""
+    # bash, then the other shells; the last word is the one being typed.
+    line = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", ""))
+    return line.split()[1:]
+
+
+def _hide_flag_types(command: Any) -> None:  # noqa: ANN401  (click's own types are no public part of Typer)
+    """Show flags in help without a type: they take no value."""
+    for one in (command, *getattr(command, "commands", {}).values()):
+        # Made only when it is asked for, and kept.
+        help_option = one.get_help_option(typer.Context(one, help_option_names=["-h", "--help"]))
+        for option in (*one.params, help_option):
+            if getattr(option, "is_flag", False):
+                option.metavar = ""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -122,7 +157,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if code == 130 and claim_error() is not None:
         messages().print("interrupted", style="yellow")
     # Without a command, help was shown; that is a usage error all the same.
-    return code if chosen else 2
+    return code if chosen or _completes() else 2
 
 
 def _drop_unwritable() -> None:
@@ -135,7 +170,8 @@ def _drop_unwritable() -> None:
 
 def _call(arguments: list[str]) -> int:
     check_command(_command_of(arguments))
-    command = typer.main.get_command(build_app(arguments))
+    command = typer.main.get_command(build_app(_words_to_complete() if _completes() else arguments))
+    _hide_flag_types(command)
     # Outside standalone mode Typer raises its errors instead of printing them and leaving the process.
     code = command.main(args=arguments, prog_name="carso", standalone_mode=False, obj=tuple(arguments))
     return code if isinstance(code, int) else 0

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from carso_cli.attacks.registry import ATTACKS
 from carso_cli.cli import options
 from carso_cli.cli.console import accuracy, figure, print_result, show_table
 from carso_cli.cli.progress import RichReporter
@@ -15,7 +16,13 @@ DEFAULT_LIMIT = 64
 """Images attacked without `--limit`."""
 
 AttackOption = Annotated[
-    str, typer.Option("--attack", metavar="NAME", help="A single attack, such as pgd-eot or apgd-ce.")
+    str,
+    typer.Option(
+        "--attack",
+        metavar="NAME",
+        help="A single attack, see `carso attacks ls`.",
+        autocompletion=options.among((*ATTACKS,)),
+    ),
 ]
 ImagesOption = Annotated[
     list[Path] | None,

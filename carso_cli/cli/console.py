@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import typer
 from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.panel import Panel
 from rich.segment import Segment
 from rich.table import Table
@@ -65,17 +65,22 @@ def print_result(result: Result, draw: Callable[[Result], None], *, as_json: boo
         draw(result)
 
 
+def print_text(text: str) -> None:
+    """Print prose on stdout, wrapped between words at the terminal's width, at 80 columns elsewhere."""
+    output().print(Text(text))
+
+
 def show_error(error: CarsoError, *, title: str = "error") -> None:
-    """Show an error and its hint on stderr: a panel on a terminal, plain unwrapped lines elsewhere."""
+    """Show an error and its hint on stderr: on a terminal the message in a panel, elsewhere plain lines."""
     console = messages()
     # In a log, a message stays on one line, so that it can be searched for.
-    if not console.is_terminal:
+    if console.is_terminal:
+        console.print(Panel(Text(error.message), title=title, title_align="left", border_style="red"))
+    else:
         console.print(Text(f"{title}: {error.message}"), soft_wrap=True)
-        if error.hint:
-            console.print(Text(f"hint: {error.hint}"), soft_wrap=True)
-        return
-    parts = [Text(error.message)] + ([Text(f"\n{error.hint}", style="cyan")] if error.hint else [])
-    console.print(Panel(Group(*parts), title=title, title_align="left", border_style="red"))
+    if error.hint:
+        # Below the panel and never wrapped here: a command in it can be copied whole.
+        console.print(Text(f"hint: {error.hint}", style="cyan"), soft_wrap=True)
 
 
 def table(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from carso_cli.attacks.registry import PROTOCOLS
+from carso_cli.attacks.registry import ATTACKS, PROTOCOLS
 from carso_cli.cli import options
 from carso_cli.cli.console import duration, figure, print_json, print_result, show_table
 from carso_cli.cli.evaluation_tables import show_evaluation
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 AttackOption = Annotated[
     str,
     typer.Option(
-        "--attack", metavar="NAME", help=f"A protocol ({', '.join(PROTOCOLS)}) or an attack, such as pgd-eot."
+        "--attack",
+        metavar="NAME",
+        help=f"A protocol ({', '.join(PROTOCOLS)}) or an attack, see `carso attacks ls`.",
+        autocompletion=options.among((*PROTOCOLS, *ATTACKS)),
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Start over if a result is already stored.")]

@@ -8,13 +8,13 @@ value seen, what is allowed and the nearest known name; Typer's own messages lac
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from carso_cli.cli.processes import torchrun_line
+from carso_cli.cli.processes import run_line
 from carso_cli.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _check_device(context: typer.Context, value: str) -> str:
         # The context's object is the whole command line, see `_call` in `app`.
         raise UsageError(
             f"--device {value} asks for {len(numbers)} devices, and a process uses one",
-            hint=f"start one process per device: {torchrun_line(context.obj or (), numbers)}",
+            hint=f"start one process per device: {run_line(context.obj or (), numbers)}",
         )
     if not _DEVICE.fullmatch(value):
         raise _not_allowed(value, "auto, cpu, cuda, cuda:N or mps", ("auto", "cpu", "cuda", "mps"))
@@ -85,9 +85,20 @@ def choice(name: str, help: str, *known: str, default: str) -> Any:  # noqa: ANN
             return value
         raise _not_allowed(value, f"{', '.join(known[:-1])} or {known[-1]}", known)
 
-    return optional(
-        name, metavar="NAME", help=f"{help}: {', '.join(known)} (default: {default}).", parser=word
-    )
+    text = f"{help}: {', '.join(known)} (default: {default})."
+    return optional(name, metavar="NAME", help=text, parser=word, autocompletion=among(known))
+
+
+def among(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """Return what completes a word in a shell to one of the known words."""
+    return lambda incomplete: [name for name in known if name.startswith(incomplete)]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Return the shipped recipes whose names begin so; a shell adds files by itself."""
+    from carso_cli.recipe.shipped import list_recipes
+
+    return among([recipe.name for recipe in list_recipes()])(incomplete)
 
 
 RecipeArgument = Annotated[
@@ -96,6 +107,7 @@ RecipeArgument = Annotated[
         metavar="RECIPE",
         help="Path of a recipe, or name of a shipped one, see `carso recipes ls` (default: digits).",
         show_default=False,
+        autocompletion=complete_recipe,
     ),
 ]
 SetOption = Annotated[

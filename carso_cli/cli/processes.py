@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import signal
 from collections.abc import Iterator, Sequence
 
-from carso_cli.distributed.launch import launch
+from carso_cli.distributed.launch import is_one_of_several, launch
 from carso_cli.errors import CarsoError, UsageError
 
 SHARED = ("train-classifier", "train-purifier", "attack", "evaluate", "ablate")
@@ -43,7 +44,7 @@ def one_writer() -> Iterator[None]:
 
 def claim_error() -> str | None:
     """Return this process's name for an error message: empty if it runs alone, None if another shows it."""
-    if launch().size == 1:
+    if not is_one_of_several():
         return ""
     # Only the handler that `main` sets is replaced, never one of a Python caller.
     if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
@@ -58,7 +59,7 @@ def claim_error() -> str | None:
 def lost_process(error: BaseException | None) -> CarsoError | None:
     """Return the error to show if this one only means that another process has died; otherwise None."""
     # torch raises a RuntimeError for a lost connection; any other error needs no import of torch.
-    if launch().size == 1 or not isinstance(error, RuntimeError):
+    if not is_one_of_several() or not isinstance(error, RuntimeError):
         return None
     from carso_cli.distributed.world import is_lost_process
 
@@ -66,18 +67,18 @@ def lost_process(error: BaseException | None) -> CarsoError | None:
         return None
     return CarsoError(
         "another process of this run has died, and the others cannot continue without it",
-        hint="torchrun --max-restarts 3 restarts by itself; without it, start again with --resume",
+        hint="start again with --resume; with --max-restarts 3, `carso run` and torchrun do so themselves",
     )
 
 
-def torchrun_line(arguments: Sequence[str], devices: Sequence[str]) -> str:
-    """Return the command line that runs a command on several GPUs.
+def run_line(arguments: Sequence[str], devices: Sequence[str]) -> str:
+    """Return the command line that runs a command on several GPUs, to be pasted into a shell.
 
     Args:
         arguments: The command line without the program's name, `--device` with its value included.
         devices: Numbers of the GPUs.
     """
-    # `--device` and its value go: under torchrun each process takes a GPU of its own.
+    # `--device` and its value go: each process takes a GPU of its own.
     kept, skip = [], False
     for argument in arguments:
         if not (skip or re.match(r"--device(=|$)", argument)):
@@ -86,6 +87,18 @@ def torchrun_line(arguments: Sequence[str], devices: Sequence[str]) -> str:
     # Processes take GPUs 0, 1, …, so any others must be renumbered to be these.
     first = [str(number) for number in range(len(devices))]
     chosen = "" if list(devices) == first else f"CUDA_VISIBLE_DEVICES={','.join(devices)} "
+    return f"{chosen}carso run --nproc {len(devices)} {shlex.join(kept)}"
+
+
+def torchrun_arguments(words: Sequence[str], processes: int, restarts: int) -> list[str]:
+    """Return the arguments of Python that run a command in several processes of this machine.
+
+    Args:
+        words: The command and its options.
+        processes: How many.
+        restarts: How often torchrun restarts them after one has died.
+    """
     # torchrun takes `--run` for an abbreviation of options of its own.
-    kept = [re.sub(r"^--run(?==|$)", "--run-dir", argument) for argument in kept]
-    return f"{chosen}torchrun --nproc-per-node {len(devices)} -m carso_cli {' '.join(kept)}"
+    words = [re.sub(r"^--run(?==|$)", "--run-dir", word) for word in words]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*torchrun, "--max-restarts", str(restarts), "-m", "carso_cli", *words]

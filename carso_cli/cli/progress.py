@@ -31,12 +31,13 @@ class RichReporter:
         self._bars: Progress | None = None
 
     def info(self, message: str) -> None:
-        """Show a line."""
-        self._console.print(Text(message), soft_wrap=True)
+        """Show a line; on a terminal it is wrapped between words."""
+        self._console.print(Text(message), soft_wrap=not self._console.is_terminal)
 
     def warning(self, message: str) -> None:
         """Show a line that starts with `warning:`."""
-        self._console.print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
+        text = Text(f"warning: {message}", style="yellow")
+        self._console.print(text, soft_wrap=not self._console.is_terminal)
 
     @contextmanager
     def progress(self, description: str, total: int, unit: str = "images") -> Iterator[reporter.Progress]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from carso_cli.cli import options
-from carso_cli.cli.console import print_json, print_plain, show_error, show_table
+from carso_cli.cli.console import print_json, print_plain, print_text, show_error, show_table
 from carso_cli.errors import CarsoError, RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
 command = typer.Typer(help="List, show, copy and validate recipes.", rich_markup_mode="rich")
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of a shipped recipe, or a path.")]
+NameArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="Name of a shipped recipe, or a path.",
+        autocompletion=options.complete_recipe,
+    ),
+]
 
 
 @command.command("ls")
@@ -33,10 +40,18 @@ def list_shipped(json: options.JsonOption = False) -> None:
     if json:
         print_json(found)
         return
-    columns = ("name", "data", "classifier", "reproduces")
-    rows = [[str(recipe[column]) or "–" for column in columns] for recipe in found]
-    caption = "carso recipes show NAME prints one; carso recipes cp NAME copies one for you to change"
-    show_table(("recipe", "data", "network", "reproduces"), rows, caption=caption)
+    rows: list[list[str]] = []
+    for recipe in found:
+        row = f" [{recipe['reproduces']}]" if recipe["reproduces"] else ""
+        rows.append(
+            [
+                str(recipe["name"]),
+                f"{recipe['data']}\n{recipe['classifier']}",
+                f"{recipe['description']}{row}",
+            ]
+        )
+    show_table(("recipe", "data, network", "description [what it reproduces]"), rows)
+    print_text("carso recipes show NAME prints one; carso recipes cp NAME copies one for you to change")
 
 
 def _summary(recipe: Recipe) -> dict[str, str | int]:

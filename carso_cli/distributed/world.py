@@ -30,7 +30,7 @@ from carso_cli.distributed.launch import launch
 from carso_cli.distributed.rendezvous import connect, open_store
 from carso_cli.distributed.sync_batch_norm import convert_sync_batch_norm
 from carso_cli.errors import CarsoError, UsageError
-from carso_cli.runtime.reporter import Reporter, SilentReporter
+from carso_cli.runtime.reporter import SILENT, Reporter, SilentReporter
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -196,6 +196,8 @@ def _summed_gradients(bucket: Any) -> torch.futures.Future[Tensor]:  # noqa: ANN
 
 
 _joined: World | None = None
+# Whether this process has not met the others: it alone can tell.
+_waited_alone = False
 
 
 def device_of_process(name: str) -> str:
@@ -219,18 +221,22 @@ def device_of_process(name: str) -> str:
     if name == "cuda" and process.local_rank >= present > 0:
         raise UsageError(
             f"torchrun started {started} processes here, for {present} GPU{'s' * (present != 1)}",
-            hint=f"torchrun --nproc-per-node {present} -m carso_cli …",
+            hint=f"carso run --nproc {present} COMMAND …",
         )
     return f"cuda:{process.local_rank}" if name == "cuda" else name
 
 
-def join(device: torch.device) -> World:
+def join(device: torch.device, reporter: Reporter = SILENT) -> World:
     """Join the processes that torchrun started, once; a single process is a world of its own.
+
+    Args:
+        device: Device of this process.
+        reporter: Told whom this process waits for, where that takes seconds.
 
     Raises:
         CarsoError: If they do not find each other.
     """
-    global _joined
+    global _joined, _waited_alone
     process = launch()
     if process.size == 1:
         return World(device, restarted=process.restarts > 0)
@@ -238,7 +244,9 @@ def join(device: torch.device) -> World:
         if device.type == "cuda":
             # Before the group forms: nccl uses the current GPU, which is the first one by default.
             torch.cuda.set_device(device)
-        connect(device, process)
+        _waited_alone = True
+        connect(device, process, reporter)
+        _waited_alone = False
         _joined = World(device, process.rank, process.size, process.local_rank)
         # Each machine counts only the restarts that it caused.
         _joined = replace(_joined, restarted=_joined.any(process.restarts > 0))
@@ -262,7 +270,7 @@ def claim_error() -> str | None:
     process = launch()
     if _joined is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         # There is no store yet; an error so early is the same in all processes.
-        return process.name if process.rank == 0 else None
+        return process.name if process.rank == 0 or _waited_alone else None
     try:
         # Under the number of restarts, since the store still holds the errors of earlier attempts.
         first = open_store(timedelta(seconds=10)).add(f"carso/errors/{process.restarts}", 1) == 1

@@ -92,7 +92,7 @@ def prepare_evaluation(
     """Load models and images and resolve every setting, without attacking; see `evaluate`."""
     device = device_for(recipe, options.get("device", "auto"))
     # Before anything is loaded: what follows has to be done by one process of a machine first.
-    world = join(device)
+    world = join(device, reporter)
     reporter = world.reporter(reporter)
     defence, classifier = options.get("defence"), options.get("classifier")
     target = options.get("target")

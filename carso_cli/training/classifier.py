@@ -126,7 +126,7 @@ def train_classifier(
         NumericsError: If the loss stops being finite, naming epoch and batch.
         InterruptedRun: On Ctrl-C or SIGTERM; the state after the last step is saved.
     """
-    folder, world = RunFolder(run), join(device_for(recipe, device))
+    folder, world = RunFolder(run), join(device_for(recipe, device), reporter)
     reporter = world.reporter(reporter)
     # Before the folder is claimed: a command that cannot start leaves nothing behind.
     classifier = initial_classifier(recipe).to(world.device)

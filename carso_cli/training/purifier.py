@@ -86,7 +86,7 @@ def train_purifier(
         InterruptedRun: On Ctrl-C or SIGTERM; the state after the last step is saved.
     """
     refuse_trades(recipe)
-    folder, world = RunFolder(Path(run or recipe.run_folder)), join(device_for(recipe, device))
+    folder, world = RunFolder(Path(run or recipe.run_folder)), join(device_for(recipe, device), reporter)
     reporter = world.reporter(reporter)
     # After a crash torchrun repeats the first command, which has no --resume.
     resume = world.on_main(lambda: folder.check(resume=resume, restarted=world.restarted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -148,7 +149,8 @@ def test_a_command_that_cannot_be_imported_is_a_bug(monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(processes, "SHARED", ("probe",))
 
 
@@ -182,20 +184,71 @@ def test_what_one_process_does_is_refused_to_several(carso: Any) -> None:
     [
         (
             "train-purifier cifar10 --device cuda:0,1,2",
-            "torchrun --nproc-per-node 3 -m carso_cli train-purifier cifar10",
+            "carso run --nproc 3 train-purifier cifar10",
         ),
         (
             "evaluate --device=cuda:2,3 --attack quick",
-            "CUDA_VISIBLE_DEVICES=2,3 torchrun --nproc-per-node 2 -m carso_cli evaluate --attack quick",
+            "CUDA_VISIBLE_DEVICES=2,3 carso run --nproc 2 evaluate --attack quick",
+        ),
+        (
+            "evaluate 'my recipe.yaml' --set 'representation.layers=[a, b]' --device cuda:0,1",
+            "carso run --nproc 2 evaluate 'my recipe.yaml' --set 'representation.layers=[a, b]'",
         ),
     ],
 )
-def test_more_devices_than_processes_are_met_with_torchruns_line(
+def test_more_devices_than_processes_are_met_with_a_line_to_paste(
     arguments: str, line: str, carso: Any
 ) -> None:
-    shown = carso(*arguments.split(), code=2).err
+    shown = carso(*shlex.split(arguments), code=2).err
     assert "devices, and a process uses one" in shown
     assert f"hint: start one process per device: {line}\n" in shown
+
+
+def test_one_rank_without_a_world_is_a_single_process(carso: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "3")
+    assert carso("--version").out == f"carso {__version__}\n"
+
+
+def test_a_malformed_world_is_named_and_shown(carso: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "all")
+    carso("recipes", "ls", code=2, err="error: environment variable WORLD_SIZE='all' is not allowed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "started"),
+    [
+        (
+            "run --nproc 8 train-purifier x --run runs/x --limit 3",
+            "--nproc-per-node 8 --max-restarts 0 -m carso_cli train-purifier x --run-dir runs/x --limit 3",
+        ),
+        (
+            "run --max-restarts 3 --nproc 2 evaluate --run=runs/x --json",
+            "--nproc-per-node 2 --max-restarts 3 -m carso_cli evaluate --run-dir=runs/x --json",
+        ),
+    ],
+)
+def test_run_starts_torchrun(
+    arguments: str, started: str, carso: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(os, "execv", lambda *given: seen.append(given))
+    carso(*arguments.split())
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", *started.split()]
+    assert seen == [(sys.executable, line)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("run --nproc 2 predict x.png", "carso run cannot start 'predict'"),
+        ("run --nproc 2 evalute", "carso run cannot start 'evalute'; did you mean 'evaluate'"),
+        ("run --nproc 0 evaluate", "'0' is not allowed; use a whole number from 1"),
+        ("run evaluate", "Missing option '--nproc'"),
+    ],
+)
+def test_run_refuses_what_does_not_share_its_work(arguments: str, message: str, carso: Any) -> None:
+    carso(*arguments.split(), code=2, err=message)
 
 
 # Usage errors
@@ -235,6 +288,16 @@ def test_help_lists_every_command_with_its_line(flag: str, carso: Any) -> None:
         assert f"{name} {summary}" in shown
 
 
+def test_help_groups_every_command(carso: Any) -> None:
+    shown = carso("--help").out
+    assert {name for names in app.PANELS.values() for name in names} == {name for name, *_ in app.COMMANDS}
+    places = [shown.index(f" {heading} ─") for heading in app.PANELS]
+    assert places == sorted(places)
+    for (heading, names), end in zip(app.PANELS.items(), [*places[1:], len(shown)], strict=True):
+        for name in names:
+            assert f" {name} " in shown[shown.index(f" {heading} ─") : end]
+
+
 def test_version(carso: Any) -> None:
     assert carso("--version").out == f"carso {__version__}\n"
 
@@ -243,8 +306,34 @@ def test_version(carso: Any) -> None:
 def test_every_registered_command_has_help(entry: tuple[str, str, str], carso: Any) -> None:
     shown = carso(entry[0], "--help").out
     assert f"carso {entry[0]}" in shown
+    # A flag takes no value, so it shows no type.
+    assert "<bool>" not in shown
     # A docstring's "Args:" section is for Python readers; options have their own help.
     assert "Args:" not in shown
+
+
+# Completion
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("carso ev", ["evaluate"]),
+        ("carso recipes ", ["ls", "show", "cp", "validate"]),
+        ("carso evaluate digits-a", ["digits-adversarial"]),
+        ("carso evaluate digits --attack pgd-", ["pgd-eot", "pgd-eot-random-start"]),
+        ("carso evaluate --norm l", ["linf", "l2"]),
+        ("carso attack --res", ["--resize"]),
+        ("carso run --nproc 2 train-", ["train-classifier", "train-purifier"]),
+    ],
+)
+def test_a_shell_completes_commands_options_and_names(
+    line: str, completed: list[str], carso: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_CARSO_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+    assert carso().lines == completed
 
 
 # Shared options

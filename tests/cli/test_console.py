@@ -70,11 +70,24 @@ def test_errors_are_a_panel_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(
         console, "messages", lambda: Console(file=stream, force_terminal=True, width=60, color_system=None)
     )
-    console.show_error(CarsoError("bad [thing]", hint="do this"))
-    shown = stream.getvalue()
-    assert "╭─ error" in shown
-    assert "bad [thing]" in shown
-    assert "do this" in shown
+    hint = f"resume with: carso train-purifier runs/x/recipe.yaml --run {'x' * 80} --resume"
+    console.show_error(CarsoError("bad [thing]", hint=hint))
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith("╭─ error")
+    assert "bad [thing]" in lines[1]
+    # Outside the panel and in one line: it can be copied.
+    assert lines[-1] == f"hint: {hint}"
+
+
+def test_prose_wraps_between_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = "carso recipes show NAME prints one; carso recipes cp NAME copies one for you to change"
+    console.print_text(text)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert " ".join(lines) == text
 
 
 def test_nothing_in_a_text_acts_on_the_terminal(

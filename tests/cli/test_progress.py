@@ -44,6 +44,19 @@ def test_a_log_gets_a_line_every_few_seconds() -> None:
     ]
 
 
+def test_a_terminal_gets_lines_that_are_wrapped_between_words_and_a_log_whole_ones() -> None:
+    text = "the purifiers were trained on different numbers of images"
+    stream, _, reporter = logged()
+    reporter.warning(text)
+    assert stream.getvalue() == f"warning: {text}\n"
+    terminal = io.StringIO()
+    RichReporter(Console(file=terminal, width=40, force_terminal=True, color_system=None)).warning(text)
+    assert [line.rstrip() for line in terminal.getvalue().splitlines()] == [
+        "warning: the purifiers were trained on",
+        "different numbers of images",
+    ]
+
+
 def test_slow_work_is_told_in_seconds_each() -> None:
     stream, clock, reporter = logged()
     with reporter.progress("epochs", total=3, unit="epochs") as task:

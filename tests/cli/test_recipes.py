@@ -36,12 +36,16 @@ def test_ls_shows_every_recipe_uncut_at_80_columns(carso: Any, monkeypatch: pyte
     monkeypatch.setenv("COLUMNS", "80")
     lines = carso("recipes", "ls").lines
     assert max(len(line) for line in lines) <= 80
-    for name in NAMES:
-        (line,) = [line for line in lines if line.split()[:1] == [name]]
+    starts = {name: next(n for n, line in enumerate(lines) if line.split()[:1] == [name]) for name in NAMES}
+    for name, end in zip(NAMES, [*list(starts.values())[1:], len(lines) - 1], strict=True):
+        # The third column begins where its heading does.
+        column, block = lines[0].index("description"), lines[starts[name] : end]
         recipe = load_recipe(name)
-        assert recipe.data.name in line
-        assert f"WRN-{recipe.classifier.depth}-{recipe.classifier.width}" in line
-        assert recipe.reproduces in line
+        assert block[0].split()[:2] == [name, recipe.data.name]
+        assert f"WRN-{recipe.classifier.depth}-{recipe.classifier.width}" in block[1][:column]
+        text = " ".join(line[column:].strip() for line in block)
+        assert recipe.description in text
+        assert recipe.reproduces in text
 
 
 def test_ls_as_json(carso: Any) -> None:

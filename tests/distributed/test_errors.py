@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,4 +33,13 @@ def test_the_error_of_all_processes_is_told_once(torchrun: Launcher) -> None:
     (told, *_) = found = errors(ended)
     assert told.startswith(("error in process 1 of 2: ", "error in process 2 of 2: "))
     assert len([line for line in found if line.startswith("error")]) == 1
+    assert ended.stderr.count("evaluation.imagse=3") == 1
+
+
+def test_carso_run_starts_the_processes() -> None:
+    words = ("run", "--nproc", "2", "evaluate", "digits", "--run", "x", "--set", "evaluation.imagse=3")
+    command = [sys.executable, "-m", "carso_cli", *words]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode != 0
+    assert len([line for line in errors(ended) if line.startswith("error")]) == 1
     assert ended.stderr.count("evaluation.imagse=3") == 1
