@@ -168,6 +168,8 @@ DESCRIPTIONS = {
     "rand-aa": "AutoAttack for random models: APGD-CE and APGD-DLR with EoT",
     "pgd-eot": "PGD with gradients averaged over samples of a random model (EoT)",
     "pgd-eot-random-start": "the same from random starts",
+    "authors-rand-aa": "the library's own randomised AutoAttack, as the authors ran it",
+    "authors-pgd-eot": "PGD with EoT, its last point kept, as the authors ran it",
     "transfer-logit-mean": "made against the mean of the samples' logits",
     "transfer-probability-mean": "made against the mean of the samples' probabilities",
     "transfer-single-sample": "made against one sample per image",

@@ -16,7 +16,7 @@ from carso_cli.recipe.load import load_recipe
 from carso_cli.runs.folder import RunFolder
 
 CLASSIFIER_WEIGHTS = "classifier.safetensors"
-_PROTOCOLS = ("adaptive", "published", "quick")
+_PROTOCOLS = ("adaptive", "published", "authors", "quick")
 # Both say nothing of robustness.
 _BASELINES = ("none", "noise")
 

@@ -100,7 +100,7 @@ def test_no_runs_are_told(tmp_path: Path, carso: Any) -> None:
 
 def test_every_attack_and_protocol_is_listed(carso: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert [*DESCRIPTIONS] == [*ATTACKS]
+    assert {*DESCRIPTIONS} == {*ATTACKS}
     shown = carso("attacks", "ls")
     assert max(map(len, shown.lines)) <= 80
     assert {*ATTACKS, *PROTOCOLS} <= {line.split()[0] for line in shown.lines if line.strip()}
