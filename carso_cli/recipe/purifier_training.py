@@ -99,7 +99,10 @@ class Training(Section):
     optimiser: Optimiser = Optimiser()
     attack_mix: AttackMix = AttackMix()
     adversarial: AdversarialTraining = AdversarialTraining()
+    save_every_minutes: NonNegative = 10.0
+    """Time between two saved states of a training, of the classifier's too: what a kill loses at most."""
     save_every_epochs: PositiveInt = 1
+    """Kept for recipes that name it; states are saved by time."""
 
     @model_validator(mode="after")
     def _starts_from_a_trained_purifier(self) -> Self:

@@ -4,14 +4,17 @@ Nothing is ever unpickled. The checksum covers the metadata and the names, shape
 so a flipped bit is reported and never loaded.
 
 - `save_tensors`, `load_tensors`: one file;
-- `save_state`, `load_state`: a file that is replaced after each epoch, with the one before kept beside it.
+- `StateFile`: a state that is replaced now and then during a training, in the background, with the one before
+  kept beside it; `load_state` reads it.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +41,20 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     Raises:
         CarsoError: If the file cannot be written; an earlier file is then intact.
     """
+    _write(path, _copied(tensors), metadata)
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # safetensors refuses tensors that share memory, as tied weights do: each is copied.
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def _write(path: Path, copied: dict[str, Tensor], metadata: Mapping[str, Any]) -> None:
     # The header of a safetensors file holds texts only.
     header = {key: json.dumps(value, allow_nan=False) for key, value in metadata.items()}
-    header[CHECKSUM_KEY] = json.dumps(tensors_checksum(plain, metadata))
+    header[CHECKSUM_KEY] = json.dumps(tensors_checksum(copied, metadata))
     # Not `save_file`, which writes in place: a kill would leave half a file.
-    write_atomically(path, save(plain, metadata=header))
+    write_atomically(path, save(copied, metadata=header))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -71,43 +81,96 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata
 
 
-def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Replace a state by a newer one, which is read back and verified first; the older one is kept.
+class StateFile:
+    """The newest state of a training, and the one before it.
 
     Whenever this is interrupted, `load_state` finds the newer or the older state undamaged.
 
     Args:
-        path: The newest state.
-        tensors: Names to tensors, any device.
-        metadata: JSON-serialisable values.
-
-    Raises:
-        CarsoError: If it cannot be written, or is damaged when read back; the state before is then intact.
+        path: Where the newest one is.
     """
-    # A third name: until the new state is proven, both older ones stay.
-    fresh = path.with_name(f"next-{path.name}")
-    save_tensors(fresh, tensors, metadata)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._pending: Future[None] | None = None
+
+    def save(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Copy a state, then write and verify it in the background while training goes on.
+
+        Args:
+            tensors: Names to tensors, any device.
+            metadata: JSON-serialisable values.
+
+        Raises:
+            CarsoError: As `wait`, about the state before: only one is written at a time.
+        """
+        self.wait()
+        # Copied here, as the next step changes weights and metrics in place.
+        copied, pool = _copied(tensors), ThreadPoolExecutor(1, "state")
+        self._pending = pool.submit(self._replace, copied, copy.deepcopy(dict(metadata)))
+        # Its thread ends with its work; Python waits for it before it exits.
+        pool.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Wait until the state that is being written is there.
+
+        Raises:
+            CarsoError: If it cannot be written, or is damaged when read back; the state before is intact.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self, metadata: Mapping[str, Any]) -> None:
+        """Keep the metadata alone: nothing resumes from the tensors any more.
+
+        Raises:
+            CarsoError: If it cannot be written.
+        """
+        self.wait()
+        save_tensors(self.path, {}, metadata)
+        with writing(self.path):
+            for old in (previous_state(self.path), self._fresh):
+                old.unlink(missing_ok=True)
+
+    @property
+    def _fresh(self) -> Path:
+        # A third name: until the new state is proven, both older ones stay.
+        return self.path.with_name(f"next-{self.path.name}")
+
+    def _replace(self, copied: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        path, fresh = self.path, self._fresh
+        _write(fresh, copied, metadata)
+        try:
+            load_tensors(fresh)
+        except StateError as error:
+            raise CarsoError(
+                f"{error.message}, though it was written just now: the disk may be failing",
+                hint=f"free or replace the disk, then resume with --resume: {path} is intact",
+            ) from error
+        with writing(path):
+            # Between the two renames `path` is missing, and `load_state` finds the state before. A state that
+            # has been damaged since must not take the place of that one.
+            if _is_intact(path):
+                os.replace(path, previous_state(path))
+            os.replace(fresh, path)
+            # The renames too must outlast a power cut.
+            sync_folder(path.parent)
+
+
+def _is_intact(path: Path) -> bool:
     try:
-        load_tensors(fresh)
-    except StateError as error:
-        raise CarsoError(
-            f"{error.message}, though it was written just now: the disk may be failing",
-            hint=f"free or replace the disk, then resume with --resume: {path} is intact",
-        ) from error
-    with writing(path):
-        # Between the two renames `path` is missing, and `load_state` finds the state before.
-        if path.exists():
-            os.replace(path, previous_state(path))
-        os.replace(fresh, path)
-        # The renames too must outlast a power cut.
-        sync_folder(path.parent)
+        load_tensors(path)
+    except StateError:
+        return False
+    return True
 
 
 def load_state(path: Path, reporter: Reporter) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Return the newest undamaged state; None if none was ever saved.
 
     Args:
-        path: Where `save_state` puts the newest.
+        path: Where `StateFile` puts the newest.
         reporter: Warned when the newest is damaged and the one before it is used.
 
     Raises:

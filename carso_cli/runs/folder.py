@@ -3,8 +3,8 @@
 recipe.yaml            the resolved recipe
 environment.json       versions, device, threads, checksums of the weights used
 metrics.jsonl          one line per epoch
-state.safetensors      everything needed to resume training
-previous-state.…       the state before it, for when it is damaged
+state.safetensors      everything needed to resume training; once that is complete, how it went
+previous-state.…       the state before it, for when it is damaged; until training is complete
 purifier.safetensors   the trained purifier (slow weights), written when training is complete
 evaluation/            records and summaries of `carso evaluate`
 ablations/             tables of `carso ablate`, NAME-ATTACK.json, and the examples that it made for them
@@ -117,7 +117,8 @@ class RunFolder:
                 f"{self.path} holds no run to resume ({self.recipe.name} is missing)",
                 hint="leave out --resume to start one",
             )
-        if resume and self.purifier.is_file() and not self.trained_here:
+        # A training that was killed between its purifier and its last state has a log.
+        if resume and self.purifier.is_file() and not (self.trained_here or self.metrics.is_file()):
             raise StateError(
                 f"{self.path} holds a purifier without the state of its training ({self.state.name} is "
                 "missing): imported purifiers have no encoder and cannot be trained on",

@@ -4,15 +4,17 @@
 each under a prefix; its header holds the metrics of whole epochs, the sums of the one in progress, and the
 identity of the run. The same file serves the purifier and the classifier.
 
-- `Checkpoint`: counts, saves and loads;
+- `Checkpoint`: counts, saves by time, and loads;
 - `OptimiserTensors`: an optimiser as a part of one.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from carso_cli.distributed.world import World
 from carso_cli.errors import InterruptedRun, StateError
 from carso_cli.io.json_files import append_json_lines, read_json_lines, write_json_lines
-from carso_cli.runs.checkpoints import load_state, save_state
+from carso_cli.runs.checkpoints import StateFile, load_state, load_tensors
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.records import short
 from carso_cli.runtime.reporter import Reporter
@@ -63,8 +65,8 @@ class Checkpoint:
         identity: What the state belongs to; resuming refuses any other.
         parts: What is saved, by the prefix of its tensors' names.
         epochs: Epochs of the whole training.
-        save_every: Epochs between two saved states; the last epoch is always saved.
         command: The command that resumes the run, without `--run`.
+        minutes: Time between two saved states: what a kill loses at most.
         details: Returns further JSON-serialisable values of the file's header.
         metrics: Of every whole epoch, in order.
         open: The epoch after those.
@@ -77,12 +79,18 @@ class Checkpoint:
     _: KW_ONLY
     epochs: int
     command: str
-    save_every: int = 1
+    minutes: float = 10.0
     details: Callable[[], dict[str, Any]] = dict
     metrics: list[dict[str, Any]] = field(default_factory=list)
     open: OpenEpoch = OpenEpoch()
     _saved: tuple[int, int] = (0, 0)
+    _saved_at: float = field(init=False)
+    _complete: bool = False
     _stop: StopRequest = field(default_factory=StopRequest)
+    _file: StateFile = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._file, self._saved_at = StateFile(self.folder.state), time.monotonic()
 
     @property
     def epochs_done(self) -> int:
@@ -100,6 +108,7 @@ class Checkpoint:
 
         Raises:
             InterruptedRun: At a second signal, at once; what was saved before stays.
+            CarsoError: If the state that was being written could not be.
         """
         try:
             with stop_requests() as self._stop:
@@ -107,9 +116,12 @@ class Checkpoint:
         except KeyboardInterrupt:
             # Nothing is saved: the step may be half done, some weights moved and others not.
             raise self._interrupted() from None
+        finally:
+            # Before the lock on the folder is given up, and before a message says what is saved.
+            self._file.wait()
 
     def finish_batch(self, batches: int, sums: Tensor, seconds: float) -> None:
-        """Count the batches of the epoch in progress.
+        """Count the batches of the epoch in progress, and save the state where that is due.
 
         Args:
             batches: Batches done.
@@ -121,19 +133,48 @@ class Checkpoint:
         """
         # JSON keeps float64 exactly, so a resumed epoch ends in the same mean to the last bit.
         self.open = OpenEpoch(batches, tuple(sums.tolist()), seconds)
+        due = self.world.is_main and time.monotonic() - self._saved_at >= 60.0 * self.minutes
         # The processes agree on it: one that stopped alone would leave the others waiting for its gradients.
-        if self.world.any(bool(self._stop)):
+        stop, due = (self.world.sum(torch.tensor([bool(self._stop), due], dtype=torch.int)) > 0).tolist()
+        if stop or due:
             self.save()
+        if stop:
+            self.world.on_main(self._file.wait)
             raise self._interrupted()
 
     def finish_epoch(self, metrics: dict[str, Any]) -> None:
-        """Count and log a whole epoch, and save where that is due."""
-        # Logged before saved: a kill between them leaves a line too many, which `_read` takes back.
+        """Count and log a whole epoch."""
+        # The log may run ahead of the state: what a kill leaves there, `_read` takes back.
         self.world.on_main(lambda: append_json_lines(self.folder.metrics, [metrics]))
         self.metrics.append(metrics)
         self.open = OpenEpoch()
-        if self.epochs_done % self.save_every == 0 or self.epochs_done == self.epochs:
-            self.save()
+
+    def finish(self, weights: Path, write: Callable[[], None]) -> None:
+        """Write the trained weights, and drop the tensors of the state, which nothing resumes from any more.
+
+        Args:
+            weights: Their file; where training was complete before, it is only verified.
+            write: Writes it.
+
+        Raises:
+            StateError: If training was complete before, and the file is lost or damaged.
+            CarsoError: If something cannot be written.
+        """
+
+        def finish() -> None:
+            if not self._complete:
+                write()
+                self._file.close(self._header() | {"complete": True})
+                return
+            try:
+                load_tensors(weights)
+            except StateError as error:
+                raise StateError(
+                    f"{error.message}; its training was complete, and no state is kept after that",
+                    hint="restore it from a copy, or train again into another folder with --run DIR",
+                ) from error
+
+        self.world.on_main(finish)
 
     def _interrupted(self) -> InterruptedRun:
         epochs, batches = self._saved
@@ -144,21 +185,22 @@ class Checkpoint:
         )
 
     def save(self) -> None:
-        """Write the state; the one before it is kept.
+        """Save the state, which is written in the background; the one before it is kept.
 
         Raises:
-            CarsoError: If it cannot be written.
+            CarsoError: If the state before could not be written.
         """
-        progress = {"identity": self.identity, "metrics": self.metrics, "open": asdict(self.open)}
-        header = progress | self.details()
         tensors = {
             f"{prefix}.{name}": tensor
             for prefix, part in self.parts.items()
             for name, tensor in part.state_dict().items()
         }
-        self.world.on_main(lambda: save_state(self.folder.state, tensors, header))
-        # Last, so that an interruption during the write names the state that is really there.
-        self._saved = (self.epochs_done, self.open.batches)
+        self.world.on_main(lambda: self._file.save(tensors, self._header()))
+        self._saved, self._saved_at = (self.epochs_done, self.open.batches), time.monotonic()
+
+    def _header(self) -> dict[str, Any]:
+        progress = {"identity": self.identity, "metrics": self.metrics, "open": asdict(self.open)}
+        return progress | self.details()
 
     def load(self, reporter: Reporter) -> dict[str, Any] | None:
         """Restore the newest undamaged state, and make the log of metrics agree with it.
@@ -174,7 +216,9 @@ class Checkpoint:
         if found is None:
             return None
         tensors, header = found
-        for prefix, part in self.parts.items():
+        self._complete = header.get("complete", False)
+        # A complete training keeps none, and its weights are not touched again.
+        for prefix, part in ({} if self._complete else self.parts).items():
             # In place: the optimiser and the DDP replica hold these very parameters.
             part.load_state_dict(_under(f"{prefix}.", tensors))
         self.metrics = list(header["metrics"])
@@ -188,11 +232,12 @@ class Checkpoint:
     def _read(self, reporter: Reporter) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         found = load_state(self.folder.state, reporter)
         if found is None:
-            # Epochs are logged before they are saved: a kill explains as many as lie between two states.
-            logged = len(read_json_lines(self.folder.metrics))
-            if logged > self.save_every:
+            # Epochs are logged before they are saved: a kill explains those that lie before the first state.
+            logged = read_json_lines(self.folder.metrics)
+            seconds = sum(float(line["seconds"]) for line in logged)
+            if len(logged) > 1 and seconds > 2 * 60.0 * self.minutes:
                 raise StateError(
-                    f"{self.folder.state} is missing, though {logged} epochs were trained and logged",
+                    f"{self.folder.state} is missing, though {len(logged)} epochs were trained and logged",
                     hint="restore it from a copy, or train again into another folder with --run DIR",
                 )
             reporter.info(f"{self.folder.path} holds no state yet: starting from the first epoch")

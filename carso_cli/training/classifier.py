@@ -51,7 +51,7 @@ from carso_cli.training.optim import one_cycle_rate
 WEIGHTS_FILE = "classifier.safetensors"
 HELD_OUT_PGD_STEPS = 10
 """Steps of the PGD on held-out images; each of 2.5 eps / 10."""
-_LOWER_RATE = "lower classifier.training.peak_learning_rate; the state of the last whole epoch is saved"
+_LOWER_RATE = "lower classifier.training.peak_learning_rate; the last saved state stays"
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def train_classifier(
                 metrics = _train_epoch(setup, state, checkpoint, epoch)
                 checkpoint.finish_epoch(metrics | _validate(setup, state.classifier))
         weights, header = run / WEIGHTS_FILE, _describe(setup, checkpoint)
-        world.on_main(lambda: save_tensors(weights, state.classifier.state_dict(), header))
+        checkpoint.finish(weights, lambda: save_tensors(weights, state.classifier.state_dict(), header))
     last = checkpoint.metrics[-1]
     return {**last, "run": str(run), "weights": str(weights), "seconds_total": checkpoint.seconds}
 
@@ -226,6 +226,7 @@ def _checkpoint(folder: RunFolder, setup: ClassifierSetup, state: ClassifierStat
         {"weights": state.classifier, "momentum": momentum},
         epochs=section.training.epochs,
         command=f"carso train-classifier {folder.recipe} --kind {setup.kind}",
+        minutes=setup.recipe.training.save_every_minutes,
     )
 
 

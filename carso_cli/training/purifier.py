@@ -105,7 +105,7 @@ def train_purifier(
             for epoch in range(checkpoint.epochs_done, recipe.training.epochs):
                 metrics = _train_epoch(setup, state, checkpoint, epoch)
                 checkpoint.finish_epoch(metrics | _validate(setup, state))
-        world.on_main(lambda: _save_purifier(folder, setup, state, checkpoint))
+        checkpoint.finish(folder.purifier, lambda: _save_purifier(folder, setup, state, checkpoint))
     return {**checkpoint.metrics[-1], "run": str(folder.path), "seconds_total": checkpoint.seconds}
 
 
@@ -172,7 +172,7 @@ def _checkpoint(folder: RunFolder, setup: TrainingSetup, state: TrainingState) -
         parts,
         epochs=recipe.training.epochs,
         command=f"carso train-purifier {folder.recipe}",
-        save_every=recipe.training.save_every_epochs,
+        minutes=recipe.training.save_every_minutes,
         details=lambda: {"steps": state.lookahead.taken},
     )
 

@@ -34,7 +34,7 @@ from carso_cli.training.balanced_batch import BalancedBatch
 from carso_cli.training.end_to_end import EndToEnd, adversarial_terms
 from carso_cli.training.optim import Lookahead
 
-_LOWER_RATE = "lower training.learning_rate.plateau; the state of the last whole epoch is saved"
+_LOWER_RATE = "lower training.learning_rate.plateau; the last saved state stays"
 _SHOWN = {"bce": "BCE", "kl": "KL"}
 
 

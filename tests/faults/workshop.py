@@ -27,6 +27,7 @@ from tests.toys import TINY
 _SETTINGS = (
     *TINY,
     "training.epochs=3",
+    "training.save_every_minutes=0",
     "training.learning_rate.annealing_epochs=1",
     "training.batch_size=10",
     "data.train_limit=40",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -10,8 +11,9 @@ import pytest
 import torch
 
 from carso_cli.errors import CarsoError, StateError
+from carso_cli.io.json_files import write_atomically
 from carso_cli.runs import checkpoints
-from carso_cli.runs.checkpoints import load_state, load_tensors, save_state, save_tensors
+from carso_cli.runs.checkpoints import StateFile, load_state, load_tensors, save_tensors
 from carso_cli.runtime.reporter import SILENT, Reporter
 
 
@@ -20,7 +22,9 @@ class Recorder(Reporter, Protocol):
 
 
 def save(path: Path, epoch: int) -> None:
-    save_state(path, {"weights": torch.full((8,), float(epoch))}, {"epoch": epoch})
+    file = StateFile(path)
+    file.save({"weights": torch.full((8,), float(epoch))}, {"epoch": epoch})
+    file.wait()
 
 
 def damage(path: Path) -> None:
@@ -100,6 +104,68 @@ def test_a_state_that_does_not_come_back_never_replaces_one(
     with pytest.raises(CarsoError, match="though it was written just now: the disk may be failing"):
         save(path, 3)
     assert epoch_of(path, SILENT) == 2
+
+
+@pytest.mark.parametrize("fatal", [False, True])
+def test_a_damaged_state_never_takes_the_place_of_the_one_before(
+    path: Path, monkeypatch: pytest.MonkeyPatch, fatal: bool
+) -> None:
+    damage(path)
+    if fatal:
+        monkeypatch.setattr(os, "replace", _fail_on(os.replace, "next-state"))
+        with pytest.raises(CarsoError, match="cannot write"):
+            save(path, 3)
+    else:
+        save(path, 3)
+        damage(path)
+    assert epoch_of(path, SILENT) == 1
+
+
+def _fail_on(original: Callable[[Path, Path], None], prefix: str) -> Callable[[Path, Path], None]:
+    def replace(source: Path, target: Path) -> None:
+        if Path(source).name.startswith(prefix):
+            raise OSError(28, "no space left")
+        original(source, target)
+
+    return replace
+
+
+def test_a_state_is_that_of_the_moment_and_its_error_comes_with_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, weights, log, release = StateFile(path), torch.full((8,), 3.0), [1], threading.Event()
+    original = write_atomically
+
+    def slow(target: Path, data: bytes) -> None:
+        assert release.wait(timeout=30)
+        original(target, data)
+
+    monkeypatch.setattr(checkpoints, "write_atomically", slow)
+    file.save({"weights": weights}, {"epoch": 3, "log": log})
+    # Training goes on while the state is being written.
+    weights.add_(1)
+    log.append(2)
+    release.set()
+    file.wait()
+    assert epoch_of(path, SILENT) == 3
+    assert load_tensors(path)[1]["log"] == [1]
+    monkeypatch.setattr(checkpoints, "write_atomically", _full_disk)
+    file.save({"weights": weights}, {"epoch": 4})
+    with pytest.raises(CarsoError, match="disk full"):
+        file.save({"weights": weights}, {"epoch": 5})
+    file.wait()
+    assert epoch_of(path, SILENT) == 3
+
+
+def _full_disk(path: Path, _data: bytes) -> None:
+    raise CarsoError(f"cannot write {path}: disk full")
+
+
+def test_a_closed_state_keeps_its_metadata_alone(path: Path) -> None:
+    (path.parent / "next-state.safetensors").write_bytes(b"left by a kill")
+    StateFile(path).close({"epoch": 3})
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+    assert load_tensors(path) == ({}, {"epoch": 3})
 
 
 def test_a_changed_header_is_found(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from carso_cli.training.purifier import train_purifier
 SMALL = (
     "representation.layers=[layer.0.block.0.conv_1, layer.2.block.0.conv_1]",
     *("purifier.condition_features=16", "purifier.latent_features=4", "data.holdout=0.25"),
-    *("training.epochs=3", "training.learning_rate.warmup_epochs=1"),
+    *("training.epochs=3", "training.learning_rate.warmup_epochs=1", "training.save_every_minutes=0"),
     *("training.learning_rate.plateau_epochs=1", "training.learning_rate.annealing_epochs=1"),
     *("training.learning_rate.plateau=0.01", "training.learning_rate.final=0.005"),
     *("training.beta_increase.first_epoch=0", "training.beta_increase.last_epoch=2"),

@@ -29,7 +29,10 @@ from carso_cli.training.classifier import ClassifierState, train_classifier
 from carso_cli.training.preflight import estimate_classifier_cost, noise_images
 
 EPOCHS = 3
-SMALL = (f"classifier.training.epochs={EPOCHS}", "classifier.training.batch_size=24", "data.holdout=0.25")
+SMALL = (
+    *(f"classifier.training.epochs={EPOCHS}", "classifier.training.batch_size=24", "data.holdout=0.25"),
+    "training.save_every_minutes=0",
+)
 
 
 def recipe(*overrides: str) -> Recipe:
@@ -74,7 +77,6 @@ def test_writes_weights_metrics_and_recipe(finished: tuple[Path, dict[str, Any]]
         "classifier.safetensors",
         "environment.json",
         "metrics.jsonl",
-        "previous-state.safetensors",
         "recipe.yaml",
         "state.safetensors",
     }
@@ -89,9 +91,12 @@ def test_writes_weights_metrics_and_recipe(finished: tuple[Path, dict[str, Any]]
     assert lines[-1]["learning_rate"] == pytest.approx(0.2 * (0.5 / 9) / 0.6)
 
 
-def test_the_state_file_keeps_its_format(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_the_state_file_keeps_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # States that are stored already must be resumed: no name in here may change.
-    tensors, header = load_tensors(finished[0] / "state.safetensors")
+    interrupt_at(monkeypatch, 0, 1)
+    with pytest.raises(InterruptedRun):
+        train(tmp_path / "run")
+    tensors, header = load_tensors(tmp_path / "run" / "state.safetensors")
     classifier = workflow.initial_classifier(recipe())
     assert set(tensors) == {
         *(f"weights.{name}" for name in classifier.state_dict()),
@@ -99,7 +104,8 @@ def test_the_state_file_keeps_its_format(finished: tuple[Path, dict[str, Any]]) 
     }
     assert set(header) == {"identity", "metrics", "open"}
     assert set(header["identity"]) == {"recipe", "architecture", "training", "kind", "images", "initial"}
-    assert header["open"] == {"batches": 0, "sums": [], "seconds": 0.0}
+    assert header["open"].keys() == {"batches", "sums", "seconds"}
+    assert header["open"]["batches"] == 1
 
 
 def test_weights_say_what_they_are(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -136,17 +142,19 @@ def test_a_recipe_takes_the_trained_weights(finished: tuple[Path, dict[str, Any]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", [(0, 1), (1, 2), (2, 0)])
+@pytest.mark.parametrize(("place", "saved"), [((0, 1), (0, 1)), ((1, 2), (1, 2)), ((2, 0), (1, 3))])
 def test_a_killed_and_resumed_run_ends_in_the_same_weights(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     finished: tuple[Path, dict[str, Any]],
     place: tuple[int, int],
+    saved: tuple[int, int],
 ) -> None:
     run = tmp_path / "killed"
     with monkeypatch.context() as patched:
         interrupt_at(patched, *place)
-        with pytest.raises(InterruptedRun, match=f"{place[0]} of {EPOCHS} epochs are saved") as caught:
+        message = f"{saved[0]} of {EPOCHS} epochs and {saved[1]} batches of the next are saved"
+        with pytest.raises(InterruptedRun, match=message) as caught:
             train(run)
     assert caught.value.hint == (
         f"resume with: carso train-classifier {run / 'recipe.yaml'} --kind at --run {run} --resume"
@@ -173,7 +181,7 @@ def test_an_epoch_logged_but_not_saved_is_run_again(
 
     with monkeypatch.context() as patched:
         patched.setattr(Checkpoint, "save", save)
-        with pytest.raises(InterruptedRun, match="1 of 3 epochs are saved"):
+        with pytest.raises(InterruptedRun, match="1 of 3 epochs and 3 batches of the next are saved"):
             train(run)
     assert len(metrics_of(run)) == 2
     train(run, resume=True)
@@ -212,7 +220,8 @@ def test_refuses_the_state_of_another_run(
 @pytest.mark.slow
 def test_damaged_state_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "damaged"
-    interrupt_at(monkeypatch, 1, 0)
+    # Before a second state, which would serve.
+    interrupt_at(monkeypatch, 0, 1)
     with pytest.raises(InterruptedRun):
         train(run)
     whole = (run / "state.safetensors").read_bytes()

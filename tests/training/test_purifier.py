@@ -16,7 +16,7 @@ from carso_cli.build import load_images
 from carso_cli.errors import InterruptedRun, NumericsError, RecipeError, StateError, UsageError, WeightsError
 from carso_cli.io.json_files import read_json, read_json_lines
 from carso_cli.recipe.load import load_recipe
-from carso_cli.runs.checkpoints import load_tensors
+from carso_cli.runs.checkpoints import StateFile, load_tensors
 from carso_cli.training import purifier as workflow
 from carso_cli.training import purifier_step
 from carso_cli.training.preflight import estimate_cost
@@ -46,7 +46,6 @@ def test_run_folder_and_defence(small: Any, trained: tuple[Path, dict[str, Any]]
         ".lock",
         "environment.json",
         "metrics.jsonl",
-        "previous-state.safetensors",
         "purifier.safetensors",
         "recipe.yaml",
         "state.safetensors",
@@ -78,9 +77,10 @@ def test_run_folder_and_defence(small: Any, trained: tuple[Path, dict[str, Any]]
     assert not any(parameter.requires_grad for parameter in defence.parameters())
 
 
-def test_the_state_file_keeps_its_format(elbo_run: Path) -> None:
+def test_the_state_file_keeps_its_format(small: Any, kill: Any, elbo_run: Path, tmp_path: Path) -> None:
     # States that are stored already must be resumed: no name in here may change.
-    tensors, header = load_tensors(elbo_run / "state.safetensors")
+    kill(small(), tmp_path / "run", 9)
+    tensors, header = load_tensors(tmp_path / "run" / "state.safetensors")
     purifier = load_defence(elbo_run, device="cpu").purifier
     parameters = [name for name, _ in purifier.named_parameters()]
     moments = ("step", "exp_avg", "exp_avg_sq")
@@ -91,9 +91,37 @@ def test_the_state_file_keeps_its_format(elbo_run: Path) -> None:
     }
     assert set(header) == {"identity", "metrics", "open", "steps"}
     assert set(header["identity"]) == {"recipe", "classifier", "images", "initial"}
+    assert header["open"].keys() == {"batches", "sums", "seconds"}
+    assert (header["open"]["batches"], header["steps"]) == (8, 8)
+    # Once training is complete nothing resumes, and the folder holds little more than the purifier.
+    tensors, header = load_tensors(elbo_run / "state.safetensors")
+    assert not tensors
     assert header["metrics"] == read_json_lines(elbo_run / "metrics.jsonl")
     assert header["open"] == {"batches": 0, "sums": [], "seconds": 0.0}
-    assert header["steps"] == 3 * 8
+    assert (header["steps"], header["complete"]) == (3 * 8, True)
+    sizes = {path.name: path.stat().st_size for path in elbo_run.iterdir()}
+    assert sum(sizes.values()) < 1.1 * sizes["purifier.safetensors"]
+
+
+def test_a_finished_run_is_verified_and_not_trained_again(small: Any, train: Any, copied: Path) -> None:
+    before = (copied / "purifier.safetensors").read_bytes()
+    train(small(), copied, resume=True)
+    assert (copied / "purifier.safetensors").read_bytes() == before
+    (copied / "purifier.safetensors").write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(StateError, match=r"purifier\.safetensors is damaged.* training was complete"):
+        train(small(), copied, resume=True)
+    assert (copied / "purifier.safetensors").read_bytes() != before
+
+
+@pytest.mark.slow
+def test_a_run_killed_between_its_purifier_and_its_last_state_is_no_imported_one(
+    small: Any, train: Any, elbo_run: Path, copied: Path
+) -> None:
+    (copied / "state.safetensors").unlink()
+    with pytest.raises(StateError, match=r"is missing, though 3 epochs were trained"):
+        train(small(), copied, resume=True)
+    train(small("training.save_every_minutes=10"), copied, resume=True)
+    assert_same(elbo_run, copied)
 
 
 @pytest.mark.slow
@@ -101,7 +129,11 @@ def test_the_state_file_keeps_its_format(elbo_run: Path) -> None:
     ("overrides", "limit", "step", "saved"),
     # Reused perturbations are made again within a group; `both` draws all that `adversarial` draws, and the
     # posterior's noise.
-    [((), 80, 12, 1), (("training.attack_mix.reuse=3",), 80, 20, 2), ((BOTH,), 30, 5, 1)],
+    [
+        ((), 80, 12, "1 of 3 epochs and 3 batches of the next"),
+        (("training.attack_mix.reuse=3",), 80, 20, "2 of 3 epochs and 3 batches of the next"),
+        ((BOTH,), 30, 5, "1 of 3 epochs and 1 batches of the next"),
+    ],
 )
 def test_a_killed_run_resumes_to_the_same_weights(
     small: Any,
@@ -112,14 +144,14 @@ def test_a_killed_run_resumes_to_the_same_weights(
     overrides: tuple[str, ...],
     limit: int,
     step: int,
-    saved: int,
+    saved: str,
 ) -> None:
     start = (f"training.initial={elbo_run / 'purifier.safetensors'}",) if BOTH in overrides else ()
     recipe, whole, stopped = small(*overrides, *start), tmp_path / "whole", tmp_path / "stopped"
     if overrides:
         train(recipe, whole, limit)
     message = kill(recipe, stopped, step, limit=limit)
-    assert message == f"stopped; {saved} of 3 epochs are saved in {stopped}"
+    assert message == f"stopped; {saved} are saved in {stopped}"
     assert not (stopped / "purifier.safetensors").exists()
     train(recipe, stopped, limit, resume=True)
     assert_same(whole if overrides else elbo_run, stopped)
@@ -191,12 +223,23 @@ def test_a_warm_up_too_short_for_radam_is_warned_of(small: Any, tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_the_last_epoch_is_saved_whatever_lies_between_two_states(
-    small: Any, train: Any, elbo_run: Path, tmp_path: Path
+def test_states_are_saved_by_time(
+    small: Any, train: Any, elbo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(small("training.save_every_epochs=2"), tmp_path / "run")
-    _, header = load_tensors(tmp_path / "run" / "state.safetensors")
-    assert len(header["metrics"]) == 3
+    now, saved = 0.0, []
+    original = purifier_step.train_step
+
+    def a_minute(*arguments: Any) -> torch.Tensor:
+        nonlocal now
+        now += 60.0
+        return original(*arguments)
+
+    monkeypatch.setattr(workflow, "train_step", a_minute)
+    monkeypatch.setattr("carso_cli.training.checkpoint.time.monotonic", lambda: now)
+    monkeypatch.setattr(StateFile, "save", lambda _, tensors, header: saved.append(header["steps"]))
+    # An older recipe's key is read, and changes neither that nor what a run is recognised by.
+    train(small("training.save_every_minutes=10", "training.save_every_epochs=1"), tmp_path / "run")
+    assert saved == [10, 20]
     assert_same(elbo_run, tmp_path / "run")
 
 
