@@ -17,7 +17,7 @@ from carso_cli.classifiers.weights import load_strict, require_finite
 from carso_cli.data.datasets import load_split
 from carso_cli.data.image_set import ImageSet, balanced_subset
 from carso_cli.defence.defended_model import Defence
-from carso_cli.defence.representation import extract_representation
+from carso_cli.defence.representation import RULE, extract_representation, overwrites_outputs
 from carso_cli.defence.vae import Purifier
 from carso_cli.distributed.world import device_of_process
 from carso_cli.errors import RecipeError, StateError, UsageError, WeightsError
@@ -93,7 +93,9 @@ def build_classifier(recipe: Recipe, kind: str, device: torch.device | str = "cp
         recipe=recipe.reference,
         kind=kind,
     )
-    return channels_last(classifier.to(device))
+    classifier = classifier.to(device)
+    # Of a user's own code it is not known that it takes the layout: `view` after a convolution does not.
+    return classifier if recipe.classifier.family == "external" else channels_last(classifier)
 
 
 def build_second_classifier(recipe: Recipe, device: torch.device | str = "cpu") -> nn.Module | None:
@@ -266,6 +268,13 @@ def load_purifier(path: Path, recipe: Recipe, classifier: nn.Module) -> Purifier
             hint="put the classifier's original weights back, or train a purifier for these",
         )
     purifier = build_purifier(recipe, classifier)
+    # Building it has run the classifier, which shows whether the two rules differ.
+    if metadata.get("representation", 1) < RULE and overwrites_outputs(classifier):
+        raise StateError(
+            f"{path} was trained by a version that recorded layer outputs after the classifier had written "
+            "into them; it does not fit what is recorded now",
+            hint="train the purifier again",
+        )
     if metadata.get("inference_only"):
         # Before loading, which is strict: keys of an encoder would be missing.
         purifier.drop_encoder()

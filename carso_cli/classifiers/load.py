@@ -15,12 +15,18 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, hub, nn
 
 from carso_cli.classifiers.architectures import Blueprint, Standardised
 from carso_cli.classifiers.registry import PUBLISHED_FILES, ClassifierRecord, Published, find_record
-from carso_cli.classifiers.weights import load_strict, read_header, read_state_dict
+from carso_cli.classifiers.weights import (
+    load_strict,
+    read_header,
+    read_state_dict,
+    split_standardisation,
+)
 from carso_cli.errors import RecipeError, WeightsError, nearest
 from carso_cli.io.checksum import file_digest
 from carso_cli.io.download import fetch_command, recorded_problem
@@ -74,10 +80,10 @@ def load_classifier(
     # A library's file holds the network alone, without the layer of ours around it.
     if isinstance(classifier, Standardised):
         _check_file(path, stated)
-        load_strict(classifier.network, read_state_dict(path), path, keys="classifier.architecture")
+        load_strict(classifier.network, _state(path, stated), path, keys="classifier.architecture")
         return _frozen_checked(classifier, blueprint, f"{blueprint.family}'s {blueprint.architecture}")
     _check_file(path, {"activation": blueprint.activation, **stated})
-    load_strict(classifier, read_state_dict(path), path, keys="classifier.depth, classifier.width")
+    load_strict(classifier, _state(path, stated), path, keys="classifier.depth, classifier.width")
     return classifier.eval().requires_grad_(False)
 
 
@@ -153,6 +159,21 @@ def _check_architecture(record: ClassifierRecord, blueprint: Blueprint) -> None:
         raise RecipeError(
             f"'{record.name}' knows {record.classes} classes; the recipe says {blueprint.classes}"
         )
+
+
+def _state(path: Path, stated: Mapping[str, Sequence[float]]) -> dict[str, Tensor]:
+    """Read the network's weights; a layer of mean and std before it must agree with the recipe's."""
+    state, own = split_standardisation(read_state_dict(path))
+    for key, values in own.items():
+        wanted = stated[key]
+        given = values * len(wanted) if len(values) == 1 else values
+        if not np.allclose(given, wanted, atol=1e-4):
+            raise WeightsError(
+                f"{path} holds its own standardisation, with {key} {[round(one, 4) for one in given]}; "
+                f"the recipe says {list(wanted)}",
+                hint=f"give data.{key} that value",
+            )
+    return state
 
 
 def _check_file(path: Path, expected: Mapping[str, Any]) -> None:

@@ -64,8 +64,11 @@ def doubly_exponential_log_probability(sample_logits: Tensor) -> Tensor:
     # Kept as log S: exp of a single logit above 88.7 is beyond float32.
     log_sums = sample_logits.double().logsumexp(dim=1)
     # Detached: otherwise the leader's sum would be a constant and lose its gradient.
-    excess = (log_sums.detach().amax(dim=1, keepdim=True) - _LARGEST_EXPONENT).clamp(min=0.0)
-    return F.log_softmax((log_sums - excess).exp(), dim=1).to(sample_logits.dtype)
+    leader = log_sums.detach().amax(dim=1, keepdim=True)
+    # The difference first: it is exact, and beyond 1e17 float64 has no room for the 88 beside the logit.
+    lowered = (log_sums - leader) + _LARGEST_EXPONENT
+    exponents = torch.where(leader > _LARGEST_EXPONENT, lowered, log_sums)
+    return F.log_softmax(exponents.exp(), dim=1).to(sample_logits.dtype)
 
 
 def _doubly_exponential_exact(sample_logits: Tensor) -> Tensor:

@@ -72,7 +72,12 @@ class Answer:
 
 @torch.no_grad()
 def classify(defence: Defence, images: Tensor, seed: int) -> Answer:
-    """Classify images (B, channels, H, W) in [0, 1] by a defence; tensors of the answer are on the CPU."""
+    """Classify images (B, channels, H, W) in [0, 1] by a defence; tensors of the answer are on the CPU.
+
+    Raises:
+        UsageError: See `Defence.check_images`.
+    """
+    defence.check_images(images)
     # Every purifier has this buffer, whatever else is left out of it.
     inputs = images.to(defence.purifier.mean.device)
     latents = torch.cat([draw_latents(defence, image, seed) for image in images])

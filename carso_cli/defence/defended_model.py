@@ -17,6 +17,8 @@ from carso_cli.defence.vae import Purifier
 from carso_cli.errors import UsageError
 from carso_cli.runtime.precision import autocast, to_float32
 
+_PIXEL_SLACK = 1e-3
+
 
 class Defence(nn.Module):
     """A classifier with its purifier: images in [0, 1] to one robust prediction.
@@ -76,13 +78,42 @@ class Defence(nn.Module):
         changed._modules = {**self._modules, "second_classifier": second_classifier}
         return changed
 
+    def check_images(self, images: Tensor) -> None:
+        """Check that images are what a defence takes; a traced call is not checked.
+
+        Raises:
+            UsageError: If they are not (B, channels, H, W), not of the defence's kind of numbers, or have
+                values outside [0, 1] or NaN.
+        """
+        channels, kind = len(self.purifier.mean), self.purifier.mean.dtype
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise UsageError(f"images have shape {tuple(images.shape)}; (B, {channels}, H, W) is needed")
+        if images.dtype != kind:
+            name = str(kind).removeprefix("torch.")
+            hint = "pixels as bytes become images in [0, 1] by images.float() / 255"
+            raise UsageError(
+                f"images are {images.dtype}; torch.{name} in [0, 1] is needed",
+                hint=hint if not images.is_floating_point() else f"convert them: images.to(torch.{name})",
+            )
+        if torch.compiler.is_compiling() or not images.numel():
+            return
+        low, high = map(float, torch.stack(images.detach().aminmax()).cpu())
+        # Rounding may leave [0, 1] by a little. All comparisons with NaN fail, hence `not`.
+        if not (low >= -_PIXEL_SLACK and high <= 1.0 + _PIXEL_SLACK):
+            raise UsageError(
+                f"images have values from {low:.4g} to {high:.4g}; a defence takes pixels in [0, 1]",
+                hint="divide pixels up to 255 by 255, and do not standardise: the classifier does it itself",
+            )
+
     def condition(self, images: Tensor) -> Tensor:
         """Compute the deterministic part: (B, channels, H, W) images to (B, F) conditions.
 
         Where the input has a share in what is classified, its pixels follow the F features.
         """
         with autocast(self.precision, images.device):
-            condition = self.purifier.condition(extract_representation(self.classifier, images, self.layers))
+            # Contiguous: `view` in a user's module refuses what is channels-last.
+            recorded = extract_representation(self.classifier, images.contiguous(), self.layers)
+            condition = self.purifier.condition(recorded)
         # In one tensor: attacks map gradients from the condition back to the images, and need no second way.
         return torch.cat((condition, images.flatten(1)), dim=1) if self.purifier.input_share else condition
 
@@ -120,7 +151,8 @@ class Defence(nn.Module):
         """Classify reconstructions: (B, N, channels, H, W) to (B, N, C) logits."""
         with autocast(self.precision, samples.device):
             # All B * N in one pass: in evaluation mode an image's logits do not depend on its batch.
-            logits = to_float32(self.second_classifier(samples.flatten(0, 1)))
+            # Contiguous, as in `condition`: the decoder's images are channels-last.
+            logits = to_float32(self.second_classifier(samples.flatten(0, 1).contiguous()))
         return logits.reshape(*samples.shape[:2], logits.shape[1])
 
     def aggregate(self, sample_logits: Tensor, view: str = "log-probability") -> Tensor:
@@ -131,6 +163,7 @@ class Defence(nn.Module):
         """Return reconstructions (B, N, channels, H, W) in [0, 1] of images (B, channels, H, W)."""
         if latents is None:
             latents = self.draw_latents(len(images), n_samples)
+        self.check_images(images)
         return self.decode(self.condition(images), latents)
 
     def forward(
@@ -153,8 +186,9 @@ class Defence(nn.Module):
             (B, C).
 
         Raises:
-            UsageError: If the latents do not fit the images or the purifier.
+            UsageError: If the images are not as above; if the latents do not fit them or the purifier.
         """
+        self.check_images(images)
         if latents is None:
             latents = self.draw_latents(len(images), n_samples)
         # Not `len(images)` or a slice of the shape: torch.export would fix the batch size to the example's.

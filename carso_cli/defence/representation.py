@@ -9,12 +9,19 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from carso_cli.errors import UsageError, nearest
 from carso_cli.runtime.hooks import forward_hooks
+
+RULE = 2
+"""Version of what is recorded, stored with a purifier; 1 recorded what was written into an output later."""
+
+# Classifiers that were seen to write into a recorded output after its layer had returned it.
+_OVERWRITING: WeakSet[nn.Module] = WeakSet()
 
 
 class _Complete(Exception):  # noqa: N818  (control flow: every layer asked for has been recorded)
@@ -50,8 +57,10 @@ def extract_representation(
 ) -> OrderedDict[str, Tensor]:
     """Return the outputs of the named layers for a batch.
 
+    An output is what the layer returned, even if something later in the pass writes into it, such as an
+    activation with `inplace=True`. Of a layer that runs several times in one pass, the first output counts.
     The forward pass stops as soon as the last of them has been computed. Gradients flow to `images`
-    unless the caller disables them.
+    unless the caller disables them. Several threads may share a classifier.
 
     Args:
         classifier: Any module taking (B, channels, H, W) images in [0, 1].
@@ -65,26 +74,49 @@ def extract_representation(
         UsageError: If a layer is unknown, or did not run in the forward pass, or gave no tensor.
     """
     check_layers(classifier, layers)
+    # Inference tensors count no writes, and a traced pass shows its own only when it has ended.
+    copies = classifier in _OVERWRITING or torch.is_inference_mode_enabled() or torch.compiler.is_compiling()
+    recorded, written = _record(classifier, images, layers, copies=copies)
+    if written:
+        # Copies cost a few per cent, so they are made only for classifiers that need them.
+        _OVERWRITING.add(classifier)
+        recorded, _ = _record(classifier, images, layers, copies=True)
+    return OrderedDict((layer, recorded[layer]) for layer in layers)
+
+
+def overwrites_outputs(classifier: nn.Module) -> bool:
+    """Return whether a classifier was seen to write into a layer's output that had been recorded."""
+    return classifier in _OVERWRITING
+
+
+def _record(
+    classifier: nn.Module, images: Tensor, layers: Sequence[str], *, copies: bool
+) -> tuple[dict[str, Tensor], bool]:
+    """Run the classifier; return the outputs, and whether any was written into afterwards."""
     modules = dict(classifier.named_modules())
     recorded: dict[str, Tensor] = {}
+    versions: dict[str, int] = {}
 
     def record(layer: str, _inputs: object, output: object) -> None:
         if not isinstance(output, Tensor):
             raise UsageError(f"layer '{layer}' returns {type(output).__name__}, not a tensor")
-        # Of a module that runs several times, the last run before the pass ends is kept.
-        recorded[layer] = output
+        # The first, since the pass may stop before a later one, and torch.export never stops it.
+        if layer in recorded:
+            return
+        recorded[layer] = output.clone() if copies else output
+        if not copies:
+            versions[layer] = output._version
         # torch.export cannot trace an exception out of a module; it drops what the result does not need.
         if len(recorded) == len(layers) and not torch.compiler.is_compiling():
             raise _Complete
 
-    named = ((layer, modules[layer]) for layer in layers)
-    with suppress(_Complete), forward_hooks(named, record):
+    with suppress(_Complete), forward_hooks([(layer, modules[layer]) for layer in layers], record):
         classifier(images)
     silent = [layer for layer in layers if layer not in recorded]
     # The layer exists, but this input takes another branch, or a parent calls its weights directly.
     if silent:
         raise UsageError(f"layer '{silent[0]}' did not run in the classifier's forward pass")
-    return OrderedDict((layer, recorded[layer]) for layer in layers)
+    return recorded, any(recorded[layer]._version != version for layer, version in versions.items())
 
 
 def module_shapes(classifier: nn.Module, image: Tensor) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -26,6 +26,7 @@ from carso_cli.build import (
 )
 from carso_cli.data.image_set import epoch_batches, ordered_batches, split_holdout
 from carso_cli.defence.defended_model import Defence
+from carso_cli.defence.representation import RULE
 from carso_cli.distributed.world import join
 from carso_cli.io.checksum import fingerprint
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
@@ -264,6 +265,7 @@ def _save_purifier(
         "objective": setup.recipe.training.objective,
         "recipe_name": setup.recipe.name,
         "layers": list(setup.recipe.representation.layers),
+        "representation": RULE,
         "epochs": checkpoint.epochs_done,
         "step": state.lookahead.taken,
         "version": __version__,

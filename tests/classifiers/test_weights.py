@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import argparse
 import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from carso_cli.classifiers.weights import load_strict, read_header, read_state_dict
+from carso_cli.classifiers.weights import load_strict, read_header, read_state_dict, split_standardisation
 from carso_cli.errors import WeightsError
 
 TENSORS = {"weight": torch.tensor([[1.0, 2.0]]), "bias": torch.tensor([3.0])}
@@ -46,13 +48,85 @@ def test_reads_safetensors(tmp_path: Path) -> None:
         {"model_state_dict": {f"module.0.{name}": tensor for name, tensor in TENSORS.items()}},
         {f"model.{name}": tensor for name, tensor in TENSORS.items()},
         {"state_dict": {f"module.model.{name}": tensor for name, tensor in TENSORS.items()}},
+        {f"_orig_mod.{name}": tensor for name, tensor in TENSORS.items()},
+        {f"module._orig_mod.{name}": tensor for name, tensor in TENSORS.items()},
+        {f"_orig_mod.module.{name}": tensor for name, tensor in TENSORS.items()},
+        {"net": {"state_dict": TENSORS}, "acc": np.float64(0.5), "epoch": np.int64(3)},
+        {"model": TENSORS, "args": argparse.Namespace(lr=0.1)},
+        {"params": TENSORS, "ema": {"weight": torch.zeros(1)}},
     ],
-    ids=["plain", "ordered", "state_dict", "model_state_dict", "module", "module.0", "model", "all"],
+    ids=[
+        *("plain", "ordered", "state_dict", "model_state_dict", "module", "module.0", "model", "all"),
+        *("compiled", "compiled in DDP", "DDP compiled", "nested twice", "arguments", "averages beside"),
+    ],
 )
 @pytest.mark.parametrize("name", ["a.pt", "a.pth"])
 def test_unwraps_pytorch_files(tmp_path: Path, content: Any, name: str) -> None:
     torch.save(content, tmp_path / name)
     assert_tensors(read_state_dict(tmp_path / name))
+
+
+def test_the_content_decides_and_not_the_name(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "a.pt", metadata={"activation": '"silu"'})
+    torch.save(TENSORS, tmp_path / "b.safetensors")
+    torch.save(TENSORS, tmp_path / "c", _use_new_zipfile_serialization=False)
+    for name in ("a.pt", "b.safetensors", "c"):
+        assert_tensors(read_state_dict(tmp_path / name))
+    assert read_header(tmp_path / "a.pt") == {"activation": "silu"}
+    assert read_header(tmp_path / "b.safetensors") == {}
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "kind", "hint"),
+    [
+        (b"\n <!DOCTYPE html><html>", "a web page", "browser"),
+        (LFS, "a Git LFS pointer", "git lfs pull"),
+        (b"\x1f\x8b" + bytes(20), "compressed by gzip", "unpack"),
+        (b"\x89HDF\r\n" + bytes(20), "an HDF5 file", "own framework"),
+        (b"\x93NUMPY" + bytes(20), "a NumPy array", "state dict"),
+    ],
+)
+def test_says_what_a_file_is_instead(tmp_path: Path, name: str, content: bytes, kind: str, hint: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=f"{name} is {kind}") as caught:
+        read_state_dict(tmp_path / name)
+    assert hint in caught.value.hint
+
+
+def test_says_that_an_archive_is_torchscript_or_no_weights(tmp_path: Path) -> None:
+    module = torch.jit.trace(nn.Linear(2, 1), torch.ones(1, 2))  # type: ignore[no-untyped-call]
+    torch.jit.save(module, tmp_path / "script.pt")
+    with pytest.raises(WeightsError, match=r"script\.pt is a TorchScript archive") as caught:
+        read_state_dict(tmp_path / "script.pt")
+    assert "torch.jit.load(FILE).state_dict()" in caught.value.hint
+    with zipfile.ZipFile(tmp_path / "other.pt", "w") as archive:
+        archive.writestr("photos/cat.png", b"1")
+    with pytest.raises(WeightsError, match="zip file without weights of PyTorch"):
+        read_state_dict(tmp_path / "other.pt")
+    torch.save(nn.Linear(2, 1), tmp_path / "whole.pt")
+    with pytest.raises(WeightsError, match=r"torch\.nn\.modules\.linear\.Linear") as caught:
+        read_state_dict(tmp_path / "whole.pt")
+    assert "model.state_dict()" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("prefix", "mean", "std"),
+    [("1.", "0.mean", "0.std"), ("model.", "normalize.mu", "normalize.sigma"), ("", "mean", "std")],
+)
+def test_splits_off_a_layer_that_standardises(prefix: str, mean: str, std: str) -> None:
+    state = {f"{prefix}{name}": tensor for name, tensor in TENSORS.items()}
+    state |= {mean: torch.tensor([0.25, 0.5, 0.75]).reshape(1, 3, 1, 1), std: torch.tensor([0.125])}
+    rest, own = split_standardisation(state)
+    if prefix:
+        assert_tensors(rest)
+    assert own == {"mean": (0.25, 0.5, 0.75), "std": (0.125,)}
+    # Batch statistics, or a lone parameter of that name, are the network's own.
+    plain = {"running_mean": torch.ones(3), "head.mean": torch.ones(3), "weight": torch.ones(2)}
+    assert split_standardisation(plain) == (plain, {})
 
 
 def test_keeps_a_prefix_that_some_names_lack(tmp_path: Path) -> None:
@@ -137,7 +211,6 @@ def test_reads_our_header_and_ignores_that_of_others(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
     assert read_header(tmp_path / "ours.safetensors") == {"activation": "silu", "std": [0.5]}
     assert read_header(tmp_path / "theirs.safetensors") == {}
-    assert read_header(tmp_path / "any.pt") == {}
 
 
 def test_loads_strictly() -> None:

@@ -110,3 +110,21 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
 def test_bfloat16_logits_are_aggregated_in_float32() -> None:
     logits = torch.randn(3, 8, 10).bfloat16()
     assert aggregate(logits, "doubly-exponential", "exact").dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [200.0, 1e10, 1e17, 3e18, 1e38])
+def test_log_probability_stays_finite_and_in_order_at_any_size(size: float) -> None:
+    logits = torch.tensor([0.5, 1.0, -1.0, 0.999]).mul(size).reshape(1, 1, 4).requires_grad_()
+    found = aggregate(logits, "doubly-exponential")
+    assert found.isfinite().all()
+    # The leader's share is 1, and the others' log P saturates at the size of its exponent.
+    torch.testing.assert_close(found[0, 1], torch.tensor(0.0))
+    assert (found[0, [0, 2, 3]] < -1e30).all()
+    F.cross_entropy(found, torch.tensor([1])).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_equal_leaders_share_the_probability_at_any_size() -> None:
+    found = aggregate(torch.tensor([[[1e18, 1e18, 0.0]]]), "doubly-exponential")
+    torch.testing.assert_close(found[0, :2], torch.tensor([0.5, 0.5]).log())

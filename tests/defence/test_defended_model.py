@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from carso_cli.classifiers.wide_resnet import WideResNet
+from carso_cli.defence.answer import classify
 from carso_cli.defence.defended_model import Defence
 from carso_cli.defence.vae import Purifier
 from carso_cli.errors import UsageError
@@ -93,3 +96,57 @@ def test_latents_that_do_not_fit_are_refused(defence: Defence, shape: tuple[int,
 def test_an_unknown_layer_is_refused(defence: Defence) -> None:
     with pytest.raises(UsageError, match="no layer 'conv9'"):
         Defence(nn.Sequential(nn.Conv2d(3, 2, 1)), defence.purifier, ["conv9"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x * 255, "values from 0 to 255; a defence takes pixels in"),
+        (lambda x: (x - 0.5) / 0.25, "values from -2 to 2"),
+        (lambda x: (x * 255).to(torch.uint8), r"torch.uint8; torch.float32 in \[0, 1\] is needed"),
+        (torch.Tensor.double, "torch.float64; torch.float32"),
+        (torch.Tensor.half, "torch.float16; torch.float32"),
+        (lambda x: x * float("nan"), "values from nan to nan"),
+        (lambda x: x[0], r"shape \(3, 32, 32\); \(B, 3, H, W\) is needed"),
+        (lambda x: x[:, :1], r"shape \(2, 1, 32, 32\)"),
+        (lambda x: x.permute(0, 2, 3, 1), r"shape \(2, 32, 32, 3\)"),
+    ],
+)
+def test_images_in_another_form_are_refused(defence: Defence, change: Any, message: str) -> None:
+    images = torch.linspace(0, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
+    for entry in (defence, defence.purify, lambda given: classify(defence, given, 0)):
+        with pytest.raises(UsageError, match=message):
+            entry(change(images))
+
+
+def test_rounding_beyond_the_range_and_no_images_at_all_pass(defence: Defence) -> None:
+    images = torch.linspace(-1e-6, 1 + 1e-6, 3 * 32 * 32).reshape(1, 3, 32, 32)
+    assert defence(images).shape == (1, 5)
+    defence.check_images(images[:0])
+
+
+class _LeNet(nn.Module):
+    """Flattens by `view`, which channels-last tensors refuse, and works in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.fc = nn.Conv2d(3, 6, 5, 4), nn.Linear(6 * 7 * 7, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(nn.functional.relu_(self.conv1(images)).view(-1, 6 * 7 * 7))
+        return logits
+
+
+def test_a_classifier_that_flattens_by_view_is_defended() -> None:
+    purifier = Purifier(
+        {"conv1": (6, 7, 7)},
+        channels=3,
+        image_size=32,
+        condition_features=8,
+        latent_features=4,
+        mean=MEAN,
+        std=STD,
+    )
+    purifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.rand(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    assert Defence(_LeNet(), purifier, ["conv1"], n_samples=3)(images).shape == (2, 5)
