@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -94,7 +95,9 @@ class DefenceTarget:
                 hint=f"set evaluation.samples_per_pass to at least {self.samples}",
             )
         # Set through `object`, as the dataclass is frozen; `replace` makes a new one for the new N.
-        object.__setattr__(self, "_passes", Passes(self.samples_per_pass // self.samples))
+        object.__setattr__(
+            self, "_passes", Passes(self.samples_per_pass // self.samples, self.defence, self.samples)
+        )
 
     @property
     def stochastic(self) -> bool:
@@ -135,15 +138,26 @@ class DefenceTarget:
 
         if len(images) <= self._passes.largest:
             # Memory may still run out, and the one pass become several.
-            whole = self._passes.over(len(images), tail)
-            if len(whole) == 1:
-                ((logits, through_tail),) = whole
-                return logits, lambda cotangent: through_condition(through_tail(cotangent))
-        # Keeping the graphs of all passes would undo the bound on memory.
-        # The passes end at the condition; one product more takes all their gradients to the images.
-        return self._all_logits(condition, latents), lambda cotangent: through_condition(
-            torch.cat(self._passes.over(len(images), lambda part: tail(part)[1](cotangent[part])))
-        )
+            whole = self._passes.attempt(len(images), lambda: [tail(slice(None))])
+        else:
+            whole = None
+        logits = whole[0][0] if whole else self._all_logits(condition, latents)
+
+        def back(cotangent: Tensor) -> Tensor:
+            # Keeping the graphs of several passes would undo the bound on memory: only that of a single one.
+            if whole:
+                through_tail = partial(whole[0][1], cotangent)
+                slope = self._passes.attempt(len(images), through_tail)
+                if slope is not None:
+                    return through_condition(slope)
+                # The graph goes before smaller ones are made.
+                del through_tail
+                whole.clear()
+            # The passes end at the condition; one product more takes all their gradients to the images.
+            slopes = self._passes.over(len(images), lambda part: tail(part)[1](cotangent[part]))
+            return through_condition(torch.cat(slopes))
+
+        return logits, back
 
     def expected_loss(self, images: Tensor, labels: Tensor, loss: Loss, eot_samples: int) -> ExpectedLoss:
         """Return the mean loss over K = `eot_samples` samples of the latents."""

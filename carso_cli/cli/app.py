@@ -23,6 +23,7 @@ from carso_cli import __version__
 from carso_cli.cli.console import messages, show_error
 from carso_cli.cli.processes import check_command, claim_error, lost_process, one_writer
 from carso_cli.errors import CarsoError, InterruptedRun, UsageError, nearest
+from carso_cli.runtime.memory import is_out_of_memory
 
 COMMANDS: tuple[tuple[str, str, str], ...] = (
     # (command, module, one line of help), in the order in which help lists them
@@ -199,8 +200,7 @@ def _report(error: Exception) -> int:
 def _as_known(error: Exception) -> CarsoError | None:
     if isinstance(error, CarsoError):
         return error
-    # By name, since torch's own class could be had only by importing torch.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return CarsoError(
             f"out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
             hint="lower evaluation.samples_per_pass, evaluation.batch_size or training.batch_size with --set",

@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from carso_cli.attacks.defence_target import AttackedDefence, DefenceTarget
 from carso_cli.attacks.gradient_sources import OUTPUT, GradientSource, follow_global_seed
@@ -198,7 +199,14 @@ def given_models(
             defence = defence.with_second_classifier(second)
     n_samples = 1 if defence is None else defence.n_samples
     # After `n_samples` is changed: a pass holds all N reconstructions of an image or none.
-    per_pass = samples_per_pass(recipe.evaluation.samples_per_pass, device, n_samples)
+    per_pass = samples_per_pass(
+        recipe.evaluation.samples_per_pass,
+        device,
+        n_samples,
+        model=defence,
+        forward=None if defence is None else partial(_one_image, defence, recipe, device),
+        reporter=reporter,
+    )
     quick = in_precision(inference_copy(bare, compile=recipe.compile, reporter=reporter), recipe.precision)
     return Models(quick, defence, checksums, device, per_pass)
 
@@ -210,6 +218,16 @@ def adjusted(defence: AttackedDefence, **changes: object) -> AttackedDefence:
     for name, value in changes.items():
         setattr(changed, name, value)
     return changed
+
+
+def _one_image(defence: AttackedDefence, recipe: Recipe, device: torch.device) -> Tensor:
+    """Return the logits of the N reconstructions of one image, with the graph back to its condition."""
+    size = recipe.data.image_size
+    with torch.no_grad():
+        condition = defence.condition(torch.zeros(1, recipe.data.channels, size, size, device=device))
+    return defence.sample_logits(
+        condition.requires_grad_(), defence.draw_latents(1, None, generator(0, "memory"))
+    )
 
 
 def _checksum(model: object) -> str | None:

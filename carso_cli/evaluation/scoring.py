@@ -123,7 +123,8 @@ class DefenceScorer:
             return decisions, self.defence.aggregate(sample_logits, "exact")
 
         # A unit is one draw with all its N samples, since they are aggregated together.
-        passes = Passes(max(self.samples_per_pass // self.defence.n_samples, 1))
+        n_samples = self.defence.n_samples
+        passes = Passes(max(self.samples_per_pass // n_samples, 1), self.defence, n_samples)
         decisions, exact = zip(*passes.over(len(latents), one_pass), strict=True)
         shape = (len(examples), self.draws)
         logits = torch.cat(exact)
