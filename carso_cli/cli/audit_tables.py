@@ -12,7 +12,7 @@ from carso_cli.cli.console import accuracy, duration, figure, table
 if TYPE_CHECKING:
     from carso_cli.evaluation.audit_report import AuditReport
 
-_BOUNDS = {"at most": "<=", "at least": ">="}
+_BOUNDS = {"at most": "<=", "below": "<", "at least": ">="}
 
 
 def audit_tables(report: AuditReport) -> list[Table | Text]:

@@ -11,7 +11,7 @@ from rich.text import Text
 from carso_cli.cli.console import accuracy, duration, figure, output, table
 from carso_cli.runs.paper import paper_row
 
-_BOUNDS = {"at most": "<=", "at least": ">="}
+_BOUNDS = {"at most": "<=", "below": "<", "at least": ">="}
 _VERDICTS = {True: "passed", False: "FAILED", None: "–"}
 Summary = Mapping[str, Any]
 
@@ -78,6 +78,9 @@ def table_two(summary: Summary) -> Table:
     # A bare classifier has no samples; the remark is about a defence.
     if beyond and identity["n_samples"] is not None:
         caption += f". The defence is {beyond}"
+    # Beside the paper's figures it must be said what is not the paper's.
+    if differing := settings.get("differs"):
+        caption += f". Differs from the paper's recipe: {'; '.join(differing)}"
     return table(("", *ours), rows, title=title, caption=caption, numeric=tuple(ours))
 
 

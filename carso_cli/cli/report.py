@@ -37,6 +37,14 @@ TablesOption = Annotated[
         help=f"Only this table, of the paper or beyond it ({', '.join(TABLES)}); repeatable.",
     ),
 ]
+EvaluationsOption = Annotated[
+    list[str] | None,
+    options.optional(
+        "--evaluation",
+        metavar="NAME",
+        help="Only this evaluation, by folder name or attack; 'not NAME' leaves it out; repeatable.",
+    ),
+]
 FormatOption = Annotated[str | None, options.choice("--format", "Format", *FORMATS, default="rich")]
 HtmlOption = Annotated[
     Path | None, options.optional("--html", metavar="FILE", help="Write one page that opens offline.")
@@ -49,6 +57,7 @@ PicturesOption = Annotated[
 def command(
     runs: RunsArgument = None,
     tables: TablesOption = None,
+    evaluations: EvaluationsOption = None,
     form: FormatOption = None,
     html: HtmlOption = None,
     pictures: PicturesOption = None,
@@ -62,7 +71,13 @@ def command(
     from carso_cli.reports.report import report
 
     result = report(
-        runs or (), reporter=RichReporter(), tables=tables or (), html=html, pictures=pictures, device=device
+        runs or (),
+        reporter=RichReporter(),
+        tables=tables or (),
+        evaluations=evaluations or (),
+        html=html,
+        pictures=pictures,
+        device=device,
     )
     # A user who asks for files only does not want every table on the terminal too.
     if form is not None or tables or not result.written:

@@ -31,7 +31,7 @@ from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.description import describe_environment
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.lock import locked
-from carso_cli.runs.paper import beyond_the_paper
+from carso_cli.runs.paper import beyond_the_paper, departures
 from carso_cli.runs.records import (
     SCHEMA,
     EvaluationFolder,
@@ -158,6 +158,7 @@ def _claimed(
                     "recipe_hash": recipe_hash(recipe),
                     "reproduces": recipe.reproduces,
                     "beyond_the_paper": beyond_the_paper(recipe.model_dump(mode="json")),
+                    "differs": departures(recipe.model_dump(mode="json"), evaluation.identity),
                     "precision": recipe.precision,
                     "jobs": [job.key for job in evaluation.plan.jobs],
                     "carso": __version__,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
-from carso_cli.reports.load import StoredEvaluation, StoredRun
-from carso_cli.reports.paper_tables import dagger, trace_of
+from carso_cli.reports.rows import dagger, trace_of
+from carso_cli.reports.stored import StoredEvaluation, StoredRun
 from carso_cli.reports.table import MEASURED, Cell, Figure, ReportTable, Row, measured_figure
 from carso_cli.runs.intervals import paired_difference
 

@@ -7,9 +7,7 @@ agree with its records. Nothing is written, so a report may be made while a run 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,194 +15,16 @@ from carso_cli.errors import CarsoError, StateError
 from carso_cli.io.json_files import read_json, read_json_lines
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
+from carso_cli.reports.stored import AblationRow, StoredAblation, StoredEvaluation, StoredRun
 from carso_cli.runs.folder import ABLATION_SCHEMA, RunFolder
-from carso_cli.runs.paper import beyond_the_paper, paper_figures, scenario_of
 from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record
-from carso_cli.runs.summary import attack_row, decisive, headline, worst_case
+from carso_cli.runs.summary import attack_row, headline
 from carso_cli.runtime.reporter import Reporter
 
 # The adaptive protocol gives the number that counts, so everything that takes the first one takes it.
 _ORDER = ("adaptive", "published", "authors", "quick")
 # Above what summing floats in another order changes, far below one draw of one image.
 _ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class StoredEvaluation:
-    """A complete evaluation.
-
-    Args:
-        path: Its folder.
-        summary: `summary.json`.
-        records: Its records by job key, in the order in which the jobs ran.
-    """
-
-    path: Path
-    summary: Mapping[str, Any]
-    records: Mapping[str, Sequence[Record]]
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """What the evaluation is: attack, view, eps, norm, seed, samples, aggregation, budget, checksums."""
-        found: Mapping[str, Any] = self.summary["settings"]["identity"]
-        return found
-
-    @property
-    def failed(self) -> list[str]:
-        """Names of the sanity checks that failed."""
-        return list(self.summary["failed"])
-
-    @cached_property
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per job, computed from the records; see `carso_cli.runs.summary.attack_row`."""
-        return [attack_row(records) for records in self.records.values()]
-
-    @cached_property
-    def worst(self) -> dict[str, dict[str, Any]]:
-        """Worst case over all attacks, by target: `classifier` and `defence`, where attacked at all.
-
-        A single attack stands for itself, without the unperturbed images.
-        """
-        found = {}
-        for target in ("classifier", "defence"):
-            records = self.decisive_records(target)
-            # Random noise is a baseline, no attack.
-            if any(record.attack not in ("none", "noise") for record in records):
-                found[target] = headline(records, self.identity["attack"])
-        return found
-
-    def records_on(self, target: str) -> list[Record]:
-        """Return the records of all jobs on a target."""
-        return [record for group in self.records.values() for record in group if record.target == target]
-
-    def decisive_records(self, target: str) -> list[Record]:
-        """Return the records on a target among which `worst` takes the worst of each image."""
-        return decisive(self.records_on(target), self.identity["attack"])
-
-    def worst_accuracies(self, target: str) -> dict[int, float]:
-        """Return each image's accuracy under its worst attack, by the image's position in the split."""
-        return {record.index: record.accuracy for record in worst_case(self.decisive_records(target))}
-
-    def find(self, target: str, attack: str) -> dict[str, Any] | None:
-        """Return the row of an attack on a target, of `worst` for the worst case; None if it was not run."""
-        if attack == "worst":
-            return self.worst.get(target)
-        return next((row for row in self.rows if (row["target"], row["attack"]) == (target, attack)), None)
-
-
-@dataclass(frozen=True)
-class AblationRow:
-    """One variant of an ablation.
-
-    Args:
-        label: Its name.
-        evaluation: Its evaluation.
-        unattacked: Whether the row is about the unperturbed images of that evaluation.
-        transferred: Accuracy under examples made against another rule, as `attack_row`; None if not run.
-        worst: Worst case over the evaluation and the transferred examples; None without the latter.
-    """
-
-    label: str
-    evaluation: StoredEvaluation
-    unattacked: bool = False
-    transferred: Mapping[str, Any] | None = None
-    worst: Mapping[str, Any] | None = None
-
-    def accuracy(self, attack: str) -> Mapping[str, Any] | None:
-        """Return the row of `none`, `noise` or `worst` on the defence; at eps 0 they are all the same."""
-        return self.evaluation.find("defence", "none" if self.unattacked else attack)
-
-
-@dataclass(frozen=True)
-class StoredAblation:
-    """One table of `carso ablate`, its figures computed again from the evaluations that its rows name.
-
-    Args:
-        ablation: Name of the ablation.
-        title: What it shows.
-        varies: Heading of what is varied.
-        attack: Attack or protocol of all rows.
-        note: What to know about its budget; may be empty.
-        rows: Its rows, in order.
-    """
-
-    ablation: str
-    title: str
-    varies: str
-    attack: str
-    note: str
-    rows: tuple[AblationRow, ...]
-
-
-@dataclass(frozen=True)
-class StoredRun:
-    """A run folder, read.
-
-    Args:
-        path: The folder, as it was named.
-        recipe: The resolved recipe as plain values.
-        environment: `environment.json`, empty if there is none.
-        metrics: Lines of `metrics.jsonl`.
-        evaluations: Complete evaluations, protocols first.
-        ablations: Tables of `carso ablate`.
-    """
-
-    path: Path
-    recipe: Mapping[str, Any]
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Sequence[Mapping[str, Any]] = ()
-    evaluations: Sequence[StoredEvaluation] = ()
-    ablations: Sequence[StoredAblation] = ()
-
-    def ablations_of(self, name: str) -> list[StoredAblation]:
-        """Return the tables of one ablation: one for each attack that it was run with."""
-        return [one for one in self.ablations if one.ablation == name]
-
-    @property
-    def scenario(self) -> str | None:
-        """The paper's scenario, `(a)`, `(b)` or `(c)`, if the recipe reproduces one."""
-        return scenario_of(self.recipe["reproduces"])
-
-    @property
-    def data(self) -> str:
-        """The data set by the paper's name where the recipe reproduces it, else the recipe's name."""
-        return str(paper_figures()["2"][self.scenario]["dataset"] if self.scenario else self.recipe["name"])
-
-    @property
-    def perturbations_reused(self) -> int:
-        """Epochs that shared their perturbed images in training; 1 in the paper."""
-        training = self.recipe["training"]
-        return int(training["attack_mix"].get("reuse", 1)) if training["objective"] == "elbo" else 1
-
-    @property
-    def beyond_the_paper(self) -> str:
-        """In what the defence is not the paper's, as one phrase; empty for the paper's."""
-        return beyond_the_paper(self.recipe)
-
-    @property
-    def plain_evaluations(self) -> list[StoredEvaluation]:
-        """Evaluations at the recipe's own eps, norm, samples, aggregation and classifiers.
-
-        Without random noise alone, which is a baseline that `carso ablate` puts beside an attack.
-        """
-        return [
-            one for one in self.evaluations if one.identity["attack"] != "noise" and not self.departures(one)
-        ]
-
-    def departures(self, evaluation: StoredEvaluation) -> set[str]:
-        """Return in which of eps, norm, n_samples, aggregation and second_kind it departs from the recipe."""
-        section, found = self.recipe["evaluation"], evaluation.identity
-        departing = {key for key in ("eps", "norm") if found[key] != self.recipe["threat"][key]}
-        # The bare classifier has neither samples nor aggregation, so None departs from nothing.
-        departing |= {key for key in ("n_samples", "aggregation") if found[key] not in (section[key], None)}
-        # An ablation of the second instance shows only in the checksums of the weights.
-        first, second = found.get("classifier"), found.get("second_classifier")
-        if first and second:
-            # Checksums only tell whether the two instances differ, so that is what is compared.
-            usually_differ = self.recipe["representation"]["kind"] != section["second_kind"]
-            if (first != second) != usually_differ:
-                departing.add("second_kind")
-        return departing
 
 
 def read_evaluation(path: Path) -> StoredEvaluation | None:
@@ -346,7 +166,9 @@ def _protocols_first(evaluation: StoredEvaluation) -> tuple[int, str, float, int
 
 def results_of(folder: RunFolder) -> list[Path]:
     """Return the files that describe measurements: evaluations' settings, then ablations' tables."""
-    return [*sorted(folder.evaluation.glob("*/settings.json")), *sorted(folder.ablations.glob("*.json"))]
+    # Not by `RunFolder.evaluation`, which refuses links: only what is written must stay in the folder.
+    evaluations, ablations = (folder.path / name for name in ("evaluation", "ablations"))
+    return [*sorted(evaluations.glob("*/settings.json")), *sorted(ablations.glob("*.json"))]
 
 
 def _recipe_of(folder: RunFolder) -> Recipe:

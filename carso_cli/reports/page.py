@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from carso_cli.reports.load import StoredRun
-from carso_cli.reports.paper_tables import trace_of
 from carso_cli.reports.plots import Plot
 from carso_cli.reports.render import render_page
+from carso_cli.reports.rows import trace_of
+from carso_cli.reports.stored import StoredRun
 from carso_cli.reports.table import ReportTable, measured_figure
 
 

@@ -21,7 +21,7 @@ from carso_cli.io.json_files import write_atomically
 from carso_cli.pictures.curves import DARK, LIGHT, Curve, Picture, Point, Style, render
 from carso_cli.pictures.grids import decision_caption, render_grid
 from carso_cli.recipe.load import load_recipe
-from carso_cli.reports.load import StoredEvaluation, StoredRun
+from carso_cli.reports.stored import StoredEvaluation, StoredRun
 from carso_cli.runs.checkpoints import load_tensors
 from carso_cli.runs.description import class_names
 from carso_cli.runs.folder import RunFolder

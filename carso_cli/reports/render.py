@@ -110,10 +110,12 @@ def to_csv(tables: Sequence[ReportTable]) -> str:
                 facts = [f"{name} {value}" for name, value in row.trace.facts.items() if value is not None]
                 trace = (_harmless(row.trace.record), "; ".join(facts), "; ".join(row.trace.warnings))
             for column, cell in zip(table.columns, row.cells, strict=True):
-                if isinstance(cell, Figure):
-                    figure = (cell.value, cell.low, cell.high, _harmless(cell.text), cell.unit)
-                    place = (table.anchor, number, row.source, _harmless(label), _harmless(column))
-                    lines.append((*place, *figure, *trace))
+                named = {column: cell, f"{column}, in brackets": getattr(cell, "beside", None)}
+                for name, figure in named.items():
+                    if isinstance(figure, Figure) and figure.main != "–":
+                        place = (table.anchor, number, row.source, _harmless(label), _harmless(name))
+                        values = (figure.value, figure.low, figure.high, _harmless(figure.text), figure.unit)
+                        lines.append((*place, *values, *trace))
     # One kind of line end on every system, so that the same report is the same file.
     return str(pandas.DataFrame(lines, columns=CSV_COLUMNS).to_csv(index=False, lineterminator="\n"))
 

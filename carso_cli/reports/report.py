@@ -9,19 +9,21 @@ Nothing is attacked here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from carso_cli.errors import StateError, UsageError, nearest
 from carso_cli.io.json_files import ensure_folder, write_atomically
 from carso_cli.reports.comparison import comparison_tables
-from carso_cli.reports.load import StoredRun, read_run, results_of
+from carso_cli.reports.load import read_run, results_of
 from carso_cli.reports.paper_tables import PAPER_TABLES, further_ablations
+from carso_cli.reports.stored import StoredAblation, StoredEvaluation, StoredRun
 from carso_cli.reports.table import ReportTable
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import Reporter
 
 _COMPARISON = "comparison"
+_NOT = "not "
 TABLES = (*PAPER_TABLES, _COMPARISON)
 """The tables that users can ask for: the paper's by number, and one beyond them."""
 
@@ -44,6 +46,7 @@ def report(
     *,
     reporter: Reporter,
     tables: Sequence[str] = (),
+    evaluations: Sequence[str] = (),
     html: Path | None = None,
     pictures: Path | None = None,
     device: str = "auto",
@@ -54,12 +57,14 @@ def report(
         runs: Run folders; every one under `runs/` when empty.
         reporter: Where progress and warnings go.
         tables: Some of `TABLES`; all when empty.
+        evaluations: Only these, by the folder's name or by the attack; `not NAME` leaves one out.
         html: File of a page that opens offline.
         pictures: Folder that receives every picture as PNG and SVG.
         device: Where reconstructions are made.
 
     Raises:
-        UsageError: If a table is unknown, or the pictures of two runs would take the same names.
+        UsageError: If a table or an evaluation is unknown, or the pictures of two runs would take the same
+            names.
         StateError: If a folder holds no run, or there is none.
         CarsoError: If a file cannot be written.
     """
@@ -69,7 +74,7 @@ def report(
             parts = (f"there is no table '{name}' to draw", nearest(name, TABLES))
             raise UsageError("; ".join(filter(None, parts)), hint=f"use {', '.join(TABLES)}")
     folders = list(dict.fromkeys(runs)) or find_runs(Path("runs"))
-    stored = [read_run(folder, reporter) for folder in folders]
+    stored = choose_evaluations([read_run(folder, reporter) for folder in folders], evaluations)
     drawn = draw_tables(stored, tables)
     written: list[Path] = []
     if html is not None or pictures is not None:
@@ -93,6 +98,49 @@ def report(
             write_atomically(html, build_page(stored, drawn, plots))
             written.append(html)
     return Report(drawn, written)
+
+
+def choose_evaluations(runs: Sequence[StoredRun], names: Sequence[str]) -> list[StoredRun]:
+    """Return runs with some of their evaluations, and with those rows of their ablations that show them.
+
+    Args:
+        runs: The runs.
+        names: Folder names or attacks to choose; `not NAME` leaves one out.
+
+    Raises:
+        UsageError: If no evaluation bears a name.
+    """
+    every = [one for run in runs for one in (*run.evaluations, *_of_ablations(run))]
+    known = {name for one in every for name in _names(one)}
+    left_out = {name.removeprefix(_NOT).strip() for name in names if name.startswith(_NOT)}
+    chosen = {name for name in names if not name.startswith(_NOT)}
+    for name in (*chosen, *left_out):
+        if name not in known:
+            parts = (f"no evaluation is named '{name}'", nearest(name, known))
+            raise UsageError("; ".join(filter(None, parts)), hint=f"use {', '.join(sorted(known))}")
+
+    def wanted(one: StoredEvaluation) -> bool:
+        return (not chosen or bool(_names(one) & chosen)) and not _names(one) & left_out
+
+    def rows_of(ablation: StoredAblation) -> StoredAblation:
+        return replace(ablation, rows=tuple(row for row in ablation.rows if wanted(row.evaluation)))
+
+    return [
+        replace(
+            run,
+            evaluations=list(filter(wanted, run.evaluations)),
+            ablations=list(map(rows_of, run.ablations)),
+        )
+        for run in runs
+    ]
+
+
+def _of_ablations(run: StoredRun) -> list[StoredEvaluation]:
+    return [row.evaluation for ablation in run.ablations for row in ablation.rows]
+
+
+def _names(one: StoredEvaluation) -> set[str]:
+    return {one.path.name, str(one.identity["attack"])}
 
 
 def draw_tables(runs: Sequence[StoredRun], names: Sequence[str] = ()) -> list[ReportTable]:

@@ -22,6 +22,7 @@ class Figure:
         digits: Digits after the point.
         interval_digits: The same for both ends of the interval.
         unit: `share` or `minutes`.
+        beside: A second number, which the paper puts into round brackets after the first.
     """
 
     value: float | None
@@ -31,18 +32,22 @@ class Figure:
     digits: int = 3
     interval_digits: int = 2
     unit: str = "share"
+    beside: Figure | None = None
 
     @property
     def main(self) -> str:
         """The number as shown, without its interval."""
-        return self.text or ("–" if self.value is None else f"{self.value:.{self.digits}f}")
+        own = self.text or ("–" if self.value is None else f"{self.value:.{self.digits}f}")
+        return own if self.beside is None else f"{own} ({self.beside.main})"
 
     @property
     def interval(self) -> str:
         """The interval as shown, such as `[0.91, 0.97]`; empty if there is none."""
-        if self.low is None or self.high is None:
-            return ""
-        return f"[{self.low:.{self.interval_digits}f}, {self.high:.{self.interval_digits}f}]"
+        own = ""
+        if self.low is not None and self.high is not None:
+            own = f"[{self.low:.{self.interval_digits}f}, {self.high:.{self.interval_digits}f}]"
+        beside = self.beside.interval if self.beside is not None else ""
+        return f"{own or '–'} ({beside})" if beside else own
 
     def __str__(self) -> str:
         return f"{self.main} {self.interval}".rstrip()
@@ -115,8 +120,8 @@ class ReportTable:
 
     @property
     def anchor(self) -> str:
-        """A short name for links and footnotes: the number, or the title's first words."""
-        return self.number or "-".join(re.findall("[a-z0-9]+", self.title.lower())[:5])
+        """A short name for links and footnotes: the number, or the title's words."""
+        return self.number or "-".join(re.findall("[a-z0-9]+", self.title.lower()))
 
     @property
     def traces(self) -> list[Trace]:

@@ -196,6 +196,10 @@ def test_tables_fit_eighty_columns(trained: Path, carso: Any) -> None:
 
 
 def test_paper_figures_are_found_by_what_a_recipe_reproduces() -> None:
+    further = paper_row("Table 18, CIFAR-100, Rebuffi et al. (2021)", "2")
+    assert further is not None
+    assert (further["C/randAA"], further["dataset"]) == (0.558, "CIFAR-100")
+    assert paper_row("Table 18, CIFAR-100, Rebuffi et al. (2021)", "17") is None
     row = paper_row("Table 2, scenario (b)", "2")
     assert row is not None
     columns = ("AT/Cl", "C/Cl", "AT/AA", "C/randAA", "PGD+EoT")

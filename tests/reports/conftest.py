@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from carso_cli.io.json_files import append_json_lines, write_json
 from carso_cli.recipe.load import dump_recipe, load_recipe
-from carso_cli.reports.load import StoredRun, read_run
+from carso_cli.reports.load import read_run
+from carso_cli.reports.stored import StoredRun
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record, evaluation_id
 from carso_cli.runs.summary import attack_row
@@ -136,9 +138,13 @@ class Writer:
         failed: Sequence[str] = (),
         checks: Mapping[str, float | None] | None = None,
         unusable: float = 0.0,
+        skipped: Mapping[str, str] | None = None,
         **identity: Any,
     ) -> Path:
-        """Write a complete evaluation; `outcomes` gives, per job, the correct draws of each image."""
+        """Write a complete evaluation; `outcomes` gives, per job, the correct draws of each image.
+
+        `skipped` gives, per job, which other one broke the first image.
+        """
         known = {
             "attack": attack,
             "targets": sorted({target for target, _, _ in outcomes}),
@@ -157,6 +163,8 @@ class Writer:
         } | identity
         folder = EvaluationFolder(RunFolder(run).evaluation / evaluation_id(known))
         jobs = {"/".join(filter(None, job)): _records(job, counts, known) for job, counts in outcomes.items()}
+        for job, by in (skipped or {}).items():
+            jobs[job][0] = replace(jobs[job][0], skipped=True, skipped_by=by)
         settings = {
             "schema": SCHEMA,
             "identity": known,

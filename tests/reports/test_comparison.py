@@ -98,7 +98,7 @@ def test_what_is_beyond_the_paper_is_named(write: Any, overrides: list[str], phr
     assert run.beyond_the_paper == phrase
     for table, label in ((table_one([run]), "measured"), (table_two([run]), "measured, pgd-eot")):
         (row,) = [row for row in table.rows if row.trace]
-        assert row.cells[1] == f"{label}, {phrase}".removesuffix(", ")
+        assert row.cells[-1] == f"{label}, {phrase}".removesuffix(", ")
     of_classifier, of_defence = labels(drawn(path))
     assert phrase in of_defence
     assert "beyond" not in of_classifier

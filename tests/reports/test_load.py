@@ -79,6 +79,17 @@ def test_damaged_files_cost_one_evaluation_and_a_warning(write: Any, content: st
     assert str(path) in warnings.heard[0]
 
 
+def test_a_linked_folder_of_evaluations_is_read(write: Any) -> None:
+    run = write.run()
+    write.evaluation(run, "adaptive", write.both)
+    moved = (run / "evaluation").rename(run.parent / "elsewhere")
+    (run / "evaluation").symlink_to(moved)
+    (linked,) = moved.iterdir()
+    (moved / "another").symlink_to(linked.rename(run.parent / "one"))
+    found = read_run(run, SilentReporter())
+    assert [one.identity["attack"] for one in found.evaluations] == ["adaptive"]
+
+
 def test_protocols_come_first(write: Any) -> None:
     run = write.run()
     for attack in ("pgd", "apgd-ce", "quick", "published", "adaptive"):

@@ -92,7 +92,7 @@ def test_csv_holds_no_formula() -> None:
 def test_json_keeps_numbers_whole() -> None:
     (table,) = json.loads(to_json([TABLE]))["tables"]
     assert table["number"] == "2"
-    figure = {"value": 0.9449, "low": 0.912, "high": 0.967, "text": "", "unit": "share"}
+    figure = {"value": 0.9449, "low": 0.912, "high": 0.967, "text": "", "unit": "share", "beside": None}
     assert table["rows"][0] == {
         "source": "measured",
         "cells": ["digits", "measured", figure, "AT|P"],
