@@ -139,6 +139,23 @@ def test_an_attack_that_skipped_broken_images_is_a_union(write: Any) -> None:
     assert UNION_NOTE in table.notes
 
 
+def test_the_authors_attacks_stand_in_the_papers_columns(write: Any) -> None:
+    run = write.run()
+    outcomes = {
+        ("defence", "none", None): [1, 1, 1, 1],
+        ("defence", "authors-rand-aa", "released"): [1, 1, 0, 1],
+        ("defence", "authors-pgd-eot", "released"): [1, 0, 0, 1],
+    }
+    write.evaluation(run, "authors", outcomes, view="released", draws=1)
+    (row,) = ours(table_two([write.read(run)]))
+    assert figure(row, 5).main == "0.750 (0.500)"
+    # Nothing was selected, so there is no worst case over both.
+    assert row.cells[9] is None
+    assert row.cells[-1] == "measured, the authors' procedure"
+    (row,) = ours(table_seventeen([write.read(run)]))
+    assert values(row)[2:5] == [1.0, 0.75, None]
+
+
 def test_table_two_says_that_nothing_is_stored(write: Any) -> None:
     table = table_two([write.read(write.run())])
     assert NOTHING in table.notes
