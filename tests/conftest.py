@@ -158,6 +158,8 @@ class Site:
     resumes: bool = True
     announces: bool = True
     """Whether it says how many bytes will come."""
+    length: str = ""
+    """What it says instead of the number of bytes."""
     version: str = ""
     """Its `ETag`."""
     cut_after: int | None = None
@@ -182,7 +184,7 @@ def _handler(site: Site) -> type[BaseHTTPRequestHandler]:
                 self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
             self.send_header("Content-Type", site.kind)
             if site.announces:
-                self.send_header("Content-Length", str(whole - start))
+                self.send_header("Content-Length", site.length or str(whole - start))
             if site.version:
                 self.send_header("ETag", site.version)
             self.end_headers()

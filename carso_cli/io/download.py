@@ -33,7 +33,8 @@ def fetch(
 
     A `.part` file of an earlier call is completed if the server allows it, and if a published checksum or the
     server's own version tag can prove that both parts belong to one file; otherwise the download starts over.
-    Without a published checksum, the SHA-256 of the download is stored in `<target>.sha256`.
+    Without a published checksum, the SHA-256 of the first download is stored in `<target>.sha256`, and any
+    later one is refused that differs from it.
 
     Args:
         url: Where the file is published.
@@ -45,25 +46,22 @@ def fetch(
 
     Raises:
         MissingError: If there is no network, the disk is full, the connection ends early, or the download
-            is a web page, has another checksum or does not end; the message says what to fetch by hand and
-            where to put it.
+            is a web page, has another checksum, has no sensible length or does not end; the message says
+            what to fetch by hand and where to put it.
     """
     reporter.info(f"{name} is not on this machine yet: downloading {page or url}")
     partial = target.with_name(f"{target.name}.part")
     version = target.with_name(f"{target.name}.part.version")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(partial), partial.open("ab") as stream:
+        # A file of its own: what is locked must not be what is renamed.
+        lock = target.with_name(f"{target.name}.lock")
+        with FileLock(lock):
             # Another process may have finished the file while this one waited for the lock.
-            if target.is_file():
-                partial.unlink(missing_ok=True)
-                return
-            _receive(url, stream, version, bool(checksum), name, reporter)
-            # On disk before it gets its name: a power cut must not leave a whole name on half a file.
-            os.fsync(stream.fileno())
-            _check(partial, target, checksum)
-            partial.replace(target)
-            version.unlink(missing_ok=True)
+            if not target.is_file():
+                _complete(url, partial, version, target, checksum, name, reporter)
+            # While it is held: whoever waits for it, or makes it anew, finds the file complete.
+            lock.unlink(missing_ok=True)
     except (OSError, http.client.HTTPException) as error:
         # Of a plain URLError the reason alone; its subclass HTTPError says more itself, such as the code.
         reason = error.reason if type(error) is urllib.error.URLError else error
@@ -71,6 +69,20 @@ def fetch(
             f"{name} is not on this machine and could not be downloaded: {reason}{_kept(partial, version)}",
             hint=f"fetch {page or url} where there is a network and put it at {target}",
         ) from error
+
+
+def _complete(
+    url: str, partial: Path, version: Path, target: Path, checksum: str, name: str, reporter: Reporter
+) -> None:
+    """Complete `partial`, check it and give it the name `target`; the lock is held."""
+    expected = checksum or _recorded(target)
+    with partial.open("ab") as stream:
+        _receive(url, stream, version, bool(expected), name, reporter)
+        # On disk before it gets its name: a power cut must not leave a whole name on half a file.
+        os.fsync(stream.fileno())
+    _check(partial, target, expected)
+    partial.replace(target)
+    version.unlink(missing_ok=True)
 
 
 def fetch_command(recipe: str) -> str:
@@ -107,6 +119,8 @@ def _receive(url: str, stream: BinaryIO, version: Path, checked: bool, name: str
         # Before the first byte, so that no bytes lie there under the tag of another version.
         version.write_text(_version(response))
         length = response.headers.get("Content-Length")
+        if length is not None and not length.isdecimal():
+            raise OSError(f"the server announces '{length[:20]}' bytes, which is no number")
         total = start + int(length or 0)
         # By the length that is claimed, before a byte is written; below by what really comes.
         _limit(stream, total)
@@ -188,7 +202,7 @@ class HttpsOnly(HTTPRedirectHandler):
 
 
 def _check(partial: Path, target: Path, checksum: str) -> None:
-    """Compare a download with its published checksum, or record the one it has."""
+    """Compare a download with its published or recorded checksum, or record the one it has."""
     algorithm, _, expected = (checksum or "sha256:").partition(":")
     seen = file_digest(partial, algorithm)
     if not expected:
@@ -197,11 +211,24 @@ def _check(partial: Path, target: Path, checksum: str) -> None:
     elif seen != expected:
         # Kept, it would be resumed and fail for ever.
         partial.unlink()
-        raise OSError(f"it has the {algorithm.upper()} checksum {seen}, not {expected}, and was removed")
+        first = (
+            f"; {record.name} holds that of the first download"
+            if (record := _record_of(target)).is_file()
+            else ""
+        )
+        raise OSError(
+            f"it has the {algorithm.upper()} checksum {seen}, not {expected}, and was removed{first}"
+        )
 
 
 def _record_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
+
+
+def _recorded(path: Path) -> str:
+    """Return the checksum of the first download, as `fetch` takes it; empty if there was none."""
+    record = _record_of(path)
+    return f"sha256:{record.read_text().strip()}" if record.is_file() else ""
 
 
 def recorded_problem(path: Path) -> str:

@@ -199,13 +199,16 @@ def _next(recipe: str, lacking: Sequence[dict[str, Any]]) -> str:
 
     if not lacking:
         return "carso quickstart" if recipe == "digits" else f"carso train-purifier {recipe}"
-    first = lacking[0]
+    first = next((item for item in lacking if item["state"] == "damaged"), lacking[0])
     if first["state"] == "damaged":
         return f"remove {first['place']}: it is damaged"
-    # One command downloads all that is published, so it comes before what is made by hand.
-    if any(item["download"] for item in lacking):
+    # One command downloads all that is published and missing, so it comes before what is made by hand.
+    if any(item["download"] and item["state"] == "missing" for item in lacking):
         return fetch_command(recipe)
     if first["command"]:
         return str(first["command"])
+    if not first["looked"]:
+        # An entry point lies nowhere; its note says what to do.
+        return f"{first['note']}: {first['place']}"
     together = [item["what"] for item in lacking if item["role"] == first["role"]]
     return f"put {' and '.join(together)} into {Path(first['place']).parent}"

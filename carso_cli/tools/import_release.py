@@ -200,11 +200,12 @@ def _explain(published: Mapping[str, Mapping[str, Tensor]], recipe: Recipe) -> s
     compressors, compressor, decoder = (published[part] for part in PUBLISHED_PARTS)
     layers = len({key.partition(".")[0] for key in compressors})
     # Linear weights are (out, in): the compressor's rows are the features of the condition.
-    features = compressor["1.0.weight"].shape[0] if "1.0.weight" in compressor else None
+    features = _length(compressor, "1.0.weight", 0)
     # The decoder's first layer takes latents and condition side by side.
-    latents = decoder["0.1.weight"].shape[1] - features if features and "0.1.weight" in decoder else None
+    inputs = _length(decoder, "0.1.weight", 1)
+    latents = inputs - features if inputs is not None and features is not None else None
     # Weights of a transposed convolution are (in, out, height, width).
-    channels = decoder["5.weight"].shape[1] if "5.weight" in decoder else None
+    channels = _length(decoder, "5.weight", 1)
     sizes = (
         ("representation.layers", layers, len(recipe.representation.layers)),
         ("purifier.condition_features", features, recipe.purifier.condition_features),
@@ -217,3 +218,8 @@ def _explain(published: Mapping[str, Mapping[str, Tensor]], recipe: Recipe) -> s
         if theirs not in (None, ours)
     ]
     return "; ".join(differing) or "use the recipe of the classifier and data set that the file names state"
+
+
+def _length(tensors: Mapping[str, Tensor], key: str, axis: int) -> int | None:
+    """Return a tensor's length along an axis; None if it or the axis is not there."""
+    return tensors[key].shape[axis] if key in tensors and tensors[key].ndim > axis else None

@@ -27,6 +27,7 @@ class Site(Protocol):
     kind: str
     resumes: bool
     announces: bool
+    length: str
     version: str
     cut_after: int | None
     asked: list[str | None]
@@ -137,7 +138,7 @@ def test_another_checksum_leaves_nothing(site: Site, target: Path) -> None:
     seen = hashlib.md5(CONTENT[:-1]).hexdigest()
     with pytest.raises(MissingError, match=f"the MD5 checksum {seen}, not {MD5.removeprefix('md5:')}"):
         get(site, target)
-    assert list(target.parent.iterdir()) == []
+    assert [path.name for path in target.parent.iterdir()] == ["a.zip.lock"]
 
 
 def test_a_web_page_is_refused(site: Site, target: Path) -> None:
@@ -145,7 +146,7 @@ def test_a_web_page_is_refused(site: Site, target: Path) -> None:
     with pytest.raises(MissingError, match="the server sent a web page in its place") as caught:
         get(site, target, checksum="", page="https://example.org/a")
     assert caught.value.hint == f"fetch https://example.org/a where there is a network and put it at {target}"
-    assert list(target.parent.iterdir()) == []
+    assert [path.name for path in target.parent.iterdir()] == ["a.zip.lock"]
 
 
 @pytest.mark.parametrize("announced", [True, False])
@@ -156,7 +157,7 @@ def test_a_file_without_an_end_is_given_up(
     site.announces = announced
     with pytest.raises(MissingError, match="it has more than 1 MiB, the largest download allowed"):
         get(site, target)
-    assert list(target.parent.iterdir()) == []
+    assert [path.name for path in target.parent.iterdir()] == ["a.zip.lock"]
 
 
 def test_without_a_published_checksum_the_first_one_counts(site: Site, target: Path) -> None:
@@ -170,6 +171,27 @@ def test_without_a_published_checksum_the_first_one_counts(site: Site, target: P
     assert recorded_problem(target) == ""
 
 
+def test_a_later_download_must_be_the_first_one(site: Site, target: Path) -> None:
+    get(site, target, checksum="")
+    target.unlink()
+    site.content = CONTENT[:-1] + b"?"
+    with pytest.raises(
+        MissingError, match=r"and was removed; a\.zip\.sha256 holds that of the first download"
+    ):
+        get(site, target, checksum="")
+    assert not target.exists()
+    site.content = CONTENT
+    get(site, target, checksum="")
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_length_that_is_no_number_is_refused(site: Site, target: Path) -> None:
+    site.length = "many"
+    with pytest.raises(MissingError, match="the server announces 'many' bytes, which is no number"):
+        get(site, target)
+    assert not target.exists()
+
+
 def test_no_network_is_a_sentence(site: Site, target: Path) -> None:
     # A port at which nobody listens.
     site.url = "http://127.0.0.1:1/a.zip"
@@ -180,7 +202,7 @@ def test_no_network_is_a_sentence(site: Site, target: Path) -> None:
     assert caught.value.message.endswith("Connection refused")
     assert caught.value.hint == f"fetch {site.url} where there is a network and put it at {target}"
     assert caught.value.exit_code == 3
-    assert list(target.parent.iterdir()) == []
+    assert [path.name for path in target.parent.iterdir()] == ["a.zip.lock"]
 
 
 def test_two_at_once_download_once(site: Site, target: Path) -> None:

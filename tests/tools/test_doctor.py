@@ -246,6 +246,19 @@ def test_an_entry_point_that_no_package_offers() -> None:
     assert (item.state, item.place) == ("missing", "entry point mine of carso.classifiers")
 
 
+def test_the_next_step_is_one_that_does_something() -> None:
+    overrides = ["classifier.family=external", "classifier.at.source=entry-point", "classifier.at.name=mine"]
+    (found,) = doctor("digits", overrides)["recipes"]
+    assert found["next"].endswith("offers it into this environment: entry point mine of carso.classifiers")
+    # What is damaged is not downloaded again over it.
+    record = find_record("robustbench", "Gowal2020Uncovering_28_10_extra", "cifar10")
+    path = weights_home() / record.file
+    path.parent.mkdir(parents=True)
+    web_page(path)
+    (found,) = doctor("cifar10-gowal2020")["recipes"]
+    assert found["next"] == f"remove {path}: it is damaged"
+
+
 # --- the whole ---
 
 

@@ -316,6 +316,21 @@ def test_every_mismatch_is_listed(trained: Path, released: Path, tmp_path: Path)
     assert caught.value.hint == "purifier.latent_features: 4 in the files, 6 in the recipe"
 
 
+def test_tensors_without_axes_are_a_mismatch_too(trained: Path, released: Path, tmp_path: Path) -> None:
+    for part, key in (
+        ("decoder", "0.1.weight"),
+        ("decoder", "5.weight"),
+        ("repr_fcn_compressor", "1.0.weight"),
+    ):
+        path = part_of(released, part)
+        tensors = load_file(path)
+        tensors[key] = torch.tensor(1.0) if part == "repr_fcn_compressor" else torch.ones(3)
+        save_file(tensors, path)
+    with pytest.raises(WeightsError, match=r"0\.1\.weight is \(3,\), not") as caught:
+        import_release(released, recipe_of(trained), run=tmp_path / "back", reporter=QUIET)
+    assert caught.value.hint.startswith("use the recipe of the classifier")
+
+
 def test_too_few_layers_are_named(trained: Path, released: Path, tmp_path: Path) -> None:
     path = part_of(released, "repr_compressors")
     tensors = {key: tensor for key, tensor in load_file(path).items() if not key.startswith("1.")}
