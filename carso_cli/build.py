@@ -15,7 +15,7 @@ from carso_cli.classifiers.architectures import Blueprint
 from carso_cli.classifiers.load import check_classifier, load_classifier
 from carso_cli.classifiers.weights import load_strict, require_finite
 from carso_cli.data.datasets import load_split
-from carso_cli.data.image_set import ImageSet, balanced_subset
+from carso_cli.data.image_set import ImageSet, balanced_subset, held_out_count
 from carso_cli.defence.defended_model import Defence
 from carso_cli.defence.representation import RULE, extract_representation, overwrites_outputs
 from carso_cli.defence.vae import Purifier
@@ -55,10 +55,15 @@ def choose_device(name: str) -> torch.device:
 
 
 def training_images(recipe: Recipe, limit: int | None) -> int | None:
-    """Return how many images a training reads, held-out ones included; None where that is not known yet."""
+    """Return how many images a training trains on, held-out ones left out; None where that is not known."""
     known = (limit, recipe.data.train_limit, TRAINING_IMAGES.get(recipe.data.name))
     # Limits cut and never add: the smallest number that is known holds.
-    return min(filter(None, known), default=None)
+    count = min(filter(None, known), default=None)
+    if count is None:
+        return None
+    # An image of each class stays, see `split_holdout`.
+    room = max(count - recipe.data.classes, 0)
+    return count - min(held_out_count(count, recipe.data.holdout), room)
 
 
 def device_for(recipe: Recipe, name: str) -> torch.device:

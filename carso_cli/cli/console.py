@@ -176,3 +176,9 @@ def _finite(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def followed(result: Mapping[str, Any]) -> str:
+    """Return on which images a training's accuracies are, as words for a table."""
+    words = {"train": "on images trained on", "test": "on the test split"}
+    return words.get(result.get("followed_on", ""), "held out")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from carso_cli.cli import options
-from carso_cli.cli.console import accuracy, duration, figure, print_plain, print_result, show_table
+from carso_cli.cli.console import accuracy, duration, figure, followed, print_plain, print_result, show_table
 from carso_cli.cli.progress import RichReporter
 from carso_cli.cli.train_purifier import show_cost
 
@@ -51,9 +51,10 @@ def command(
 
 
 def _show(result: dict[str, Any]) -> None:
+    where = followed(result)
     rows = [
-        ["clean accuracy, held out", accuracy(result["clean_accuracy"])],
-        ["accuracy under PGD, held out", accuracy(result["pgd_accuracy"])],
+        [f"clean accuracy, {where}", accuracy(result["clean_accuracy"])],
+        [f"accuracy under PGD, {where}", accuracy(result["pgd_accuracy"])],
         ["loss", figure(result["loss"])],
         ["time", duration(result["seconds_total"])],
     ]

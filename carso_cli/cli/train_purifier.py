@@ -10,6 +10,7 @@ from carso_cli.cli.console import (
     accuracy,
     duration,
     figure,
+    followed,
     print_json,
     print_plain,
     print_result,
@@ -66,7 +67,9 @@ def command(
 def _show(result: dict[str, Any], objective: str) -> None:
     beyond = objective in _BEYOND
     rows = [["objective", _BEYOND[objective]]] if beyond else []
-    rows.append(["clean accuracy of the defence, held out", accuracy(result["defence_clean_accuracy"])])
+    rows.append(
+        [f"clean accuracy of the defence, {followed(result)}", accuracy(result["defence_clean_accuracy"])]
+    )
     if beyond:
         rows.append(["the same, under PGD", accuracy(result["defence_attacked_accuracy"])])
     rows.append([f"loss per image{'' if beyond else ' (BCE + beta KL)'}", figure(result["loss"])])

@@ -118,14 +118,18 @@ def split_holdout(image_set: ImageSet, share: float, seed: int) -> tuple[ImageSe
     return image_set.select((~held_out).nonzero()[:, 0]), image_set.select(held_out.nonzero()[:, 0])
 
 
+def held_out_count(images: int, share: float) -> int:
+    """Return how many of so many images `split_holdout` takes, where every class has enough of them."""
+    return max(round(share * images), 1) if share else 0
+
+
 def _holdout_counts(counts: Tensor, share: float) -> Tensor:
     """Distribute the held-out images over classes by largest remainders; (C,) to (C,)."""
     room = (counts - 1).clamp(min=0)  # one image of each class stays
     exact = counts.to(torch.float64) * share
     taken = torch.minimum(exact.floor().long(), room)
     # Of all classes together: what is rounded class by class adds up to another number.
-    total = round(share * int(counts.sum())) if share else 0
-    total = min(max(total, 1 if share else 0), int(room.sum()))
+    total = min(held_out_count(int(counts.sum()), share), int(room.sum()))
     for label in torch.argsort(exact - exact.floor(), descending=True, stable=True).tolist():
         if int(taken.sum()) < total and taken[label] < room[label]:
             taken[label] += 1

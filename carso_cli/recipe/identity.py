@@ -49,6 +49,8 @@ def _hashed_values(recipe: Recipe) -> dict[str, Any]:
     classifier, training = values["classifier"], values["training"]
     # `training.initial` is a path: the tensors in it are identified by their fingerprint.
     del values["data"]["root"], training["initial"], values["compile"], training["save_every_minutes"]
+    # What is followed while training changes nothing of it.
+    del values["data"]["follow"]
     # A newer key is left out at its default, so that runs from before it existed keep their hash.
     # Written out, not read from the schema: where a default changes there, old hashes must not.
     for section, key, default in (

@@ -218,5 +218,8 @@ def _scale_epochs(document: Document) -> None:
     names = ("warmup_epochs", "plateau_epochs", "annealing_epochs")
     for name, (before, after) in zip(names, itertools.pairwise(boundaries), strict=True):
         document.override((*_SCHEDULES[0], name), after - before, text)
-    for name in ("first_epoch", "last_epoch"):
-        document.override((*_SCHEDULES[1], name), scaled(getattr(beta, name)), text)
+    start, end = scaled(beta.first_epoch), scaled(beta.last_epoch)
+    # Full weight from the first epoch would not be the recipe's schedule any more.
+    end = max(end, start + (beta.last_epoch > beta.first_epoch))
+    for name, epoch in (("first_epoch", start), ("last_epoch", end)):
+        document.override((*_SCHEDULES[1], name), epoch, text)

@@ -57,7 +57,9 @@ class Data(Section):
     train_limit: PositiveInt | None = None
     """Use only this many training images, class-balanced and seeded; by default all."""
     holdout: Annotated[float, Field(ge=0.0, le=0.5), Parsed] = 0.02
-    """Share of the training images held out to measure the defence's clean accuracy."""
+    """Share of the training images held out to follow accuracies while training; 0 trains on every image."""
+    follow: Literal["train", "test"] = "train"
+    """With holdout 0: follow accuracies on a fixed fiftieth of the training images, or on the test split."""
 
     @model_validator(mode="after")
     def _channels_agree(self) -> Self:

@@ -116,7 +116,7 @@ def draw_plots(run: StoredRun, reporter: Reporter, device: str) -> list[Plot]:
 
 
 def training_pictures(metrics: Sequence[Mapping[str, Any]]) -> list[Picture]:
-    """Return the course of a purifier's training: loss and BCE, KL, beta, rate, held-out accuracy.
+    """Return the course of a purifier's training: loss and BCE, KL, beta, rate, accuracy.
 
     Args:
         metrics: Lines of `metrics.jsonl`; empty for no pictures.
@@ -129,7 +129,7 @@ def training_pictures(metrics: Sequence[Mapping[str, Any]]) -> list[Picture]:
         "KL per image, in nats": {"KL": "kl"},
         "Weight beta of the KL": {"beta": "beta"},
         "Learning rate": {"rate": "learning_rate"},
-        "Accuracy of the defence, held out": accuracies,
+        "Accuracy of the defence, followed": accuracies,
     }
     pictures = []
     for title, keys in courses.items():

@@ -33,7 +33,7 @@ from carso_cli.build import (
     untrained_classifier,
 )
 from carso_cli.data.augmentation import augment
-from carso_cli.data.image_set import ImageSet, epoch_batches, ordered_batches, split_holdout
+from carso_cli.data.image_set import ImageSet, epoch_batches, ordered_batches
 from carso_cli.distributed.world import World, join
 from carso_cli.errors import DataError, NumericsError, RecipeError, UsageError
 from carso_cli.recipe.identity import recipe_hash
@@ -46,6 +46,7 @@ from carso_cli.runtime.precision import autocast, in_precision, to_float32
 from carso_cli.runtime.reporter import Reporter
 from carso_cli.runtime.seed import derive_seed, generator, seeded
 from carso_cli.training.checkpoint import Checkpoint, OptimiserTensors
+from carso_cli.training.followed import followed_on, training_and_followed
 from carso_cli.training.optim import one_cycle_rate
 
 WEIGHTS_FILE = "classifier.safetensors"
@@ -134,7 +135,7 @@ def train_classifier(
     resume = world.on_main(lambda: folder.check(resume=resume, restarted=world.restarted))
     with world.local_main_first():
         images = load_images(recipe, "train", limit=limit, reporter=reporter)
-    train, held_out = split_holdout(images, recipe.data.holdout, recipe.seed)
+        train, held_out = training_and_followed(recipe, images, reporter)
     if len(train) < 2:
         raise DataError(f"{len(train)} training images are too few: batch normalisation needs at least 2")
     setup = ClassifierSetup(recipe, kind, train, held_out, world.device, reporter)
@@ -342,8 +343,8 @@ def training_attack(setup: ClassifierSetup, seed: int) -> PGD:
     return PGD(setup.threat, steps=steps, step_size=size, random_start=True, seed=seed, keep_best=False)
 
 
-def _validate(setup: ClassifierSetup, classifier: nn.Module) -> dict[str, float | None]:
-    """Return accuracies on the held-out images, clean and under PGD; None without any."""
+def _validate(setup: ClassifierSetup, classifier: nn.Module) -> dict[str, Any]:
+    """Return accuracies on the followed images, clean and under PGD; None without any."""
     count = len(setup.held_out)
     if count == 0:
         return {"clean_accuracy": None, "pgd_accuracy": None}
@@ -362,12 +363,15 @@ def _validate(setup: ClassifierSetup, classifier: nn.Module) -> dict[str, float 
         for place, seen in enumerate((images, attack(model, images, labels))):
             correct[place] += (model(seen).argmax(dim=1) == labels).sum().cpu()
     clean, attacked = (setup.world.sum(correct) / count).tolist()
-    return {"clean_accuracy": clean, "pgd_accuracy": attacked}
+    source = followed_on(setup.recipe)
+    followed = {} if source == "held-out" else {"followed_on": source}
+    return {"clean_accuracy": clean, "pgd_accuracy": attacked, **followed}
 
 
 def _describe(setup: ClassifierSetup, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the header of the trained weights."""
     recipe, section = setup.recipe, setup.recipe.classifier
+    last = checkpoint.metrics[-1] if followed_on(recipe) == "held-out" else {}
     return {
         "architecture": f"wide-resnet-{section.depth}-{section.width}",
         "activation": section.activation,
@@ -384,7 +388,7 @@ def _describe(setup: ClassifierSetup, checkpoint: Checkpoint) -> dict[str, Any]:
         "initial": checkpoint.identity["initial"],
         "images": len(setup.train),
         "seed": recipe.seed,
-        "held_out_clean_accuracy": checkpoint.metrics[-1]["clean_accuracy"],
-        "held_out_pgd_accuracy": checkpoint.metrics[-1]["pgd_accuracy"],
+        "held_out_clean_accuracy": last.get("clean_accuracy"),
+        "held_out_pgd_accuracy": last.get("pgd_accuracy"),
         "version": __version__,
     }

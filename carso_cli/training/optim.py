@@ -20,15 +20,17 @@ def learning_rate(
 ) -> float:
     """Return the purifier's learning rate in an epoch: linear warm-up, plateau, linear annealing.
 
-    The first epoch has `initial`, the first after the warm-up `plateau`, the last of the annealing `final`.
+    The first epoch has `initial`, the first after the warm-up and the first of the annealing `plateau`, the
+    last of the annealing `final`.
     """
     if epoch < warmup_epochs:
         return initial + (plateau - initial) * epoch / warmup_epochs
-    # + 1: the last epoch of the annealing has the rate `final`, not the one after it.
-    annealed = epoch - warmup_epochs - plateau_epochs + 1
-    if annealed <= 0 or annealing_epochs == 0:
+    annealed = epoch - warmup_epochs - plateau_epochs
+    if annealed < 0 or annealing_epochs == 0:
         return plateau
-    return plateau + (final - plateau) * min(annealed / annealing_epochs, 1.0)
+    # - 1: the last epoch of the annealing has the rate `final`, not the one after it; so has a sole one.
+    share = annealed / (annealing_epochs - 1) if annealing_epochs > 1 else 1.0
+    return plateau + (final - plateau) * min(share, 1.0)
 
 
 def kl_weight(epoch: int, *, first_epoch: int, last_epoch: int) -> float:

@@ -24,7 +24,7 @@ from carso_cli.build import (
     load_images,
     user_classifier,
 )
-from carso_cli.data.image_set import epoch_batches, ordered_batches, split_holdout
+from carso_cli.data.image_set import ordered_batches
 from carso_cli.defence.defended_model import Defence
 from carso_cli.defence.representation import RULE
 from carso_cli.distributed.world import join
@@ -40,6 +40,7 @@ from carso_cli.training.adversarial_cache import AdversarialCache
 from carso_cli.training.balanced_batch import BalancedBatch
 from carso_cli.training.checkpoint import Checkpoint, OptimiserTensors, Part
 from carso_cli.training.end_to_end import HELD_OUT_STEPS, EndToEnd, perturbed, refuse_trades
+from carso_cli.training.followed import followed_on, training_and_followed
 from carso_cli.training.optim import kl_weight, learning_rate
 from carso_cli.training.purifier_step import (
     TrainingSetup,
@@ -48,9 +49,12 @@ from carso_cli.training.purifier_step import (
     term_names,
     train_step,
 )
-
-_UNRECTIFIED_STEPS = 5
-"""RAdam's first steps at beta2 = 0.999, before the variance of its rate is tractable."""
+from carso_cli.training.schedule import (
+    check_batches,
+    keep_beta_of_run,
+    rates_of_run,
+    warn_of_short_schedule,
+)
 
 
 def train_purifier(
@@ -91,20 +95,23 @@ def train_purifier(
     reporter = world.reporter(reporter)
     # After a crash torchrun repeats the first command, which has no --resume.
     resume = world.on_main(lambda: folder.check(resume=resume, restarted=world.restarted))
+    if resume:
+        recipe = keep_beta_of_run(recipe, folder)
     setup = _set_up(recipe, world.device, limit, reporter, classifier)
-    state = initial_state(setup)
-    checkpoint = _checkpoint(folder, setup, state)
+    state, rates = initial_state(setup), rates_of_run(recipe, None)
+    checkpoint = _checkpoint(folder, setup, state, rates)
     # Not before weights and images are there: a command that cannot start leaves nothing behind.
     with world.main_holds(lambda: folder.claimed(resume=resume, reporter=reporter)):
         header = checkpoint.load(reporter) if resume else None
         # Interrupted before its first state, a run has no header and starts from step 0.
         state.lookahead.taken = header["steps"] if header else 0
+        rates |= rates_of_run(recipe, header)
         environment = {**describe_environment(setup.device), "classes": list(setup.train.classes)}
         world.on_main(lambda: describe_run(folder, recipe, environment, reporter))
         with checkpoint.interruptible():
             # The first of them may be the epoch in progress, of which only the rest is trained.
             for epoch in range(checkpoint.epochs_done, recipe.training.epochs):
-                metrics = _train_epoch(setup, state, checkpoint, epoch)
+                metrics = _train_epoch(setup, state, checkpoint, epoch, learning_rate(epoch, **rates))
                 checkpoint.finish_epoch(metrics | _validate(setup, state))
         checkpoint.finish(folder.purifier, lambda: _save_purifier(folder, setup, state, checkpoint))
     return {**checkpoint.metrics[-1], "run": str(folder.path), "seconds_total": checkpoint.seconds}
@@ -122,29 +129,19 @@ def _set_up(
     frozen = frozen.to(device)
     with join(device).local_main_first():
         images = load_images(recipe, "train", limit=limit, reporter=reporter)
-    train, held_out = split_holdout(images, recipe.data.holdout, recipe.seed)
+        train, held_out = training_and_followed(recipe, images, reporter)
+    check_batches(recipe, len(train))
     perturb = BalancedBatch(recipe, frozen, reporter)
     # The defence under attack changes with every step: examples against it are not reused.
     cache = AdversarialCache(recipe.training.attack_mix.reuse if recipe.training.objective == "elbo" else 1)
     second = build_second_classifier(recipe, device)
-    _warn_of_short_warmup(recipe, len(train), reporter)
+    warn_of_short_schedule(recipe, len(train), reporter)
     return TrainingSetup(recipe, frozen, train.to(device), held_out, perturb, cache, device, reporter, second)
 
 
-def _warn_of_short_warmup(recipe: Recipe, images: int, reporter: Reporter) -> None:
-    """Warn when the learning rate rises before RAdam rectifies its steps (Liu et al., 2020)."""
-    # Counted, not divided: a last batch of one image is dropped.
-    batches = len(epoch_batches(images, recipe.training.batch_size, recipe.seed, 0))
-    steps = batches * recipe.training.learning_rate.warmup_epochs
-    if steps < _UNRECTIFIED_STEPS + 1:
-        reporter.warning(
-            f"the warm-up lasts {steps} optimiser step{'' if steps == 1 else 's'}; below "
-            f"{_UNRECTIFIED_STEPS + 1}, RAdam takes plain gradient steps at the full learning rate and may "
-            "diverge"
-        )
-
-
-def _checkpoint(folder: RunFolder, setup: TrainingSetup, state: TrainingState) -> Checkpoint:
+def _checkpoint(
+    folder: RunFolder, setup: TrainingSetup, state: TrainingState, rates: dict[str, Any]
+) -> Checkpoint:
     """Return the run's checkpoint: what is saved, and by what the run is recognised when it is resumed."""
     recipe, second = setup.recipe, setup.second_classifier
     start = recipe.training.initial
@@ -174,16 +171,15 @@ def _checkpoint(folder: RunFolder, setup: TrainingSetup, state: TrainingState) -
         epochs=recipe.training.epochs,
         command=f"carso train-purifier {folder.recipe}",
         minutes=recipe.training.save_every_minutes,
-        details=lambda: {"steps": state.lookahead.taken},
+        details=lambda: {"steps": state.lookahead.taken, "learning_rate": rates},
     )
 
 
 def _train_epoch(
-    setup: TrainingSetup, state: TrainingState, checkpoint: Checkpoint, epoch: int
+    setup: TrainingSetup, state: TrainingState, checkpoint: Checkpoint, epoch: int, rate: float
 ) -> dict[str, Any]:
     """Train what is left of an epoch; return its metrics, losses as means over all of its images."""
     training, names = setup.recipe.training, term_names(setup.recipe)
-    rate = learning_rate(epoch, **training.learning_rate.model_dump())
     beta = kl_weight(epoch, **training.beta_increase.model_dump())
     for group in state.optimiser.param_groups:
         # Set again in every epoch: a resumed run needs no state of a scheduler.
@@ -219,7 +215,7 @@ def _train_epoch(
 
 
 def _validate(setup: TrainingSetup, state: TrainingState) -> dict[str, Any]:
-    """Return accuracies of the defence with the slow weights on the held-out images; None without any.
+    """Return accuracies of the defence with the slow weights on the followed images; None without any.
 
     Clean, and where training goes through the defence also under its attack, of `HELD_OUT_STEPS` steps.
     """
@@ -227,7 +223,7 @@ def _validate(setup: TrainingSetup, state: TrainingState) -> dict[str, Any]:
     attacked = ("defence_attacked_accuracy",) if isinstance(state.trained, EndToEnd) else ()
     names = ("defence_clean_accuracy", *attacked)
     if count == 0:
-        return {**dict.fromkeys(names), "held_out_images": 0}
+        return {**dict.fromkeys(names), **_followed(recipe, 0)}
     defence = Defence(
         setup.classifier,
         state.slow_purifier(),
@@ -253,7 +249,14 @@ def _validate(setup: TrainingSetup, state: TrainingState) -> dict[str, Any]:
                 predicted = defence(images, latents=latents, view="exact").argmax(dim=1).cpu()
             correct[place] += (predicted == labels).sum()
     accuracies = (setup.world.sum(correct) / count).tolist()
-    return {**dict(zip(names, accuracies, strict=True)), "held_out_images": count}
+    return {**dict(zip(names, accuracies, strict=True)), **_followed(recipe, count)}
+
+
+def _followed(recipe: Recipe, count: int) -> dict[str, Any]:
+    source = followed_on(recipe)
+    held_out = {"held_out_images": count if source == "held-out" else 0}
+    # Only where nothing is held out: lines of metrics keep the keys that they had.
+    return held_out if source == "held-out" else {**held_out, "followed_on": source, "followed_images": count}
 
 
 def _save_purifier(

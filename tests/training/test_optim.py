@@ -24,7 +24,8 @@ def test_learning_rate_of_table_16() -> None:
     assert rate(0) == pytest.approx(5e-9)
     assert rate(10) == pytest.approx(5e-9 + (0.064 - 5e-9) * 10 / 25)
     assert [rate(epoch) for epoch in range(25, 50)] == [0.064] * 25
-    assert rate(50) == pytest.approx(0.064 + (4.346e-4 - 0.064) / 150)
+    assert rate(50) == 0.064
+    assert rate(51) == pytest.approx(0.064 + (4.346e-4 - 0.064) / 149)
     assert rate(199) == pytest.approx(4.346e-4)
 
 

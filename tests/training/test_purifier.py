@@ -89,7 +89,7 @@ def test_the_state_file_keeps_its_format(small: Any, kill: Any, elbo_run: Path, 
         *(f"slow.{name}" for name in parameters),
         *(f"optimiser.{name}.{moment}" for name in parameters for moment in moments),
     }
-    assert set(header) == {"identity", "metrics", "open", "steps"}
+    assert set(header) == {"identity", "metrics", "open", "steps", "learning_rate"}
     assert set(header["identity"]) == {"recipe", "classifier", "images", "initial"}
     assert header["open"].keys() == {"batches", "sums", "seconds"}
     assert (header["open"]["batches"], header["steps"]) == (8, 8)
