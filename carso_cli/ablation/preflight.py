@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from carso_cli.ablation.run import check_run, trained_recipes, variant_options
+from carso_cli.ablation.run import check_run, own_options, trained_recipes, variant_options
 from carso_cli.ablation.variants import Ablation, Variant
 from carso_cli.build import build_classifier, build_purifier, untrained_classifier
 from carso_cli.defence.defended_model import Defence
@@ -38,12 +38,13 @@ def plan_ablation(
         states[path] = state = check_run(one, path, resume=True)
         # The two objectives keep their perturbed share in different sections.
         section = one.training.attack_mix if one.training.objective == "elbo" else one.training.adversarial
-        mix = (one.representation.layers, section.adversarial_fraction)
+        mix = (one.representation.layers, section)
         if state != "trained" and mix not in speeds:
             speeds[mix] = purifier_cost.estimate_cost(one, device=options.get("device", "auto"))["seconds"]
         seconds = 0.0 if state == "trained" else speeds[mix]
         steps.append({"step": "train", "what": str(path), "state": state, "seconds": seconds})
     missing = _missing(recipe, ablation)
+    options = own_options(recipe, ablation, options, reporter)
     for variant in ablation.variants:
         # Eps 0 is a row of the evaluation before it and costs nothing.
         if variant.eps != 0.0:

@@ -16,7 +16,7 @@ from typing import Any, Unpack
 from carso_cli.ablation.table import find_figures, make_row, store_table
 from carso_cli.ablation.transfer import transfer_to_rules, with_transfers
 from carso_cli.ablation.variants import Ablation, Variant
-from carso_cli.build import build_classifier, choose_device
+from carso_cli.build import build_classifier, choose_device, load_images
 from carso_cli.distributed.world import join
 from carso_cli.errors import InterruptedRun, StateError, UsageError
 from carso_cli.evaluation.run import run_evaluation
@@ -77,6 +77,7 @@ def ablate(
     states = world.on_main(
         lambda: {path: check_run(one, path, resume=resume) for path, one in trained.items()}
     )
+    options = own_options(recipe, ablation, options, reporter)
     with world.main_holds(lambda: locked(ensure_folder(RunFolder(run).ablations), reporter)):
         for path, state in states.items():
             _train_if_missing(trained[path], path, state, reporter, options.get("device", "auto"))
@@ -93,6 +94,20 @@ def ablate(
                 rows = [with_transfers(row, rule, folder, run) for row, rule in zip(rows, rules, strict=True)]
         _warn_of_unequal_training(rows, reporter)
         return world.on_main(lambda: store_table(run, recipe, ablation, rows, summary, note, reporter))
+
+
+def own_options(
+    recipe: Recipe, ablation: Ablation, options: EvaluationOptions, reporter: Reporter
+) -> EvaluationOptions:
+    """Return the options of all evaluations; with the recipe's own images and seed where training varies."""
+    if not ablation.by_training_alone:
+        return options
+    seed = options.get("seed")
+    # A variant's own seed would draw other test images and other attacks.
+    images = load_images(
+        recipe, "test", limit=options.get("limit") or recipe.evaluation.images, reporter=reporter
+    )
+    return {**options, "images": images, "seed": recipe.seed if seed is None else seed}
 
 
 def trained_recipes(recipe: Recipe, ablation: Ablation, root: Path) -> dict[Path, Recipe]:

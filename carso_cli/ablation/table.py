@@ -3,6 +3,7 @@
     {"schema": 1, "ablation": "first-second", "title": …, "varies": …, "tables": ["17"], "recipe": …,
      "reproduces": …, "attack": …, "label": …, "note": …, "settings": {…}, "rows": [row, …]}
 
+Over training seeds it also holds `spread`: `trainings`, and `mean` and `deviation` of both accuracies.
 Rows name their records. All rows of a table share its `settings`: images, seed, attack and budget. A row
 holds `label`, `values` (what was chosen), `run` and `evaluation` (paths relative to the root run), the
 accuracies as `{"accuracy", "ci95", …}` in [0, 1] under `clean`, `attacked`, `noise` and, for aggregations,
@@ -13,6 +14,7 @@ training, and the paper's figures. What is unknown or was not run is null.
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,8 +151,20 @@ def store_table(
         "settings": settings,
         "rows": sorted([*rows, *kept], key=row_order),
     }
+    if ablation.by_training_alone:
+        table["spread"] = _spread(table["rows"])
     write_json(path, table)
     return table
+
+
+def _spread(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return mean and sample standard deviation of the rows' accuracies; no deviation of a single row."""
+    spread: dict[str, Any] = {"trainings": len(rows)}
+    for name in ("clean", "attacked"):
+        found = [row[name]["accuracy"] for row in rows]
+        deviation = statistics.stdev(found) if len(found) > 1 else None
+        spread[name] = {"mean": statistics.mean(found), "deviation": deviation}
+    return spread
 
 
 def _stored_rows(

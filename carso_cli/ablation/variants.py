@@ -5,6 +5,8 @@
 - `sample_counts`: N, reconstructions per image;
 - `layer_subsets`: layers of the internal representation;
 - `adversarial_fractions`: perturbed share of the training batches;
+- `attack_mixes`: attacks and strengths in the training batches (Appendix A);
+- `seeds`: seeds of the training, for the spread between trainings;
 - `perturbation_sizes`: eps, with the noise baseline.
 
 A variant is the recipe with overrides, as `--set` takes them. One that changes what training depends on has a
@@ -30,6 +32,20 @@ PAIRS = (("clean", "clean"), ("at", "clean"), ("clean", "at"), ("at", "at"))
 """Training of the first and of the second instance, in the order of Table 17."""
 RULES = ("logit-mean", "probability-mean", "doubly-exponential", "majority-vote")
 """Aggregation rules in the order of Tables 4 and 5."""
+MIXES: dict[str, dict[str, object]] = {
+    "balanced": {},
+    "pgd-only": {"attacks": ["pgd"], "strengths": [1.0], "adversarial_fraction": 1.0},
+    "homogeneous": {"homogeneous": True},
+    **{attack: {"attacks": [attack]} for attack in ("fgsm", "pgd")},
+    **{name: {"strengths": [share]} for name, share in (("half", 0.5), ("full", 1.0))},
+    **{
+        f"{attack}-{name}": {"attacks": [attack], "strengths": [share]}
+        for attack in ("fgsm", "pgd")
+        for name, share in (("half", 0.5), ("full", 1.0))
+    },
+}
+"""Appendix A: what a mix changes of the balanced one."""
+_SUBSETS = tuple(name for name in MIXES if name not in ("balanced", "pgd-only", "homogeneous"))
 _KINDS = {"at": "AT", "clean": "clean"}
 _GROUP = re.compile(r".*?\d+")
 _SMALL = {"digits": ("pgd-eot", 50)}
@@ -87,6 +103,8 @@ class Ablation:
     tables: tuple[str, ...] = ()
     with_baselines: bool = False
     with_transfers: bool = False
+    by_training_alone: bool = False
+    """Whether all rows are evaluated on the recipe's own images and by its own attack seed."""
 
     @property
     def kinds(self) -> list[str]:
@@ -212,6 +230,53 @@ def adversarial_fractions(recipe: Recipe, fractions: Sequence[float]) -> Ablatio
     return Ablation("adversarial-fraction", title, "perturbed share", variants)
 
 
+def attack_mixes(recipe: Recipe, wanted: Sequence[str]) -> Ablation:
+    """Vary which attacks perturb the training batches (Appendix A), beside the balanced batches.
+
+    Args:
+        recipe: The recipe.
+        wanted: Keys of `MIXES`, or `subsets` for every smaller set of attacks and strengths.
+
+    Raises:
+        UsageError: If a mix is unknown, or the recipe trains through the defence, without these attacks.
+    """
+    if (objective := recipe.training.objective) != "elbo":
+        raise UsageError(f"recipe '{recipe.name}' trains with objective '{objective}', without an attack mix")
+    names = [name for word in wanted for name in (_SUBSETS if word == "subsets" else [word])]
+    for name in names:
+        if name not in MIXES:
+            suggestion = nearest(name, [*MIXES, "subsets"])
+            raise UsageError(
+                f"unknown attack mix '{name}'; {suggestion}".rstrip("; "),
+                hint=f"use subsets, {', '.join(MIXES)}",
+            )
+    whole = {"attacks": ["fgsm", "pgd"], "strengths": [0.5, 1.0], "homogeneous": False}
+    variants = []
+    for name in (name for name in MIXES if name in ("balanced", *names)):
+        changes = [
+            f"training.attack_mix.{key}={json.dumps(value)}" for key, value in (whole | MIXES[name]).items()
+        ]
+        variants.append(_vary(recipe, name, {"attack_mix": name}, changes, f"-mix-{name}"))
+    title = "Appendix A: attacks in the training batches"
+    return Ablation("attack-mix", title, "attack mix", tuple(variants))
+
+
+def seeds(recipe: Recipe, numbers: Sequence[int]) -> Ablation:
+    """Vary the seed of the purifier's training; images and attacks of the evaluations stay.
+
+    Raises:
+        UsageError: If a seed is negative.
+    """
+    if min(numbers) < 0:
+        raise UsageError(f"--seeds {min(numbers)} is not allowed; use whole numbers from 0")
+    variants = tuple(
+        _vary(recipe, f"seed {number}", {"seed": number}, [f"seed={number}"], f"-seed-{number}")
+        for number in sorted(set(numbers))
+    )
+    title = "Accuracy by seed of the purifier's training"
+    return Ablation("seeds", title, "training seed", variants, by_training_alone=True)
+
+
 def perturbation_sizes(recipe: Recipe, sizes: Sequence[float]) -> Ablation:
     """Vary eps, in pixel units; 0 stands for the unperturbed images.
 
@@ -238,6 +303,8 @@ def row_order(row: Mapping[str, Any]) -> tuple[float, str]:
         return PAIRS.index((values["first"], values["second"])), ""
     if "aggregation" in values:
         return RULES.index(values["aggregation"]), ""
+    if "attack_mix" in values:
+        return list(MIXES).index(values["attack_mix"]), ""
     if "layers" in values:
         whole = ("all", "first", "last")
         return (whole.index(row["label"]) if row["label"] in whole else len(whole)), row["label"]

@@ -30,7 +30,7 @@ from carso_cli.runtime.precision import autocast, in_precision
 from carso_cli.runtime.reporter import SILENT, Reporter
 from carso_cli.runtime.seed import derive_seed, generator, seeded
 from carso_cli.training.adversarial_cache import AdversarialCache
-from carso_cli.training.balanced_batch import BalancedBatch, quarter_size
+from carso_cli.training.balanced_batch import BalancedBatch, part_size
 from carso_cli.training.purifier_step import TrainingSetup, initial_state, train_step
 
 _PLACE = (0, 0)
@@ -195,7 +195,7 @@ def _training_step(bench: Bench) -> Case:
     state.purifier.train()
     baseline = NaiveTraining(bench.classifier, state.purifier, recipe.representation.layers, recipe.training)
     clean, known = train.pixels(slice(None)).to(device), labels.to(device)
-    quarter = quarter_size(len(clean), recipe.training.attack_mix.adversarial_fraction)
+    quarter = part_size(recipe.training.attack_mix, len(clean))
 
     def naive() -> Tensor:
         # The same streams of random numbers as `train_step` reads.

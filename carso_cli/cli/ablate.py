@@ -85,6 +85,17 @@ FractionsOption = Annotated[
         "numbers, such as 0,0.25,0.5",
     ),
 ]
+MixesOption = Annotated[
+    Any,
+    _list(
+        *("--attack-mix", "Attacks in the training batches, beside the balanced ones (Appendix A)", _text),
+        "subsets, pgd-only, homogeneous, or one such as fgsm, half or pgd-full",
+    ),
+]
+SeedsOption = Annotated[
+    Any,
+    _list("--seeds", "Seeds of the purifier's training: mean and deviation", int, "numbers, such as 0,1,2"),
+]
 SizesOption = Annotated[
     Any, _list("--eps", "Perturbation sizes in pixel units", _number, "numbers, such as 0,2/255,8/255")
 ]
@@ -105,6 +116,8 @@ def command(
     n_samples: CountsOption = None,
     layers: LayersOption = None,
     adversarial_fraction: FractionsOption = None,
+    attack_mix: MixesOption = None,
+    seeds: SeedsOption = None,
     eps: SizesOption = None,
     attack: AttackOption = None,
     run: options.RunOption = None,
@@ -124,16 +137,17 @@ def command(
     chosen, folder = options.find_recipe_of_run(recipe, run, overrides)
     from carso_cli.ablation import variants as known
 
-    varied: tuple[tuple[Callable[[Recipe, Any], Ablation], Any], ...] = (
-        (known.first_and_second, _pairs(first, second, every)),
-        # A flag that is not given is False; None is what leaves an ablation out.
-        (lambda recipe, _: known.aggregations(recipe), aggregations or None),
-        (known.sample_counts, n_samples),
-        (known.layer_subsets, layers),
-        (known.adversarial_fractions, adversarial_fraction),
-        (known.perturbation_sizes, eps),
+    ablations = _ablations(
+        chosen,
+        first_and_second=_pairs(first, second, every),
+        aggregations=aggregations or None,
+        sample_counts=n_samples,
+        layer_subsets=layers,
+        adversarial_fractions=adversarial_fraction,
+        attack_mixes=attack_mix,
+        seeds=seeds,
+        perturbation_sizes=eps,
     )
-    ablations = [vary(chosen, values) for vary, values in varied if values is not None]
     if not ablations:
         raise UsageError("nothing to vary is chosen", hint=_HINT)
     attack, limit, note = known.choose_budget(chosen, attack, limit)
@@ -156,6 +170,18 @@ def command(
             print_plain(f"stored in {table_file(folder, ablation.name, stored['attack'])}")
     if json:
         print_json({"ablations": tables})
+
+
+def _ablations(recipe: Recipe, **values: Any) -> list[Ablation]:  # noqa: ANN401  (each has its own)
+    """Return the ablations of `carso_cli.ablation.variants` whose values are given."""
+    from carso_cli.ablation import variants as known
+
+    given = {name: value for name, value in values.items() if value is not None}
+    # The rules are always all four.
+    return [
+        known.aggregations(recipe) if name == "aggregations" else getattr(known, name)(recipe, value)
+        for name, value in given.items()
+    ]
 
 
 def _pairs(first: str | None, second: str | None, every: bool) -> list[Pair] | None:

@@ -104,6 +104,8 @@ def _remarks(stored: Stored, rows: Rows) -> list[tuple[str, str]]:
         lines.append(("† The attack had no usable gradients: this accuracy is not robustness.", "red"))
     if any(row["paper"] for row in rows):
         lines.append(("The paper's randAA attacked the released view, whose float32 gradients saturate.", ""))
+    if spread := stored.get("spread"):
+        lines.append((_over_trainings(spread), ""))
     if stored["note"]:
         lines.append((stored["note"], ""))
     # Variants may share a purifier, whose training time counts once.
@@ -111,6 +113,15 @@ def _remarks(stored: Stored, rows: Rows) -> list[tuple[str, str]]:
     times = duration(sum(trained.values())), duration(sum(row["seconds"] for row in rows))
     lines.append((f"purifiers: {len(trained)}, trained in {times[0]}; evaluated in {times[1]}", ""))
     return lines
+
+
+def _over_trainings(spread: Mapping[str, Any]) -> str:
+    def part(name: str) -> str:
+        mean, deviation = spread[name]["mean"], spread[name]["deviation"]
+        return f"{name} {mean:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
+
+    figures = ", ".join(part(name) for name in ("clean", "attacked"))
+    return f"over {spread['trainings']} trainings, mean ± standard deviation: {figures}"
 
 
 def _with_interval(figures: Mapping[str, Any] | None) -> str:

@@ -58,6 +58,10 @@ def _hashed_values(recipe: Recipe) -> dict[str, Any]:
         (classifier["training"], "initial", None),
         (values["purifier"], "input_share", 0),
         (training["attack_mix"], "reuse", 1),
+        (training["attack_mix"], "attacks", ["fgsm", "pgd"]),
+        (training["attack_mix"], "strengths", [0.5, 1.0]),
+        (training["attack_mix"], "homogeneous", False),
+        (training["attack_mix"], "eps_convention", "pixels"),
         (training["adversarial"], "augment", False),
     ):
         if section[key] == default:

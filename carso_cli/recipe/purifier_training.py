@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from carso_cli.recipe.section import (
     Fraction,
@@ -25,6 +25,22 @@ class AttackMix(Section):
     pgd_step_size: Positive = 0.01
     reuse: PositiveInt = 1
     """Epochs that share their perturbed images; the paper makes new ones for every batch."""
+    attacks: Annotated[tuple[Literal["fgsm", "pgd"], ...], Field(min_length=1)] = ("fgsm", "pgd")
+    """Attacks, each at every strength; fewer are ablations of the paper's Appendix A."""
+    strengths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.5, 1.0)
+    """Perturbation sizes as parts of eps."""
+    homogeneous: bool = False
+    """Perturb whole batches by one attack of one strength, or none, not a part of each (Appendix A)."""
+    eps_convention: Literal["pixels", "release"] = "pixels"
+    """`release` follows the authors' code in place of the paper: eps divided by the mean channel deviation,
+    and counts of perturbed images rounded down on each of 8 devices."""
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        for key in ("attacks", "strengths"):
+            if len(set(getattr(self, key))) != len(getattr(self, key)):
+                raise ValueError(f"{key} names an entry twice")
+        return self
 
 
 class AdversarialTraining(Section):

@@ -23,7 +23,7 @@ from carso_cli.runtime.reporter import SILENT
 from carso_cli.runtime.seed import generator
 from carso_cli.runtime.timing import seconds_of
 from carso_cli.training import classifier as classifier_training
-from carso_cli.training.balanced_batch import quarter_size
+from carso_cli.training.balanced_batch import gradients_per_image
 from carso_cli.training.end_to_end import EndToEnd, adversarial_terms, refuse_trades
 
 _IMAGES = 8
@@ -105,10 +105,8 @@ def _balanced_step(recipe: Recipe, classifier: nn.Module, purifier: Purifier, im
         torch.autograd.grad(loss.total, list(purifier.parameters()))
 
     mix, batch_size = recipe.training.attack_mix, recipe.training.batch_size
-    # Half of the perturbed images meet FGSM, one gradient each, the others PGD.
-    share = 2 * quarter_size(batch_size, mix.adversarial_fraction) / batch_size
     # A group of epochs makes its perturbed images once.
-    gradients = share * (1 + mix.pgd_steps) / mix.reuse
+    gradients = gradients_per_image(mix, batch_size) / mix.reuse
     return gradients * seconds_of(input_gradient, images.device) + seconds_of(training_step, images.device)
 
 

@@ -314,3 +314,30 @@ def test_a_plan_says_what_is_left_to_do_and_does_nothing(
         ("evaluate", "AT", "missing"),
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_training_seeds_share_images_and_attack_and_give_a_spread(recipe: Recipe, table: Table) -> None:
+    root, _ = table
+    found = run(recipe, known.seeds(recipe, [0, 1, 2]), root)
+    used = [identity(root, row) for row in found["rows"]]
+    assert len({one["purifier"] for one in used}) == 3
+    for shared in ("images", "seed", "classifier"):
+        assert len({one[shared] for one in used}) == 1
+    attacked = [accuracy(root, row, "pgd-eot") for row in found["rows"]]
+    mean = sum(attacked) / 3
+    deviation = (sum((one - mean) ** 2 for one in attacked) / 2) ** 0.5
+    assert found["spread"]["trainings"] == 3
+    assert found["spread"]["attacked"]["mean"] == pytest.approx(mean)
+    assert found["spread"]["attacked"]["deviation"] == pytest.approx(deviation)
+    assert {step["state"] for step in plan(recipe, known.seeds(recipe, [0, 1, 2]), root)["steps"]} == {
+        "trained",
+        "stored",
+    }
+
+
+def test_a_mix_of_appendix_a_is_trained_in_a_folder_of_its_own(recipe: Recipe, table: Table) -> None:
+    root, _ = table
+    found = run(recipe, known.attack_mixes(recipe, ["pgd-only"]), root)
+    assert [row["run"] for row in found["rows"]] == [".", "../tiny-mix-pgd-only"]
+    stored = load_recipe(str(root.parent / "tiny-mix-pgd-only" / "recipe.yaml"))
+    assert stored.training.attack_mix.attacks == ("pgd",)

@@ -8,12 +8,14 @@ import pytest
 from carso_cli.ablation.variants import (
     adversarial_fractions,
     aggregations,
+    attack_mixes,
     choose_budget,
     first_and_second,
     layer_subsets,
     perturbation_sizes,
     row_order,
     sample_counts,
+    seeds,
 )
 from carso_cli.errors import RecipeError, UsageError
 from carso_cli.recipe.load import load_recipe
@@ -86,6 +88,38 @@ def test_the_recipes_own_share_is_its_own_run() -> None:
     # Through the defence, the share is that of the attack on it.
     (through,) = adversarial_fractions(load_recipe("digits-adversarial"), [0.25]).variants
     assert through.recipe.training.adversarial.adversarial_fraction == 0.25
+
+
+def test_the_mixes_of_appendix_a_stand_beside_the_balanced_one() -> None:
+    found = {variant.label: variant for variant in attack_mixes(DIGITS, ["subsets", "homogeneous"]).variants}
+    subsets = {"fgsm", "pgd", "half", "full", "fgsm-half", "fgsm-full", "pgd-half", "pgd-full"}
+    assert set(found) == {"balanced", "homogeneous", *subsets}
+    assert found["balanced"].suffix == ""
+    mix = found["pgd-half"].recipe.training.attack_mix
+    assert (mix.attacks, mix.strengths, mix.adversarial_fraction) == (("pgd",), (0.5,), 0.5)
+    assert found["pgd-half"].suffix == "-mix-pgd-half"
+    assert found["homogeneous"].recipe.training.attack_mix.homogeneous
+    _, only = attack_mixes(DIGITS, ["pgd-only"]).variants
+    mix = only.recipe.training.attack_mix
+    assert (mix.attacks, mix.strengths, mix.adversarial_fraction) == (("pgd",), (1.0,), 1.0)
+    # A mix is the same whatever the recipe's own is.
+    (balanced,) = attack_mixes(only.recipe, ["balanced"]).variants
+    assert balanced.recipe.training.attack_mix.attacks == ("fgsm", "pgd")
+    with pytest.raises(UsageError, match="unknown attack mix 'homogenous'; did you mean 'homogeneous'"):
+        attack_mixes(DIGITS, ["homogenous"])
+    with pytest.raises(UsageError, match="objective 'adversarial', without an attack mix"):
+        attack_mixes(load_recipe("digits-adversarial"), ["pgd"])
+
+
+def test_seeds_of_training_have_runs_of_their_own() -> None:
+    variants = seeds(DIGITS, [2, 0, 1, 0]).variants
+    assert [(v.label, v.suffix) for v in variants] == [
+        ("seed 0", ""),
+        ("seed 1", "-seed-1"),
+        ("seed 2", "-seed-2"),
+    ]
+    with pytest.raises(UsageError, match="--seeds -1 is not allowed"):
+        seeds(DIGITS, [-1])
 
 
 def test_counts_and_sizes_are_checked() -> None:

@@ -222,3 +222,10 @@ def test_one_combination_from_nothing_to_a_stored_table(tmp_path: Path, carso: A
     carso(
         *arguments, "--first", "clean", "--set", "training.batch_size=9", code=5, err="its training differs"
     )
+
+
+def test_a_spread_over_trainings_is_printed_below_the_table() -> None:
+    spread = {"clean": {"mean": 0.9, "deviation": 0.0123}, "attacked": {"mean": 0.5, "deviation": None}}
+    table = stored(row("seed 0", 0.9, 0.5), spread={"trainings": 2, **spread})
+    text = " ".join(printed(table).split())
+    assert "over 2 trainings, mean ± standard deviation: clean 0.9000 ± 0.0123, attacked 0.5000" in text

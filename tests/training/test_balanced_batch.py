@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch.nn import functional as F
 
 from carso_cli.data.image_set import epoch_batches
 from carso_cli.recipe.identity import recipe_hash
+from carso_cli.recipe.load import load_recipe
+from carso_cli.recipe.purifier_training import AttackMix
 from carso_cli.training.adversarial_cache import AdversarialCache
-from carso_cli.training.balanced_batch import BalancedBatch, quarter_size
+from carso_cli.training.balanced_batch import BalancedBatch, gradients_per_image, part_size
 from carso_cli.training.preflight import estimate_cost
 
 
@@ -26,7 +29,87 @@ def reuse(epochs: int) -> str:
     [(5120, 0.5, 640), (2560, 0.15, 96), (1024, 0.01, 2), (10, 0.3, 0), (400, 0.29, 29)],
 )
 def test_even_split_of_the_perturbed_share(batch: int, fraction: float, quarter: int) -> None:
-    assert quarter_size(batch, fraction) == quarter
+    assert part_size(AttackMix(adversarial_fraction=fraction), batch) == quarter
+
+
+def test_the_release_perturbs_nothing_in_scenario_c() -> None:
+    def counts(name: str) -> tuple[int, int]:
+        training = load_recipe(name).training
+        release = training.attack_mix.model_copy(update={"eps_convention": "release"})
+        return part_size(training.attack_mix, training.batch_size), part_size(release, training.batch_size)
+
+    # The release's own: int(batch // world * fraction // 4) on each of 8, 4 and 8 devices.
+    assert counts("cifar10") == (640, 8 * (640 // 2 // 4))
+    assert counts("cifar100") == (96, 4 * (int(640 * 0.15) // 4))
+    assert counts("tinyimagenet200") == (2, 8 * (int(128 * 0.01) // 4)) == (2, 0)
+
+
+class Linear(torch.nn.Module):
+    """Three classes of a fixed linear map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = torch.randn(3, 3 * 8 * 8, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1) @ self.weights.T
+
+
+def distances(recipe: Any, count: int = 24, seed: int = 3) -> list[float]:
+    images, labels = 0.4 + 0.2 * torch.rand(count, 3, 8, 8), torch.arange(count) % 3
+    perturbed = BalancedBatch(recipe, Linear())(images, labels, seed=seed)
+    return [round(float(size), 4) for size in (perturbed - images).abs().flatten(1).amax(1)]
+
+
+def mix(*values: str) -> tuple[str, ...]:
+    fixed = ("threat.eps=0.08", "training.attack_mix.pgd_steps=20")
+    return (*fixed, *(f"training.attack_mix.{value}" for value in values))
+
+
+def test_the_release_divides_eps_by_the_mean_deviation(small: Any) -> None:
+    recipe = small(*mix("eps_convention=release"), "data.std=[0.4, 0.5, 0.6]")
+    # 24 // 8 = 3 images a device, of which half is less than one for each of four attacks.
+    assert distances(recipe) == [0.0] * 24
+    eps = 0.08 / 0.5
+    assert distances(recipe, 64) == pytest.approx(
+        [eps / 2] * 8 + [eps] * 8 + [eps / 2] * 8 + [eps] * 8 + [0] * 32
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (("attacks=[pgd]",), [0.04] * 6 + [0.08] * 6 + [0.0] * 12),
+        (("strengths=[1.0]",), [0.08] * 12 + [0.0] * 12),
+        (("attacks=[pgd]", "strengths=[1.0]", "adversarial_fraction=1"), [0.08] * 24),
+    ],
+)
+def test_smaller_mixes_of_appendix_a(small: Any, values: tuple[str, ...], expected: list[float]) -> None:
+    assert distances(small(*mix(*values))) == expected
+
+
+def test_homogeneous_batches_hold_one_attack_or_none(small: Any) -> None:
+    recipe = small(*mix("homogeneous=true", "adversarial_fraction=0.5"))
+    assert all(len(set(distances(recipe, 6, seed))) == 1 for seed in range(4))
+    batch = BalancedBatch(recipe, Linear())
+    sizes = [[*itertools.chain(*batch._sizes(6, seed).values())] for seed in range(800)]
+    assert all(sorted(found)[:3] == [0, 0, 0] and max(found) in (0, 6) for found in sizes)
+    # An eighth of the batches each, the other half clean: within four deviations.
+    shares = torch.tensor(sizes, dtype=torch.float32).mean(dim=0) / 6
+    torch.testing.assert_close(shares, torch.full((4,), 0.125), rtol=0, atol=0.047)
+
+
+def test_gradients_are_counted_by_attack() -> None:
+    assert gradients_per_image(AttackMix(), 400) == pytest.approx(0.25 + 0.25 * 40)
+    assert gradients_per_image(AttackMix(attacks=("pgd",)), 400) == pytest.approx(0.5 * 40)
+    assert gradients_per_image(AttackMix(homogeneous=True), 6) == pytest.approx(0.25 + 0.25 * 40)
+
+
+@pytest.mark.parametrize(
+    "value", ["attacks=[pgd]", "strengths=[1.0]", "homogeneous=true", "eps_convention=release"]
+)
+def test_another_mix_is_another_training(small: Any, value: str) -> None:
+    assert recipe_hash(small(f"training.attack_mix.{value}")) != recipe_hash(small())
 
 
 def test_a_batch_holds_four_attacks_within_their_budgets(small: Any) -> None:
