@@ -29,7 +29,10 @@ from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.precision import set_tf32
 from carso_cli.runtime.reporter import Reporter, SilentReporter
 
-TRAINING_IMAGES = {"digits": 1442, "cifar10": 50_000, "cifar100": 50_000, "tinyimagenet200": 100_000}
+TRAINING_IMAGES = {
+    **{"digits": 1442, "mnist": 60_000, "fashion-mnist": 60_000},
+    **{"cifar10": 50_000, "cifar100": 50_000, "tinyimagenet200": 100_000},
+}
 """Training images of the data sets whose size is known before they are read."""
 
 

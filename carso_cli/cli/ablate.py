@@ -148,8 +148,6 @@ def command(
         seeds=seeds,
         perturbation_sizes=eps,
     )
-    if not ablations:
-        raise UsageError("nothing to vary is chosen", hint=_HINT)
     attack, limit, note = known.choose_budget(chosen, attack, limit)
     settings: Any = {"attack": check_name(attack), "limit": limit, "seed": seed, "device": device}
     if dry_run:
@@ -177,6 +175,8 @@ def _ablations(recipe: Recipe, **values: Any) -> list[Ablation]:  # noqa: ANN401
     from carso_cli.ablation import variants as known
 
     given = {name: value for name, value in values.items() if value is not None}
+    if not given:
+        raise UsageError("nothing to vary is chosen", hint=_HINT)
     # The rules are always all four.
     return [
         known.aggregations(recipe) if name == "aggregations" else getattr(known, name)(recipe, value)

@@ -38,7 +38,8 @@ DataOption = Annotated[
         "--data",
         metavar="IMAGES",
         help="Folder or zip of class folders; .npz, .pt or .safetensors with images and labels; or digits, "
-        "cifar10, cifar100, tinyimagenet200. The test images of a run or recipe when left out.",
+        "mnist, fashion-mnist, cifar10, cifar100, tinyimagenet200. The test images of a run or recipe when "
+        "left out.",
     ),
 ]
 BudgetOption = Annotated[

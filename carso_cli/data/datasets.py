@@ -15,6 +15,8 @@ from carso_cli.data.cifar import load_cifar_split
 from carso_cli.data.digits import load_digits_split
 from carso_cli.data.image_folder import load_folder_split
 from carso_cli.data.image_set import ImageSet
+from carso_cli.data.mnist import FOLDERS as MNIST_FOLDERS
+from carso_cli.data.mnist import load_mnist_split
 from carso_cli.data.tinyimagenet import find_tinyimagenet, load_tinyimagenet_split
 from carso_cli.errors import DataError, UsageError, nearest
 from carso_cli.io.files import similar_file
@@ -38,6 +40,8 @@ DATASETS = {
     "digits": _Facts(classes=10),
     "cifar10": _Facts(classes=10, image_size=32),
     "cifar100": _Facts(classes=100, image_size=32),
+    "mnist": _Facts(classes=10, image_size=28),
+    "fashion-mnist": _Facts(classes=10, image_size=28),
     "tinyimagenet200": _Facts(classes=200, image_size=64, takes_source=True),
     "image-folder": _Facts(takes_source=True),
 }
@@ -64,17 +68,15 @@ def load_split(
         channels: 3, or 1 for grey; images are converted.
         image_size: Height and width stated for the images, in pixels.
         root: Folder searched for the data; the `data` folder of CARSO_HOME when None.
-        source: For `image-folder` (and, if wanted, `tinyimagenet200`): the folder or zip file that
-            holds the split; absolute, relative to `root`, or relative to the working directory.
+        source: For `image-folder` (and, if wanted, `tinyimagenet200`): the split's folder or zip file;
+            absolute, or relative to `root` or to the working directory.
         reporter: Where progress and warnings go.
-        other_source: The other split's `source`; where it exists, its class names are compared with
-            this split's before anything is decoded.
+        other_source: The other split's `source`, whose class names are compared before decoding.
 
     Raises:
         UsageError: If the name or the split is unknown, or a source is given where none is taken.
         DataError: If the images are absent, damaged, or not what was stated.
     """
-    # Before anything is opened or downloaded.
     _check_request(name, split, classes, channels, image_size, source)
     # `os.path` leaves an unknown `~name` as it is, where `Path.expanduser` raises.
     folder = Path(os.path.expanduser(root or data_home()))
@@ -82,6 +84,8 @@ def load_split(
         return load_digits_split(split, channels=channels, image_size=image_size)
     if name in CIFAR_FOLDERS:
         return load_cifar_split(name, split, channels=channels, root=folder, reporter=reporter)
+    if name in MNIST_FOLDERS:
+        return load_mnist_split(name, split, channels=channels, root=folder, reporter=reporter)
     path = resolve_source(source, folder) if source else None
     if name == "tinyimagenet200":
         return load_tinyimagenet_split(
@@ -115,8 +119,8 @@ def find_data(name: str, *, root: Path | None, source: str | None = None) -> Pat
     folder = Path(os.path.expanduser(root or data_home()))
     if name == "digits":
         return folder
-    if name in CIFAR_FOLDERS:
-        path = folder / CIFAR_FOLDERS[name]
+    if name in CIFAR_FOLDERS or name in MNIST_FOLDERS:
+        path = folder / (CIFAR_FOLDERS | MNIST_FOLDERS)[name]
         return path if path.is_dir() else None
     if source:
         return _first_of(source_places(source, folder))

@@ -33,8 +33,14 @@ NAMED = tuple(name for name in DATASETS if name != "image-folder")
 """Data sets that can be named."""
 
 _DIGITS_SIZE = 8
-_CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "tinyimagenet200": 200}
-_SIZES = {"digits": _DIGITS_SIZE, "cifar10": 32, "cifar100": 32, "tinyimagenet200": 64}
+_CLASSES = {
+    **{"digits": 10, "mnist": 10, "fashion-mnist": 10},
+    **{"cifar10": 10, "cifar100": 100, "tinyimagenet200": 200},
+}
+_SIZES = {
+    **{"digits": _DIGITS_SIZE, "mnist": 28, "fashion-mnist": 28},
+    **{"cifar10": 32, "cifar100": 32, "tinyimagenet200": 64},
+}
 
 
 @dataclass(frozen=True, eq=False)

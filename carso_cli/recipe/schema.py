@@ -28,7 +28,9 @@ from carso_cli.recipe.section import (
     too_large,
 )
 
-DataName = Literal["digits", "cifar10", "cifar100", "tinyimagenet200", "image-folder"]
+DataName = Literal[
+    "digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "tinyimagenet200", "image-folder"
+]
 Aggregation = Literal["doubly-exponential", "logit-mean", "probability-mean", "majority-vote"]
 View = Literal["exact", "log-probability", "released"]
 Kind = Literal["at", "clean"]

@@ -25,6 +25,8 @@ from carso_cli.data.cifar import FOLDERS as CIFAR_FOLDERS
 from carso_cli.data.cifar import cifar_class
 from carso_cli.data.datasets import find_data, source_places
 from carso_cli.data.file_tree import ZipStore
+from carso_cli.data.mnist import FOLDERS as MNIST_FOLDERS
+from carso_cli.data.mnist import TITLES, mnist_files
 from carso_cli.errors import DataError, RecipeError, WeightsError
 from carso_cli.io.checksum import file_digest
 from carso_cli.io.download import fetch, fetch_command, recorded_problem
@@ -154,6 +156,8 @@ def _data_items(recipe: Recipe) -> list[Item]:
         return [Item("data", "digits", PRESENT, True, "scikit-learn", note="come with scikit-learn")]
     if name in CIFAR_FOLDERS:
         return [_cifar(recipe, root)]
+    if name in MNIST_FOLDERS:
+        return _mnist(recipe, root / MNIST_FOLDERS[name])
     if name == "tinyimagenet200" and not (recipe.data.train or recipe.data.test):
         return [_tinyimagenet(recipe, root)]
     sources = dict.fromkeys(filter(None, (recipe.data.train, recipe.data.test)))
@@ -177,6 +181,20 @@ def _cifar(recipe: Recipe, root: Path) -> Item:
     what = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}[recipe.data.name]
     item = Item("data", what, state, True, str(place), (str(folder), str(archive)), note)
     return _downloadable(item, recipe, facts.url, checksum=f"md5:{facts.tgz_md5}")
+
+
+def _mnist(recipe: Recipe, folder: Path) -> list[Item]:
+    items = []
+    for file, (url, md5) in mnist_files(recipe.data.name).items():
+        packed, plain = folder / file, folder / file.removesuffix(".gz")
+        damaged = packed.is_file() and not plain.is_file() and not _has_md5(packed, md5)
+        state: State = DAMAGED if damaged else PRESENT if plain.is_file() or packed.is_file() else MISSING
+        note = "not of the published checksum; remove it" if damaged else ""
+        place = plain if plain.is_file() else packed
+        what = f"{TITLES[recipe.data.name]} {file.removesuffix('.gz')}"
+        item = Item("data", what, state, True, str(place), (str(plain), str(packed)), note)
+        items.append(_downloadable(item, recipe, url, checksum=f"md5:{md5}"))
+    return items
 
 
 def _tinyimagenet(recipe: Recipe, root: Path) -> Item:

@@ -46,7 +46,7 @@ def test_dry_run_shows_recipe_and_cost_and_writes_nothing(carso: Any, tmp_path: 
         assert words in shown
     cost = carso(*COMMAND, "--dry-run", "--json").json
     assert cost["recipe"]["classifier"]["training"]["batch_size"] == 16
-    assert cost["cost"]["images"] == 34
+    assert cost["cost"]["images"] == 33
     assert list(tmp_path.iterdir()) == []
 
 
