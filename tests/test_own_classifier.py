@@ -39,7 +39,7 @@ def train(recipe: Recipe, run: Path) -> None:
     train_purifier(recipe, run=run, device="cpu", limit=40, classifier=OwnClassifier(1))
 
 
-@pytest.mark.parametrize(("channels", "size"), SIZES)
+@pytest.mark.parametrize(("channels", "size"), [*SIZES, pytest.param(3, 224, marks=pytest.mark.slow)])
 def test_a_defence_around_it(channels: int, size: int) -> None:
     recipe = load_recipe("digits", overrides(channels, size))
     classifier = OwnClassifier(channels).eval()

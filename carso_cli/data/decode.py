@@ -1,6 +1,6 @@
 """Image files to arrays, with the checks that make a damaged or hostile file an error with a name.
 
-- `decode_image`: one encoded image;
+- `decode_image`: one encoded image; `looks_like_image`: whether a file without a known ending is one;
 - `read_images`: the files that a user names, as a batch of pixels.
 """
 
@@ -20,7 +20,12 @@ from torch import Tensor
 from carso_cli.errors import DataError, UsageError
 from carso_cli.io.files import read_given
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp"),
+        *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".avifs", ".qoi", ".ico"),
+    }
+)
 """File endings, in lower case, that count as images."""
 
 # In RGB these take 200 MB; below the size from which Pillow warns of a decompression bomb.
@@ -28,9 +33,34 @@ MAX_PIXELS = 2**26
 """Most pixels an image may claim (about 67 million)."""
 
 # A closed list: some of Pillow's other readers start external programs.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "QOI", "ICO")
+START_BYTES = 16
+"""What `looks_like_image` needs of a file."""
+
+# How files of the common formats begin: (offset, bytes).
+_SIGNATURES = (
+    *((0, b"\xff\xd8\xff"), (0, b"\x89PNG"), (0, b"BM"), (0, b"GIF8"), (8, b"WEBP"), (0, b"II*\x00")),
+    *((0, b"MM\x00*"), (0, b"P5\n"), (0, b"P6\n"), (4, b"ftypavi"), (0, b"qoif")),
+)
 _FEWER_PIXELS = f"at most {MAX_PIXELS} pixels are decoded; make the image smaller or remove it"
 _MOST_SHOWN = 5
+
+
+def looks_like_image(start: bytes) -> bool:
+    """Return whether a file's first `START_BYTES` are those of an image of a common format."""
+    return any(start.startswith(signature, offset) for offset, signature in _SIGNATURES)
+
+
+def read_start(path: Path) -> bytes:
+    """Return a file's first `START_BYTES`; none if it is no regular file or cannot be read."""
+    try:
+        # Asked first: to open a pipe may wait for ever.
+        if path.is_file():
+            with path.open("rb") as stream:
+                return stream.read(START_BYTES)
+    except OSError:
+        pass
+    return b""
 
 
 def read_images(
@@ -118,7 +148,7 @@ def decode_image(
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             # Pillow reads the header alone here: size and mode are checked before pixels are decoded.
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                _check_header(image, name, image_size, resize, size_hint)
+                _check_header(image, data, name, image_size, resize, size_hint)
                 return _to_array(image, channels, image_size)
     # Or the last clause would call an image of another size damaged.
     except DataError:
@@ -133,19 +163,33 @@ def decode_image(
 
 
 def _check_header(
-    image: Image.Image, name: str, image_size: int | None, resize: bool, size_hint: str
+    image: Image.Image, data: bytes, name: str, image_size: int | None, resize: bool, size_hint: str
 ) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise DataError(f"{name} claims {width}x{height} pixels, too many to decode", hint=_FEWER_PIXELS)
     if image_size is not None and not resize and image.size != (image_size, image_size):
         raise DataError(f"{name} is {width}x{height}; {image_size}x{image_size} is needed", hint=size_hint)
-    # Pillow would clip these to 255 instead of scaling them.
-    if image.mode in {"I", "F"} or image.mode.startswith("I;"):
+    # Pillow would clip grey ones to 255 instead of scaling them, and cut colour to 8 bits.
+    if image.mode in {"I", "F"} or image.mode.startswith("I;") or _deep_colour(image, data):
         raise DataError(
             f"{name} has more than 8 bits per channel (mode {image.mode})",
             hint="convert it to 8 bits per channel",
         )
+
+
+def _deep_colour(image: Image.Image, data: bytes) -> bool:
+    """Return whether an image that Pillow opens with 8 bits per channel has more in the file."""
+    if image.format == "AVIF":
+        # The flag `high_bitdepth` in the third byte of the codec's configuration.
+        place = data.find(b"av1C")
+        return place >= 0 and bool(data[place + 6] & 0x40)
+    # How the decoder unpacks pixels: `RGB;16B`, or `RGB` and the largest value of a PPM.
+    for tile in getattr(image, "tile", ()):
+        for part in tile[3] if isinstance(tile[3], tuple) else (tile[3],):
+            if ";16" in part if isinstance(part, str) else image.format == "PPM" and part > 255:
+                return True
+    return False
 
 
 def _to_array(image: Image.Image, channels: int, image_size: int | None) -> NDArray[np.uint8]:

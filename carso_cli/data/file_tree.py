@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from carso_cli.data.decode import SUFFIXES
+from carso_cli.data.decode import START_BYTES, SUFFIXES, looks_like_image, read_start
 from carso_cli.errors import DataError
 from carso_cli.io.files import MAX_BYTES, read_given, similar_file
 
@@ -25,7 +25,7 @@ MAX_TOTAL_BYTES = 2**36
 
 # lead / split / class / images / file, and one to spare; also ends loops of symbolic links
 _MAX_DEPTH = 6
-_CLUTTER = frozenset({"__MACOSX", "@eaDir"})
+_CLUTTER = frozenset({"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"})
 _ENCRYPTED = 0x1
 # Python unpacks the other kinds without a bound: a few kilobytes may become gigabytes.
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -50,13 +50,16 @@ class FileTree:
         self.files = frozenset(name for name in store.files if not _is_clutter(name))
         self._subfolders: dict[str, set[str]] = defaultdict(set)
         self._images: dict[str, list[str]] = defaultdict(list)
+        self._others: dict[str, list[str]] = defaultdict(list)
         folders = {name for name in store.folders if not _is_clutter(name)}
         # Sorted, since `indices` number the images, and each file system lists in an order of its own.
         for name in sorted(self.files):
             folder, _, base = name.rpartition("/")
             folders.add(folder)
-            if os.path.splitext(base)[1].lower() in SUFFIXES:
-                self._images[folder].append(name)
+            ending = os.path.splitext(base)[1].lower()
+            # Files named by a number or a checksum alone: only those are opened here.
+            is_image = ending in SUFFIXES or (not ending and looks_like_image(store.start(name)))
+            (self._images if is_image else self._others)[folder].append(name)
         for folder in folders:
             # A zip file need not list the folders around a folder.
             while folder:
@@ -71,6 +74,10 @@ class FileTree:
     def images(self, folder: str) -> list[str]:
         """Return the sorted full names of the images directly inside `folder`."""
         return self._images.get(folder, [])
+
+    def others(self, folder: str) -> list[str]:
+        """Return the sorted full names of the files directly inside `folder` that are no images."""
+        return self._others.get(folder, [])
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes.
@@ -146,6 +153,9 @@ class _FolderStore:
 
     def read(self, name: str) -> bytes:
         return read_given(self._path / name)
+
+    def start(self, name: str) -> bytes:
+        return read_start(self._path / name)
 
     def stamp(self, name: str) -> str:
         try:
@@ -240,6 +250,14 @@ class ZipStore:
         except _NO_MEMBER as error:
             message = f"{self._path}: {name} is damaged: {error}"
             raise DataError(message, hint="fetch the file again") from error
+
+    def start(self, name: str) -> bytes:
+        """Return a member's first bytes; none if it is damaged, which `read` reports."""
+        try:
+            with self._zip.open(self.files[name]) as stream:
+                return stream.read(START_BYTES)
+        except _NO_MEMBER:
+            return b""
 
     def stamp(self, name: str) -> str:
         """Return what changes when the member's content does: CRC and size."""

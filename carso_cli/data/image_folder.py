@@ -7,6 +7,8 @@ alphabetical order of their folders.
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +21,8 @@ from carso_cli.data.image_set import ImageSet
 from carso_cli.errors import DataError
 from carso_cli.runtime.reporter import Reporter
 
-SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "validation")}
-"""Folder names that count as each split; the first that exists is used."""
+SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
+"""Folder names, in any case of letters, that count as each split; the first that exists is used."""
 
 _LAYOUT = "lay the images out as <split>/<class>/<image>, or name a folder or zip laid out as <class>/<image>"
 
@@ -34,12 +36,14 @@ class Listing:
         classes: Class names, in label order.
         names: Names of the images in the tree, class by class.
         labels: Label of each image.
+        others: Names of the files beside the images, which are left out.
     """
 
     folder: str
     classes: tuple[str, ...]
     names: tuple[str, ...]
     labels: tuple[int, ...]
+    others: tuple[str, ...] = ()
 
 
 def load_folder_split(
@@ -65,8 +69,9 @@ def load_folder_split(
         listing = list_split(tree, split)
         where = tree.where(listing.folder)
         # Validation images as test images are a choice that the user should see.
-        if listing.folder.rpartition("/")[2] in SPLIT_FOLDERS[split][1:]:
+        if listing.folder.rpartition("/")[2].lower() in SPLIT_FOLDERS[split][1:]:
             reporter.info(f"{where} is used as the {split} split")
+        warn_of_others(tree, listing, reporter)
         # From the names alone: decoding may take minutes.
         check_class_count(listing.classes, classes, where=where)
         check_other_split(tree, listing, split, other_path)
@@ -103,6 +108,7 @@ def list_split(tree: FileTree, split: str) -> Listing:
     classes = tuple(tree.subfolders(folder))
     names: list[str] = []
     labels: list[int] = []
+    others: list[str] = []
     for label, name in enumerate(classes):
         inside = _join(folder, name)
         found, where = tree.images(inside), tree.where(inside)
@@ -111,13 +117,29 @@ def list_split(tree: FileTree, split: str) -> Listing:
             raise DataError(f"{where} holds the folder {deeper[0]!r} instead of images alone", hint=_LAYOUT)
         # It would take a label and shift those after it, perhaps in this split alone.
         if not found:
+            beside = tree.others(inside)
             raise DataError(
-                f"{where} holds no images: the class {name!r} is empty",
+                f"{where} holds no images: the class {name!r} is empty"
+                + (f"; it holds {len(beside)} other files, such as {beside[0]!r}" if beside else ""),
                 hint="add its images, or remove the folder from both splits",
             )
         names += found
+        others += tree.others(inside)
         labels += [label] * len(found)
-    return Listing(folder, classes, tuple(names), tuple(labels))
+    return Listing(folder, classes, tuple(names), tuple(labels), tuple(others))
+
+
+def warn_of_others(tree: FileTree, listing: Listing, reporter: Reporter) -> None:
+    """Warn of the files among a listing's images that are left out, with their number by ending."""
+    if not listing.others:
+        return
+    endings = Counter(os.path.splitext(name)[1].lower() or "without ending" for name in listing.others)
+    counts = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(5))
+    reporter.warning(
+        f"{tree.where(listing.folder)}: {len(listing.others)} of "
+        f"{len(listing.others) + len(listing.names)} files are left out, as they are no images that can be "
+        f"read ({counts}; such as {listing.others[0]!r})"
+    )
 
 
 def _bases(tree: FileTree) -> list[str]:
@@ -130,10 +152,10 @@ def _bases(tree: FileTree) -> list[str]:
 def _find_named(tree: FileTree, split: str) -> str | None:
     for base in _bases(tree):
         for name in SPLIT_FOLDERS[split]:
-            folder = _join(base, name)
             # Classes too may be called `test` or `val`; those hold images, no folders.
-            if name in tree.subfolders(base) and tree.subfolders(folder):
-                return folder
+            for found in tree.subfolders(base):
+                if found.lower() == name and tree.subfolders(folder := _join(base, found)):
+                    return folder
     return None
 
 
@@ -143,7 +165,7 @@ def _find_unnamed(tree: FileTree, split: str) -> str | None:
     for base in _bases(tree):
         inside = tree.subfolders(base)
         # It is the other split: training images must not serve as test images, nor the reverse.
-        if base in others or (inside and set(inside) <= others):
+        if base.lower() in others or (inside and {name.lower() for name in inside} <= others):
             continue
         if any(tree.images(_join(base, name)) for name in inside):
             return base

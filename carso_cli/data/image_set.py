@@ -130,9 +130,12 @@ def _holdout_counts(counts: Tensor, share: float) -> Tensor:
     taken = torch.minimum(exact.floor().long(), room)
     # Of all classes together: what is rounded class by class adds up to another number.
     total = min(held_out_count(int(counts.sum()), share), int(room.sum()))
-    for label in torch.argsort(exact - exact.floor(), descending=True, stable=True).tolist():
-        if int(taken.sum()) < total and taken[label] < room[label]:
-            taken[label] += 1
+    order = torch.argsort(exact - exact.floor(), descending=True, stable=True).tolist()
+    # Again while some are wanting: classes without room pass theirs on to the others.
+    while int(taken.sum()) < total:
+        for label in order:
+            if int(taken.sum()) < total and taken[label] < room[label]:
+                taken[label] += 1
     return taken
 
 
@@ -159,9 +162,11 @@ def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[Te
         int64 tensors of positions in `range(count)`, each of `batch_size` but perhaps the last.
 
     Raises:
-        UsageError: If `count` or `batch_size` is below 1.
+        UsageError: If `count` or `batch_size` is below 1, or both leave no batch to train on.
     """
     _check_batches(count, batch_size)
+    if count == 1 < batch_size:
+        raise UsageError("there is 1 image to train on; batch normalisation needs at least 2")
     order = torch.randperm(count, generator=generator(seed, "epoch-order", epoch))
     batches = list(torch.split(order, batch_size))
     if batch_size > 1 and len(batches[-1]) == 1:

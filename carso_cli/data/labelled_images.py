@@ -23,7 +23,7 @@ from carso_cli.data.arrays import SUFFIXES, read_arrays
 from carso_cli.data.datasets import DATASETS, load_split
 from carso_cli.data.decode import decode_image
 from carso_cli.data.file_tree import FileTree, open_tree
-from carso_cli.data.image_folder import Listing, check_other_split, list_split, name_some
+from carso_cli.data.image_folder import Listing, check_other_split, list_split, name_some, warn_of_others
 from carso_cli.data.image_set import ImageSet, balanced_subset
 from carso_cli.errors import DataError, UsageError, nearest
 from carso_cli.io.files import similar_file
@@ -160,6 +160,7 @@ def _folder(
     tree: FileTree, source: str, reporter: Reporter, limit: int | None, resize: int | None, seed: int
 ) -> LabelledImages:
     listing = _test_split(tree)
+    warn_of_others(tree, listing, reporter)
     check_other_split(tree, listing, "test", None)
     labels, classes = torch.tensor(listing.labels, dtype=torch.int64), listing.classes
     if all(name.isdecimal() for name in classes) and len(classes) <= max(map(int, classes)):

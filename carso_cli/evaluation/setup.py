@@ -102,6 +102,13 @@ def prepare_evaluation(
     plan = plan_evaluation(options.get("attack", "adaptive"), target=target, view=options.get("view"))
     eps = options.get("eps") or recipe.threat.eps
     norm = options.get("norm") or recipe.threat.norm
+    if norm != recipe.threat.norm and not options.get("eps"):
+        usual = "0.5" if norm == "l2" else "8/255"
+        raise UsageError(
+            f"--norm {norm} needs an eps of its own: the recipe's {recipe.threat.eps:.4g} is for "
+            f"{recipe.threat.norm}",
+            hint=f"add --eps; {usual} is usual for {norm}",
+        )
     # A recipe checks its own eps; the option has passed it by.
     if problem := too_large(eps, norm):
         raise UsageError(f"--eps: {problem}")

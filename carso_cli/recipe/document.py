@@ -89,7 +89,7 @@ class Document:
         return 0, ""
 
     def override(self, path: Sequence[str], value: object, text: str) -> None:
-        """Set one value as `--set` asks; sections that are absent or null are created."""
+        """Set one value as `--set` asks, or without text; sections that are absent or null are created."""
         # First, so that a problem met below is placed at this `--set`.
         self.overrides[tuple(path)] = text
         section: dict[str, Any] = self.data

@@ -31,6 +31,8 @@ _OWN = ("name", "description", "reproduces")
 """Keys that identify a recipe; an extending recipe does not inherit them."""
 _OF_A_RUN = "recipe.yaml"
 _SCHEDULES = (("training", "learning_rate"), ("training", "beta_increase"))
+_SCHEDULE_NAMES = {name for _, name in _SCHEDULES}
+_NO_EPS = "another norm needs an eps of its own; give threat.eps too (8/255 is usual for linf, 0.5 for l2)"
 
 
 def load_recipe(reference: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
@@ -71,9 +73,15 @@ def load_recipe_text(text: str, *, source: str = "recipe", overrides: Sequence[s
         )
     # In this order: --set overrides what is inherited too, and may set the epochs to scale to.
     _extend(document)
+    norm = _norm(document.data)
     for override in overrides:
         _apply_override(document, override)
-    _scale_epochs(document)
+    given = {key: text for key, text in document.overrides.items() if text}
+    epochs = given.get(("training", "epochs"))
+    if epochs and not any(key[:2] in _SCHEDULES for key in given):
+        _scale_epochs(document, epochs)
+    if _norm(document.data) not in (norm, None) and not {("threat", "eps"), ("threat",)} & given.keys():
+        document.problems.append(Problem(("threat", "norm"), _NO_EPS))
     try:
         recipe = Recipe.model_validate(document.data)
     except ValidationError as error:
@@ -141,11 +149,30 @@ def _read_file(path: Path) -> str:
 def _extend(document: Document, extending: tuple[str, ...] = ()) -> None:
     """Add the values of the shipped recipe named in `extends`, where this one leaves them out.
 
+    A number of epochs without schedules scales those that are inherited, or the defaults.
+
     Raises:
         RecipeError: If there is no such recipe, or it extends itself.
     """
-    if "extends" not in document.data:
-        return
+    own = document.data
+    inherited: dict[str, Any] = {}
+    if "extends" in own:
+        inherited = _inherited(document, extending)
+        document.data = _merged(inherited, own)
+    training, threat = own.get("training"), own.get("threat")
+    if isinstance(training, dict) and "epochs" in training and not training.keys() & _SCHEDULE_NAMES:
+        _scale_epochs(document)
+    if (
+        isinstance(threat, dict)
+        and "norm" in threat
+        and "eps" not in threat
+        and _norm(own) not in (_norm(inherited), None)
+    ):
+        document.problems.append(Problem(("threat", "norm"), _NO_EPS))
+
+
+def _inherited(document: Document, extending: tuple[str, ...]) -> dict[str, Any]:
+    """Take `extends` out of a recipe; return the values of the recipe that it names."""
     reference = document.data.pop("extends")
     where = f"{document.source}, {document.origin(('extends',))[1]}, extends"
     if not isinstance(reference, str) or reference in extending:
@@ -158,8 +185,14 @@ def _extend(document: Document, extending: tuple[str, ...] = ()) -> None:
     base = Document.read(_read_file(path), f"recipe '{reference}'")
     _extend(base, (*extending, reference))
     # A changed recipe is not that of the row of the paper, and needs a run folder of its own.
-    inherited = {key: value for key, value in base.data.items() if key not in _OWN}
-    document.data = _merged(inherited, document.data)
+    return {key: value for key, value in base.data.items() if key not in _OWN}
+
+
+def _norm(data: dict[str, Any]) -> str | None:
+    """Return the norm that a recipe says or means; None for what is no norm, which `Recipe` reports."""
+    threat = data.get("threat")
+    norm = threat.get("norm", "linf") if isinstance(threat, dict) else "linf"
+    return norm if norm in ("linf", "l2") else None
 
 
 def _merged(base: Any, changes: Any) -> Any:  # noqa: ANN401
@@ -184,15 +217,17 @@ def _apply_override(document: Document, text: str) -> None:
     document.override(path, read.data, text)
 
 
-def _scale_epochs(document: Document) -> None:
-    """Keep the schedules' proportions (Table 16) when `--set training.epochs=N` alone changes their length.
+def _scale_epochs(document: Document, text: str = "") -> None:
+    """Keep the schedules' proportions (Table 16) where `training.epochs` alone is given.
 
-    Does nothing if an epoch of a schedule is overridden too, or a value is invalid, which `Recipe` reports.
+    Does nothing if a value is invalid, which `Recipe` reports.
+
+    Args:
+        document: The recipe.
+        text: The `--set` that gave the epochs; the recipe itself where it is empty.
     """
-    text, training = document.overrides.get(("training", "epochs")), document.data.get("training")
-    if text is None or not isinstance(training, dict):
-        return
-    if any(key[:2] in _SCHEDULES for key in document.overrides):
+    training = document.data.get("training")
+    if not isinstance(training, dict):
         return
     # A schedule that is left out has its defaults, which need scaling as well.
     written = [{} if (section := training.get(name)) is None else section for _, name in _SCHEDULES]

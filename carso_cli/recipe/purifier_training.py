@@ -108,8 +108,8 @@ class Training(Section):
     initial: Text | None = None
     """A trained purifier.safetensors to start from, for the same classifier and layers."""
     epochs: PositiveInt = 200
-    batch_size: PositiveInt = 5120
-    """Global batch size, over all devices."""
+    batch_size: Annotated[int, Field(ge=2, strict=True)] = 5120
+    """Global batch size, over all devices; batch normalisation needs two images."""
     learning_rate: LearningRate = LearningRate()
     beta_increase: BetaIncrease = BetaIncrease()
     optimiser: Optimiser = Optimiser()

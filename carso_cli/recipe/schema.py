@@ -44,7 +44,7 @@ class Data(Section):
     classes: Annotated[int, Field(ge=2, strict=True)]
     """Number of classes C."""
     channels: Annotated[Literal[1, 3], BeforeValidator(no_truth)] = 3
-    image_size: Annotated[int, Field(ge=28, le=96, strict=True)] = 32
+    image_size: Annotated[int, Field(ge=28, le=224, strict=True)] = 32
     """Height and width in pixels."""
     mean: tuple[Fraction, ...]
     """Per-channel mean of the training images in [0, 1], for standardisation (Appendix C.1)."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from carso_cli.build import load_defence
-from carso_cli.data.decode import SUFFIXES, read_images
+from carso_cli.data.decode import SUFFIXES, looks_like_image, read_images, read_start
 from carso_cli.data.image_set import ordered_batches
 from carso_cli.defence.answer import classify
 from carso_cli.defence.defended_model import Defence
@@ -31,7 +31,7 @@ from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.description import class_names
 from carso_cli.runs.folder import RunFolder
-from carso_cli.runtime.reporter import Reporter
+from carso_cli.runtime.reporter import SILENT, Reporter
 
 # Images decoded at once, which bounds the memory of their float32 pixels.
 _READ_TOGETHER = 256
@@ -77,7 +77,7 @@ def predict(
     """
     defence = load_defence(run, device=device, n_samples=n_samples, aggregation=aggregation)
     recipe = load_recipe(str(RunFolder(run).recipe.resolve()))
-    paths = find_images(named)
+    paths = find_images(named, reporter)
     pixels = _read(paths, recipe, resize)
     chosen = recipe.seed if seed is None else seed
     if save is not None:
@@ -144,11 +144,11 @@ def _save_grid(folder: Path, shown: Sequence[tuple[Tensor, Tensor]]) -> str:
     return str(folder / "grid.png")
 
 
-def find_images(named: Iterable[Path | str]) -> list[Path]:
+def find_images(named: Iterable[Path | str], reporter: Reporter = SILENT) -> list[Path]:
     """Return image files in the order named, folders replaced by the image files under them, sorted.
 
     Files that are named are taken whatever they are called; in folders, hidden files and folders are passed
-    over, and links to folders are not followed.
+    over, links to folders are not followed, and a warning says how many other files are left out.
 
     Raises:
         DataError: If a folder holds no image file, or cannot be read.
@@ -158,7 +158,12 @@ def find_images(named: Iterable[Path | str]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(_images_under(path))
+        files = sorted(_files_under(path))
+        inside = [file for file in files if _is_image(file)]
+        if inside and (left_out := len(files) - len(inside)):
+            reporter.warning(
+                f"{path}: {left_out} of {len(files)} files are left out: they are no images that can be read"
+            )
         if not inside:
             raise DataError(
                 f"{path} holds no image file ({', '.join(sorted(SUFFIXES))})",
@@ -168,7 +173,12 @@ def find_images(named: Iterable[Path | str]) -> list[Path]:
     return found
 
 
-def _images_under(folder: Path) -> Iterable[Path]:
+def _is_image(path: Path) -> bool:
+    ending = path.suffix.lower()
+    return ending in SUFFIXES or (not ending and looks_like_image(read_start(path)))
+
+
+def _files_under(folder: Path) -> Iterable[Path]:
     def refuse(error: OSError) -> None:
         raise DataError(f"cannot list {error.filename}: {error.strerror}") from error
 
@@ -176,9 +186,7 @@ def _images_under(folder: Path) -> Iterable[Path]:
     for parent, folders, files in os.walk(folder, onerror=refuse):
         # In place, which is how `os.walk` learns what not to enter.
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
-                yield Path(parent) / name
+        yield from (Path(parent) / name for name in files if not name.startswith("."))
 
 
 def _read(paths: Sequence[Path], recipe: Recipe, resize: bool) -> Tensor:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 
 from carso_cli.data import decode as decoding
-from carso_cli.data.decode import decode_image, read_images
+from carso_cli.data.decode import START_BYTES, decode_image, looks_like_image, read_images
 from carso_cli.errors import DataError, UsageError
 from carso_cli.io import files as given_file
 
@@ -100,6 +100,50 @@ def test_deep_images_are_refused_rather_than_clipped() -> None:
     deep = Image.fromarray(np.full((32, 32), 1000, np.uint16))
     with pytest.raises(DataError, match=r"a\.png has more than 8 bits per channel \(mode I;16\)"):
         decode(encode(deep))
+
+
+def deep_png() -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(32 * (1 + 32 * 6)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def deep_tiff() -> bytes:
+    longs = {256: 32, 257: 32, 259: 1, 262: 2, 273: 300, 277: 3, 278: 32, 279: 32 * 32 * 6}
+    tags = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in longs.items()]
+    # Bits per sample: three values, which lie elsewhere in the file.
+    tags.insert(2, struct.pack("<HHII", 258, 3, 3, 200))
+    start = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(tags)
+    return (start.ljust(200, b"\0") + struct.pack("<HHH", 16, 16, 16)).ljust(300, b"\0") + bytes(32 * 32 * 6)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [deep_png(), deep_tiff(), b"P6\n32 32\n65535\n" + bytes(32 * 32 * 6)],
+    ids=["PNG", "TIFF", "PPM"],
+)
+def test_deep_colour_is_refused_rather_than_cut(data: bytes) -> None:
+    # Pillow opens it with 8 bits per channel.
+    assert Image.open(io.BytesIO(data)).mode == "RGB"
+    with pytest.raises(DataError, match="a has more than 8 bits per channel"):
+        decode_image(data, name="a", channels=3, image_size=32)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "QOI", "ICO"])
+def test_common_formats_are_read_and_known_by_their_first_bytes(kind: str) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    stream = io.BytesIO()
+    Image.new("RGB", (32, 32), (200, 100, 50)).save(stream, kind)
+    found = decode_image(stream.getvalue(), name="a", channels=3, image_size=32)
+    assert np.abs(found[:, 5, 5].astype(int) - (200, 100, 50)).max() <= 6
+    # An icon begins like many other files.
+    assert looks_like_image(stream.getvalue()[:START_BYTES]) == (kind != "ICO")
 
 
 def claimed(width: int, height: int) -> bytes:

@@ -86,6 +86,37 @@ def test_grey_and_palette_files_become_rgb_and_colour_becomes_grey(tmp_path: Pat
     assert load(tmp_path, channels=1).images[:, :, 0, 0].tolist() == [[77], [76]]
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_images_are_known_by_any_ending_or_none_and_other_files_counted(
+    two_splits: Path, zip_up: Callable[..., Path], tmp_path: Path, recorder: Any, zipped: bool
+) -> None:
+    cats = two_splits / "train" / "cat"
+    for name, kind in (
+        ("a.jfif", "JPEG"),
+        ("b.JPE", "JPEG"),
+        ("c", "PNG"),
+        ("4f0a", "JPEG"),
+        ("d.pnm", "PPM"),
+    ):
+        Image.new("RGB", (32, 32)).save(cats / name, kind)
+    for name in ("notes.txt", "more.TXT", "LICENSE", "photo.heic", "Thumbs.db", ".hidden"):
+        (cats / name).write_bytes(b"no image")
+    source = zip_up(two_splits, tmp_path / "a.zip") if zipped else two_splits
+    assert len(load(source, reporter=recorder)) == 5 + 5
+    (said,) = recorder.warned
+    assert "4 of 14 files are left out" in said
+    assert "(2 .txt, 1 without ending, 1 .heic; such as 'train/cat/LICENSE')" in said
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("TRAINING", "Valid"), ("train", "valid")])
+def test_splits_are_found_in_any_case(two_splits: Path, names: tuple[str, str]) -> None:
+    for before, after in zip(("train", "test"), names, strict=True):
+        (two_splits / before).rename(two_splits / "moved")
+        (two_splits / "moved").rename(two_splits / after)
+    assert_is_two_splits(load(two_splits))
+    assert_is_two_splits(load(two_splits, "test"))
+
+
 def test_a_missing_split_lists_what_is_there(two_splits: Path) -> None:
     shutil.rmtree(two_splits / "test")
     with pytest.raises(DataError, match=r"holds no test split; it holds the folders 'train'$"):

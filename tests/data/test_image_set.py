@@ -170,6 +170,18 @@ def test_a_last_batch_of_one_is_dropped_and_of_two_kept() -> None:
     assert [len(batch) for batch in epoch_batches(10, 4, seed=0, epoch=0)] == [4, 4, 2]
 
 
+def test_one_image_is_refused_where_a_batch_needs_two() -> None:
+    with pytest.raises(UsageError, match="1 image to train on; batch normalisation needs at least 2"):
+        epoch_batches(1, 128, seed=0, epoch=0)
+
+
+def test_classes_of_one_image_do_not_shorten_the_holdout() -> None:
+    # 0.5 of each of five classes rounds up for two of them, which have no image to give.
+    kept, held_out = split_holdout(image_set([0, 1, 2, 3, 4, *[5] * 20], classes=6), 0.5, seed=0)
+    assert len(held_out) == round(0.5 * 25)
+    assert set(kept.labels.tolist()) == set(range(6))
+
+
 def test_the_order_is_another_each_epoch_and_reproducible() -> None:
     first = torch.cat(epoch_batches(64, 8, seed=1, epoch=0))
     torch.rand(3)

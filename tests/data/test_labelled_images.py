@@ -108,8 +108,8 @@ def test_classes_are_numbered_as_in_training(two_splits: Path) -> None:
 
 
 def test_a_folder_without_a_test_split_names_what_to_use(two_splits: Path) -> None:
-    shutil.move(two_splits / "test", two_splits / "Test")
+    shutil.move(two_splits / "test", two_splits / "check")
     with pytest.raises(DataError) as caught:
         load_labelled(str(two_splits), reporter=SILENT)
-    assert f"--data {two_splits / 'Test'} or {two_splits / 'train'}" in caught.value.hint
-    assert len(load_labelled(str(two_splits / "Test"), reporter=SILENT)) == 5
+    assert f"--data {two_splits / 'check'} or {two_splits / 'train'}" in caught.value.hint
+    assert len(load_labelled(str(two_splits / "check"), reporter=SILENT)) == 5

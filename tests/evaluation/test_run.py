@@ -230,7 +230,7 @@ def test_a_stored_result_is_shown_and_never_overwritten_unasked(toys: ModuleType
         ({"n_samples": 5}, "n_samples was 3, now 5"),
         ({"aggregation": "logit-mean"}, "aggregation was doubly-exponential, now logit-mean"),
         ({"view": "released"}, "view was exact, now released"),
-        ({"norm": "l2"}, "norm was linf, now l2"),
+        ({"norm": "l2", "eps": 0.1}, "norm was linf, now l2"),
     ],
 )
 def test_state_of_another_evaluation_is_refused(

@@ -52,9 +52,10 @@ def test_problems_keep_their_lines() -> None:
         RecipeError, match=r"line 5, training\.objectve: unknown key; did you mean 'objective'"
     ):
         load_recipe_text(HEAD + "training:\n  objectve: both\n")
-    # The schedules are the other's: epochs alone would contradict them.
+    # Epochs alone scale the other's schedules; with a schedule of its own nothing is scaled.
+    own = "training:\n  epochs: 3\n  beta_increase: {first_epoch: 0, last_epoch: 1}\n"
     with pytest.raises(RecipeError, match=r"line 4, training: .* last 12 epochs together; epochs is 3"):
-        load_recipe_text(HEAD + "training:\n  epochs: 3\n")
+        load_recipe_text(HEAD + own)
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,49 @@ def test_fewer_epochs_scale_the_schedules(name: str, epochs: int, expected: tupl
     assert schedule(load_recipe(name, [f"training.epochs={epochs}"])) == expected
 
 
+@pytest.mark.parametrize("base", ["cifar10", "digits", "cifar10-small-adversarial"])
+def test_epochs_alone_in_an_extending_recipe_scale_as_set_does(base: str) -> None:
+    text = f"extends: {base}\nname: mine\ndescription: shorter\ntraining: {{epochs: 20}}\n"
+    assert schedule(load_recipe_text(text)) == schedule(load_recipe(base, ["training.epochs=20"]))
+    # A --set scales what the recipe has scaled.
+    again = load_recipe_text(text, overrides=["training.epochs=50"])
+    assert sum(schedule(again)[:3]) == again.training.epochs == 50
+    for value in ("many", "0", "true"):
+        assert "use an integer from 1" in refused(text.replace("20", value))
+
+
+def test_epochs_alone_scale_the_defaults() -> None:
+    data = yaml.safe_load(DIGITS)
+    data["training"] = {"epochs": 20}
+    short = load_recipe_text(yaml.safe_dump(data))
+    # The defaults are Table 16's, which cifar10 writes out.
+    assert schedule(short) == schedule(load_recipe("cifar10", ["training.epochs=20"]))
+
+
+L2 = "extends: cifar10\nname: mine\ndescription: l2\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        (L2, ("threat.norm=l2",)),
+        (f"{L2}threat: {{norm: l2}}\n", ()),
+        (f"{L2}threat: {{norm: l2, eps: 0.5}}\n", ("threat.norm=linf",)),
+    ],
+)
+def test_another_norm_needs_its_own_eps(text: str, overrides: tuple[str, ...]) -> None:
+    assert "another norm needs an eps of its own" in refused(text, *overrides)
+    recipe = load_recipe_text(text, overrides=[*overrides, "threat.eps=0.25"]) if overrides else None
+    assert recipe is None or recipe.threat.eps == 0.25
+
+
+def test_the_same_norm_again_keeps_its_eps() -> None:
+    assert load_recipe_text(f"{L2}threat: {{norm: linf}}\n").threat.eps == 8 / 255
+    assert load_recipe("cifar10", ["threat.norm=linf"]).threat.eps == 8 / 255
+    both = load_recipe("cifar10", ["threat={norm: l2, eps: 0.5}"])
+    assert (both.threat.norm, both.threat.eps) == ("l2", 0.5)
+
+
 @settings(deadline=None)
 @given(st.integers(1, 10_000))
 @pytest.mark.slow

@@ -132,6 +132,12 @@ def test_folders_are_searched_and_hidden_files_passed_over(tmp_path: Path) -> No
         path.write_bytes(b"")
     named = tmp_path / "a" / "notes.txt"
     assert find_images([named, tmp_path]) == [named, tmp_path / "a" / "z.JPG", tmp_path / "b.png"]
+    Image.new("L", (32, 32)).save(tmp_path / "a" / "y", "PNG")
+    told: list[str] = []
+    reporter = SilentReporter()
+    reporter.warning = told.append  # type: ignore[method-assign, assignment]
+    assert find_images([tmp_path / "a"], reporter) == [tmp_path / "a" / "y", tmp_path / "a" / "z.JPG"]
+    assert told == [f"{tmp_path / 'a'}: 1 of 3 files are left out: they are no images that can be read"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty holds no image file"):
         find_images([tmp_path / "empty"])
