@@ -8,12 +8,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from carso_cli.errors import RecipeError, StateError
-from carso_cli.recipe.schema import Recipe
+from carso_cli.recipe.schema import ClassifierTraining, Recipe
 
 TRAINING_SECTIONS = (
     *("data", "threat", "classifier", "representation", "purifier", "training", "seed", "precision"),
 )
 """What determines a trained purifier; `data.root` says only where the images lie and is never hashed."""
+
+_NEWER_CLASSIFIER_KEYS = {
+    "schedule": "triangular",
+    **{"initial_learning_rate": 0.0, "final_learning_rate": 0.0, "mixup": 0.0},
+}
+"""Keys of `classifier.training` that runs from before them do not know, and what these did."""
 
 INFERENCE_SECTIONS = ("precision", "compile", "threat", "evaluation")
 """What may differ between training a purifier and using it; `data.root` too."""
@@ -56,6 +62,7 @@ def _hashed_values(recipe: Recipe) -> dict[str, Any]:
     for section, key, default in (
         (classifier, "architecture", None),
         (classifier["training"], "initial", None),
+        *((classifier["training"], key, default) for key, default in _NEWER_CLASSIFIER_KEYS.items()),
         (values["purifier"], "input_share", 0),
         (training["attack_mix"], "reuse", 1),
         (training["attack_mix"], "attacks", ["fgsm", "pgd"]),
@@ -70,6 +77,12 @@ def _hashed_values(recipe: Recipe) -> dict[str, Any]:
     if training["objective"] == "elbo":
         del training["objective"], training["adversarial"]
     return values
+
+
+def classifier_training_values(section: ClassifierTraining) -> dict[str, Any]:
+    """Return what determines a classifier's training, as runs from before the newer keys stored it."""
+    values = section.model_dump(exclude={"initial"})
+    return {key: value for key, value in values.items() if value != _NEWER_CLASSIFIER_KEYS.get(key)}
 
 
 def refuse_other_training(recipe: Recipe, trained: Recipe, overrides: Sequence[str], path: str) -> None:

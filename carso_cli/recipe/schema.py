@@ -92,13 +92,17 @@ class Weights(Section):
 
 
 class ClassifierTraining(Section):
-    """How `carso train-classifier` trains: SGD with a one-cycle (triangular) learning rate."""
+    """How `carso train-classifier` trains: SGD with a one-cycle learning rate."""
 
     epochs: PositiveInt = 15
     batch_size: PositiveInt = 128
     peak_learning_rate: Positive = 0.2
     warmup_share: Fraction = 0.4
-    """Share of the steps over which the rate rises linearly; afterwards it falls linearly to 0."""
+    """Share of the steps over which the rate rises; afterwards it falls."""
+    schedule: Literal["triangular", "cosine"] = "triangular"
+    """Rise and fall in straight lines, or along half a cosine each."""
+    initial_learning_rate: NonNegative = 0.0
+    final_learning_rate: NonNegative = 0.0
     momentum: Fraction = 0.9
     weight_decay: NonNegative = 5e-4
     method: Literal["fast", "pgd"] = "fast"
@@ -111,6 +115,8 @@ class ClassifierTraining(Section):
     """Random crops with a 4-pixel margin and horizontal flips; shifts only where flips change the class."""
     flip: bool = True
     label_smoothing: Fraction = 0.0
+    mixup: NonNegative = 0.0
+    """Alpha of mixup, for clean training; adversarial training leaves it out, and 0 everywhere."""
     initial: Kind | None = None
     """Start from the recipe's own weights of this kind instead of random ones."""
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from carso_cli import __version__
 from carso_cli.attacks.pgd import PGD
@@ -36,7 +35,7 @@ from carso_cli.data.augmentation import augment
 from carso_cli.data.image_set import ImageSet, epoch_batches, ordered_batches
 from carso_cli.distributed.world import World, join
 from carso_cli.errors import DataError, NumericsError, RecipeError, UsageError
-from carso_cli.recipe.identity import recipe_hash
+from carso_cli.recipe.identity import classifier_training_values, recipe_hash
 from carso_cli.recipe.schema import Kind, Recipe
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runs.description import describe_environment, describe_run
@@ -47,7 +46,8 @@ from carso_cli.runtime.reporter import Reporter
 from carso_cli.runtime.seed import derive_seed, generator, seeded
 from carso_cli.training.checkpoint import Checkpoint, OptimiserTensors
 from carso_cli.training.followed import followed_on, training_and_followed
-from carso_cli.training.optim import one_cycle_rate
+from carso_cli.training.mixup import mix_images, mixed_cross_entropy
+from carso_cli.training.schedule import classifier_rate
 
 WEIGHTS_FILE = "classifier.safetensors"
 HELD_OUT_PGD_STEPS = 10
@@ -214,7 +214,7 @@ def _checkpoint(folder: RunFolder, setup: ClassifierSetup, state: ClassifierStat
     identity = {
         "recipe": recipe_hash(setup.recipe, ("data", "threat", "seed", "precision")),
         "architecture": [section.depth, section.width, section.activation],
-        "training": section.training.model_dump(exclude={"initial"}),
+        "training": classifier_training_values(section.training),
         "kind": setup.kind,
         "images": setup.train.fingerprint(),
         "initial": initial,
@@ -241,8 +241,7 @@ def _train_epoch(
     def rate(number: int) -> float:
         # A function of the step alone: a resumed run needs no state of a scheduler.
         step, steps = epoch * len(batches) + number, section.epochs * len(batches)
-        peak, warmup = section.peak_learning_rate, section.warmup_share
-        return one_cycle_rate(step, steps, peak=peak, warmup_share=warmup)
+        return classifier_rate(section, step, steps)
 
     # A resumed epoch goes on from the batches, sums and seconds of its first part.
     done = checkpoint.open
@@ -299,7 +298,8 @@ def train_step(
     if section.augment:
         images = augment(images, flip=section.flip, generator=generator(seed, "augmentation", *place))
     images = images.to(setup.device)
-    labels = setup.train.labels[positions].to(setup.device)[shard]
+    every = setup.train.labels[positions].to(setup.device)
+    labels, partners, share = every[shard], every, 0.0
     # Not the replica: DDP expects a backward pass over the weights after each forward.
     model = in_precision(state.classifier, setup.recipe.precision)
     if setup.kind == "at":
@@ -309,11 +309,14 @@ def train_step(
         # In training mode, as published: the attack sees the batch statistics that the step will see.
         images = attack.run_from(start, model, images, labels)
     else:
+        # Before the shards too, since the two images of a mixture may lie in different ones.
+        mixing = derive_seed(seed, "mixup", *place)
+        images, partners, share = mix_images(images, every, section.mixup, mixing)
         images = images[shard]
     with autocast(setup.recipe.precision, setup.device):
         logits = to_float32(state.replica(images))
     # Gradients are summed over processes, so each has its images' part of the mean over the whole batch.
-    loss = F.cross_entropy(logits, labels, label_smoothing=section.label_smoothing, reduction="sum")
+    loss = mixed_cross_entropy(logits, labels, partners[shard], share, section.label_smoothing)
     correct = (logits.argmax(dim=1) == labels).sum()
     # Every process gets the same bits, so that all of them stop below, or none.
     sums = setup.world.sum(torch.stack((loss.detach(), correct)).double().cpu())

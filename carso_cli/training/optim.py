@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -43,23 +44,37 @@ def kl_weight(epoch: int, *, first_epoch: int, last_epoch: int) -> float:
     return (epoch - first_epoch) / (last_epoch - first_epoch)
 
 
-def one_cycle_rate(step: int, steps: int, *, peak: float, warmup_share: float) -> float:
-    """Return the classifier's learning rate at a step: a linear rise from 0 to `peak`, a linear fall to 0.
+def one_cycle_rate(
+    step: int,
+    steps: int,
+    *,
+    peak: float,
+    warmup_share: float,
+    initial: float = 0.0,
+    final: float = 0.0,
+    cosine: bool = False,
+) -> float:
+    """Return the classifier's learning rate at a step: a rise to `peak`, then a fall.
 
-    The triangular cycle of Wong, Rice and Kolter (2020), after Smith and Topin (2018),
-    https://arxiv.org/abs/1708.07120.
+    Linear, the triangular cycle of Wong, Rice and Kolter (2020), after Smith and Topin (2018),
+    https://arxiv.org/abs/1708.07120; or along half a cosine each way, as the paper's authors train.
 
     Args:
         step: Number of the step.
         steps: Steps in the whole training.
         peak: The largest rate.
         warmup_share: Share of the steps over which the rate rises, in [0, 1].
+        initial: Rate at the start.
+        final: Rate at the end.
+        cosine: Rise and fall along a cosine.
     """
-    # The middle of the step: its start would be rate 0 for the first one.
-    position = (step + 0.5) / steps
-    if position < warmup_share:
-        return peak * position / warmup_share
-    return peak * (1.0 - position) / (1.0 - warmup_share)
+    # The middle of the step: its start would be rate 0 for the first one. The cosine is the authors'.
+    position = (step + (0.0 if cosine else 0.5)) / steps
+    end, part = (initial, position) if position < warmup_share else (final, 1.0 - position)
+    length = warmup_share if position < warmup_share else 1.0 - warmup_share
+    if cosine:
+        return end + (peak - end) * (1.0 - math.cos(math.pi * part / length)) / 2.0
+    return end + (peak - end) * part / length
 
 
 class Lookahead:

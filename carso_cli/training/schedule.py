@@ -8,10 +8,10 @@ from typing import Any
 from carso_cli.data.image_set import epoch_batches
 from carso_cli.errors import DataError, RecipeError
 from carso_cli.recipe.load import load_recipe
-from carso_cli.recipe.schema import Recipe
+from carso_cli.recipe.schema import ClassifierTraining, Recipe
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import Reporter
-from carso_cli.training.optim import learning_rate
+from carso_cli.training.optim import learning_rate, one_cycle_rate
 
 _UNRECTIFIED_STEPS = 5
 """RAdam's first steps at beta2 = 0.999, before the variance of its rate is tractable."""
@@ -44,6 +44,19 @@ def keep_beta_of_run(recipe: Recipe, folder: RunFolder) -> Recipe:
         return recipe
     return recipe.model_copy(
         update={"training": recipe.training.model_copy(update={"beta_increase": stored})}
+    )
+
+
+def classifier_rate(section: ClassifierTraining, step: int, steps: int) -> float:
+    """Return the classifier's learning rate at a step of so many."""
+    return one_cycle_rate(
+        step,
+        steps,
+        peak=section.peak_learning_rate,
+        warmup_share=section.warmup_share,
+        initial=section.initial_learning_rate,
+        final=section.final_learning_rate,
+        cosine=section.schedule == "cosine",
     )
 
 

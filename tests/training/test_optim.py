@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from scipy.stats import beta
 from torch.distributions import Normal, kl_divergence
 
 from carso_cli.defence.elbo import negative_elbo
+from carso_cli.recipe.load import load_recipe
+from carso_cli.training.mixup import mix_images, mixed_cross_entropy
 from carso_cli.training.optim import Lookahead, kl_weight, learning_rate, one_cycle_rate
+from carso_cli.training.schedule import classifier_rate
 
 
 def rate(epoch: int) -> float:
@@ -87,3 +93,45 @@ def test_one_cycle_rates_add_up_to_half_the_peak_at_every_step() -> None:
     assert sum(rates) == pytest.approx(150.0)
     assert max(rates) == pytest.approx(0.3, rel=1e-2)
     assert min(rates) > 0
+
+
+def test_the_authors_cosine_cycle() -> None:
+    # 120 epochs of 10 steps: 40 up from 5e-6, 80 down to 1e-4, as the rates before each of their steps.
+    def theirs(step: int) -> float:
+        start, end, offset, length = (
+            (5e-6, 0.045, step, 400) if step < 400 else (0.045, 1e-4, step - 400, 800)
+        )
+        return end + (start - end) * 0.5 * (1 + math.cos(math.pi * offset / length))
+
+    section = load_recipe("cifar10").classifier.training
+    rates = [classifier_rate(section, step, 1200) for step in range(1200)]
+    assert rates == pytest.approx([theirs(step) for step in range(1200)])
+    assert (rates[0], rates[400]) == pytest.approx((5e-6, 0.045))
+
+
+def test_mixtures_have_the_losses_of_both_labels_by_their_shares() -> None:
+    images, labels = torch.rand(64, 1, 4, 4), torch.arange(64) % 5
+    mixed, partners, share = mix_images(images, labels, 0.2, seed=4)
+    assert 0 < share <= 0.5
+    for row in range(64):
+        # The one image of which this share makes up the mixture.
+        partner = (mixed[row] - (1 - share) * images[row]) / share
+        match = (images - partner).abs().flatten(1).amax(1).argmin()
+        torch.testing.assert_close(images[match], partner, rtol=0, atol=1e-4)
+        assert partners[row] == labels[match]
+    logits = torch.randn(64, 5)
+    target = torch.nn.functional.one_hot(labels, 5) * (1 - share)
+    target = (target + torch.nn.functional.one_hot(partners, 5) * share) * 0.9 + 0.1 / 5
+    expected = -(target * logits.log_softmax(1)).sum()
+    torch.testing.assert_close(mixed_cross_entropy(logits, labels, partners, share, 0.1), expected)
+    same, _, none = mix_images(images, labels, 0.0, seed=4)
+    assert (same is images, none) == (True, 0.0)
+
+
+def test_shares_of_mixup_are_drawn_from_its_beta_distribution() -> None:
+    shares = [mix_images(torch.rand(2, 1, 1, 1), torch.tensor([0, 1]), 0.2, seed)[2] for seed in range(2000)]
+    # Folded at a half: E min(x, 1 - x), by quadrature of Beta(0.2, 0.2).
+    grid = torch.linspace(1e-6, 0.5, 2_000_001, dtype=torch.float64)
+    mass = torch.from_numpy(beta(0.2, 0.2).cdf(grid.numpy()))
+    mean = float(((grid[1:] + grid[:-1]) / 2 * mass.diff()).sum() * 2)
+    assert sum(shares) / 2000 == pytest.approx(mean, abs=0.015)
