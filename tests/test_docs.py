@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,3 +147,11 @@ def test_a_run_is_a_module() -> None:
     exec(blocks(ROOT / "docs" / "how-to" / "recipes.md", "python")[0], names)
     assert names["log_p"].shape == names["logits"].shape == (3, 10)
     assert names["samples"].shape == (3, 8, 3, 32, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_examples_run(example: Path) -> None:
+    found = subprocess.run([sys.executable, str(example)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout

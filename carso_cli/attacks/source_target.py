@@ -20,14 +20,15 @@ from carso_cli.attacks.target import VJP, ExpectedLoss, LossGradient, vjp_of
 from carso_cli.runtime.seed import all_seeded
 
 _SPREAD = 3.0
-"""Standard deviation of the scores of an image after scaling; about that of a trained classifier's logits."""
+"""Median of the images' standard deviations of scores after scaling; about that of a trained classifier."""
 
 
 class SourceTarget:
     """A model, random or not, whose gradients come from a source.
 
-    Scores are brought to one scale per image, which decides nothing and lets every loss work on models whose
-    logits are tiny or huge.
+    Scores are multiplied by one number, which the first images attacked give. It decides nothing, and lets
+    every loss work on models whose logits are tiny or huge. A number for each image would follow the scores
+    as the attack moves them: with two classes no loss but the decision itself would be left.
 
     Args:
         source: Images to (B, C) scores, differentiably.
@@ -39,14 +40,17 @@ class SourceTarget:
         self.source = source
         self.stochastic = stochastic
         self._seed = seed
+        self._scale: Tensor | None = None
         self._calls = itertools.count()
 
     def _scores(self, images: Tensor) -> Tensor:
         """Return the (B, C) scaled scores of one sample, with a graph where gradients are on."""
         with all_seeded(self._seed, "sample", next(self._calls)):
             scores = self.source(images)
-        spread = scores.detach().std(dim=1, keepdim=True)
-        return scores * torch.where(spread > 0, _SPREAD / spread, torch.ones_like(spread))
+        if self._scale is None:
+            spread = scores.detach().std(dim=1).nanmedian()
+            self._scale = torch.where(spread > 0, _SPREAD / spread, torch.ones_like(spread))
+        return scores * self._scale
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
