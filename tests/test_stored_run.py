@@ -78,22 +78,31 @@ def test_its_report_holds_the_same_figures(run: Path, capsys: pytest.CaptureFixt
     assert found == expected
 
 
-def test_resuming_shows_the_stored_result(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_older_result_is_not_taken_for_a_new_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {path: path.read_bytes() for path in (run / ADAPTIVE).iterdir()}
-    shown = evaluate(capsys, "adaptive", "--resume")
-    stored = read_json(run / ADAPTIVE / "summary.json")
-    assert {key: shown[key] for key in stored} == stored
+    assert carso(["evaluate", "--run", "run", "--limit", "4", "--device", "cpu", "--resume"]) == 5
+    shown = capsys.readouterr().err
+    assert "version was None, now 2" in shown
+    assert "stored by an earlier version" in shown
     assert {path: path.read_bytes() for path in files} == files
 
 
 @pytest.mark.slow
-def test_evaluated_again_it_gives_the_same_records(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stored = read_json_lines(run / ADAPTIVE / "records.jsonl")
+def test_evaluated_again_its_attacks_find_the_same(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old = read_json(run / ADAPTIVE / "summary.json")
-    new = evaluate(capsys, "adaptive", "--force")
-    records = read_json_lines(run / ADAPTIVE / "records.jsonl")
-    assert len(records) == len(stored)
-    for record, before in zip(records, stored, strict=True):
+    new = evaluate(capsys, "adaptive")
+    (folder,) = set((run / "evaluation").glob("adaptive-*")) - {run / ADAPTIVE}
+    assert read_json(folder / "summary.json")["label"].endswith("version 2")
+    # Attacks that came later break some images before these are reached.
+    found = {(one["job"], one["index"]): one for one in read_json_lines(folder / "records.jsonl")}
+    stored = {(one["job"], one["index"]): one for one in read_json_lines(run / ADAPTIVE / "records.jsonl")}
+    assert set(stored) <= set(found)
+    for place, before in stored.items():
+        record = found[place]
+        if record["settled"] != before["settled"]:
+            continue
+        # AutoAttack names the part that fooled an image.
+        record["part"] = before["part"] if record["attack"] == "aa" else record["part"]
         assert record.keys() == before.keys()
         assert {key: record[key] for key in record.keys() - MEASURED} == {
             key: before[key] for key in before.keys() - MEASURED
@@ -105,6 +114,6 @@ def test_evaluated_again_it_gives_the_same_records(run: Path, capsys: pytest.Cap
             assert record["correct"] == before["correct"]
             assert record["loss"] == pytest.approx(before["loss"], rel=1e-3, abs=1e-3)
     # Every image is right without an attack and fooled by many of them, far from where rounding decides.
-    assert [(row["target"], row["attack"], row["accuracy"]) for row in new["results"]] == [
-        (row["target"], row["attack"], row["accuracy"]) for row in old["results"]
-    ]
+    after = {(row["target"], row["attack"]): row["accuracy"] for row in new["results"]}
+    for row in old["results"]:
+        assert after[row["target"], row["attack"]] <= row["accuracy"]

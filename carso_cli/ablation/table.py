@@ -7,8 +7,8 @@ Over training seeds it also holds `spread`: `trainings`, and `mean` and `deviati
 Rows name their records. All rows of a table share its `settings`: images, seed, attack and budget. A row
 holds `label`, `values` (what was chosen), `run` and `evaluation` (paths relative to the root run), the
 accuracies as `{"accuracy", "ci95", …}` in [0, 1] under `clean`, `attacked`, `noise` and, for aggregations,
-`transferred` and `worst`, the checks that failed, what the attack's gradients were like, the purifier's
-training, and the paper's figures. What is unknown or was not run is null.
+`transferred` and `worst`, the checks that failed, the verdict, what the attack's gradients were like, the
+purifier's training, and the paper's figures. What is unknown or was not run is null.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ GRADIENT_CHECKS = ("nan-gradients", "zero-gradients", "saturated-outputs")
 _VARYING = (
     *("eps", "n_samples", "aggregation", "second_kind", "pgd_step_size", "pgd_eot_step_size"),
     *("recipe", "classifier", "purifier", "second_classifier"),
+    *("classifier_answers", "second_classifier_answers", "defence_answers"),
 )
 """Fields of an evaluation's identity that may differ between the rows of a table."""
 _FIGURES = ("accuracy", "ci95", "worst_of_draws", "majority")
@@ -69,6 +70,9 @@ def make_row(variant: Variant, root: Path, evaluation: Path, summary: Mapping[st
         "transferred": None,
         "worst": None,
         "failed": [] if unattacked else list(summary["failed"]),
+        # None where nothing was attacked, or the evaluation is of a version that gave no verdict.
+        "trusted": None if unattacked else summary.get("trusted"),
+        "verdict": None if unattacked else summary.get("verdict"),
         "gradients": {} if unattacked else {name: checks.get(name) for name in GRADIENT_CHECKS},
         "unreliable_gradients": not unattacked and bool(set(GRADIENT_CHECKS) & set(summary["failed"])),
         "training": _training(variant, path),
@@ -132,6 +136,9 @@ def store_table(
     identity = summary["settings"]["identity"]
     # Steps of PGD are scaled with eps, so they vary with it; the number of steps may not.
     shared = {key: value for key, value in identity.items() if key not in _VARYING}
+    if "eot_draws_by" in shared:
+        # Measured for each variant: how many samples a gradient needs depends on what is varied.
+        del shared["eot_draws"]
     # The root recipe's training: each variant's own differs by what the ablation varies.
     settings = {**shared, "training": recipe_hash(recipe, TRAINING_SECTIONS)}
     labels = {row["label"] for row in rows}

@@ -91,7 +91,7 @@ class APGD(Attack):
                 previous, current = current, self.threat.project(blended, images)
             answer = target.loss_and_gradient(current, labels, LOSSES[self.loss], self.eot_samples)
             if self.recorder is not None:
-                self.recorder.record(step, answer.gradient, answer)
+                self.recorder.record(step, answer.gradient, answer, saturates=self.loss == "ce")
             better = per_image(best.offer(current, answer.rank), current)
             best_gradient = torch.where(better, answer.gradient, best_gradient)
             # The raw gradient is kept: the threat model turns it into a direction, and reads NaN as zero.

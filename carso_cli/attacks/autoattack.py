@@ -40,7 +40,12 @@ class LibraryAttack(Attack):
     """What the library's attacks have in common; the recorder keeps the library's warnings too."""
 
     def __call__(self, target: AttackTarget, images: Tensor, labels: Tensor) -> Tensor:
-        """Perturb images; see `Attack`.
+        """Perturb images; see `candidates` for what it raises."""
+        *_, last = self.candidates(target, images, labels).values()
+        return last
+
+    def candidates(self, target: AttackTarget, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the examples by name of the attack, or of its part; see `Attack`.
 
         Raises:
             UsageError: If the target is random; if each image has its own radius, where the attack takes but
@@ -57,8 +62,12 @@ class LibraryAttack(Attack):
         model = LibraryModel(target, recorder=self.recorder)
         with warnings_to(self.recorder), seeded(self.seed, self.name):
             # The library calls `.view` on images, which must be contiguous.
-            found = self.perturb(model, images.contiguous(), labels, derive_seed(self.seed, self.name))
-        return require_finite(found, self.name)
+            found = self.parts(model, images.contiguous(), labels, derive_seed(self.seed, self.name))
+        return {name: require_finite(examples, name) for name, examples in found.items()}
+
+    def parts(self, model: LibraryModel, images: Tensor, labels: Tensor, seed: int) -> dict[str, Tensor]:
+        """Return the examples by name; an attack of several parts has one entry for each."""
+        return {self.name: self.perturb(model, images, labels, seed)}
 
     @abstractmethod
     def perturb(self, model: LibraryModel, images: Tensor, labels: Tensor, seed: int) -> Tensor:
@@ -227,14 +236,22 @@ class AutoAttack(LibraryAttack):
 
     def perturb(self, model: LibraryModel, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         """Run the parts; see `LibraryAttack.perturb`."""
+        *_, last = self.parts(model, images, labels, seed).values()
+        return last
+
+    def parts(self, model: LibraryModel, images: Tensor, labels: Tensor, seed: int) -> dict[str, Tensor]:
+        """Return what is found after each part: an image's first wrong example names what fooled it."""
         self.require_one_radius()
         result = images.clone()
+        found_after: dict[str, Tensor] = {}
         logits = model(result)
         correct = logits.argmax(dim=1) == labels
         for number, part in enumerate(self._parts(logits.shape[1])):
             chosen = correct.nonzero()[:, 0]
             if not len(chosen):
                 break
+            if self.recorder is not None:
+                self.recorder.part = part.name
             # `perturb` and not a call: parts share one model, one seed and one log of warnings.
             found = part.perturb(model, images[chosen], labels[chosen], seed)
             fooled = model(found).argmax(dim=1) != labels[chosen]
@@ -242,8 +259,9 @@ class AutoAttack(LibraryAttack):
             kept = fooled | (number == 0)
             result[chosen[kept]] = found[kept]
             correct[chosen[fooled]] = False
-        # The targeted attacks return points that the library alone has cut, so rounding may leave the ball.
-        return self.threat.project(result, images)
+            # The library alone has cut the points of its targeted attacks: rounding may leave the ball.
+            found_after[part.name] = self.threat.project(result, images)
+        return found_after or {self.name: self.threat.project(result, images)}
 
     def _parts(self, classes: int) -> list[LibraryAttack]:
         targeted = classes >= 4

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from carso_cli.attacks.losses import Loss
 from carso_cli.attacks.passes import Passes
-from carso_cli.attacks.target import VJP, ExpectedLoss, LossGradient, vjp_of
+from carso_cli.attacks.target import VJP, ExpectedLoss, LossGradient, gradient_at, vjp_of
 from carso_cli.errors import UsageError
 
 View = str | Callable[[Tensor], Tensor]
@@ -191,7 +191,7 @@ class DefenceTarget:
                 logits = self._logits(chunk, latents[part])
                 values = loss(logits, labels[images])
             # Units are independent, so the gradient of the sum holds each one's own.
-            slope = torch.autograd.grad(values.sum(), chunk)[0] if with_gradient else torch.zeros_like(chunk)
+            slope = gradient_at(chunk, values.sum()) if with_gradient else torch.zeros_like(chunk)
             answer = ExpectedLoss.of(values.detach(), logits.detach(), labels[images])
             return answer.loss, answer.correct, answer.saturated, slope
 

@@ -27,11 +27,13 @@ class GradientHealth:
         gradients: Number of gradients (one per image and step) behind the shares.
         nan: Share with a NaN entry.
         inf: Share with an infinite entry and no NaN.
-        zero: Share with every entry exactly zero.
+        zero: Share with every entry exactly zero, of an image that is not yet wrong: there a gradient has no
+            task left, and the loss may be constant.
         unusable: Share without a single finite entry other than zero: the image cannot move.
         saturated: Mean share of EoT samples whose output gave the label probability 1 in float32, or was not
             finite; NaN where the attack had no labels to compare with.
         loss: Mean of the finite losses; NaN where there are none.
+        part: Part of the attack that took these gradients, where it has several with losses of their own.
     """
 
     gradients: int
@@ -41,8 +43,9 @@ class GradientHealth:
     unusable: float
     saturated: float
     loss: float
+    part: str = ""
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float | str]:
         """Return plain numbers for a result file."""
         return asdict(self)
 
@@ -53,39 +56,57 @@ class GradientRecorder:
 
     Args:
         messages: What a library warned of while its attack ran, each once.
+        part: Part of the attack that runs now; its gradients are counted apart from those of the others.
     """
 
     messages: list[str] = field(default_factory=list)
-    _steps: dict[int, dict[str, float]] = field(default_factory=dict)
+    part: str = ""
+    _steps: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
 
-    def record(self, step: int, gradient: Tensor, answer: ExpectedLoss | None = None) -> None:
+    def record(
+        self,
+        step: int,
+        gradient: Tensor,
+        answer: ExpectedLoss | None = None,
+        *,
+        saturates: bool = True,
+        aimless: Tensor | None = None,
+    ) -> None:
         """Count the gradients of one step.
 
         Args:
             step: 0 at the attack's start.
             gradient: (B, channels, H, W), as the model gave it.
             answer: Loss and saturation at the same point, if known.
+            saturates: Whether the loss is one that a certain answer makes flat, as it does cross-entropy; a
+                margin saturates only where it is not finite.
+            aimless: (B,) bool, images at which the loss asks for no change, where no `answer` says so.
         """
         entries = gradient.detach().flatten(1)
         nan = entries.isnan().any(dim=1)
+        done = torch.zeros_like(nan) if aimless is None else aimless
+        if answer is not None:
+            done = answer.correct <= 0
         # Sums and not shares, as batches and restarts of unequal size are added up before dividing.
         counts: dict[str, float] = {
             "gradients": len(entries),
             "nan": int(nan.sum()),
             "inf": int((entries.isinf().any(dim=1) & ~nan).sum()),
-            "zero": int((entries == 0).all(dim=1).sum()),
+            "zero": int(((entries == 0).all(dim=1) & ~done).sum()),
             "unusable": int((~(entries.isfinite() & (entries != 0)).any(dim=1)).sum()),
         }
         if answer is not None:
             # One infinite loss would hide all the others in a mean.
             finite = answer.loss[torch.isfinite(answer.loss)]
+            saturated = answer.saturated if saturates else ~torch.isfinite(answer.loss)
             counts |= {
-                "saturated": float(answer.saturated.double().sum()),
+                "saturated": float(saturated.double().sum()),
                 "saturated_known": len(entries),
                 "loss": float(finite.double().sum()),
                 "finite_losses": len(finite),
             }
-        self._steps[step] = _sum((self._steps.get(step, {}), counts))
+        key = (self.part, step)
+        self._steps[key] = _sum((self._steps.get(key, {}), counts))
 
     def note(self, message: str) -> None:
         """Keep a library's warning."""
@@ -93,8 +114,13 @@ class GradientRecorder:
             self.messages.append(message)
 
     def steps(self) -> list[GradientHealth]:
-        """Return the health of each step, in order: shares and the loss trajectory."""
-        return [_health(self._steps[step]) for step in sorted(self._steps)]
+        """Return the health of each step, in order, part by part: shares and the loss trajectory."""
+        parts = dict.fromkeys(part for part, _ in self._steps)
+        return [
+            _health(self._steps[key], part)
+            for part in parts
+            for key in sorted(key for key in self._steps if key[0] == part)
+        ]
 
     def summary(self) -> GradientHealth:
         """Return the health over all steps."""
@@ -109,7 +135,7 @@ def _sum(parts: Iterable[dict[str, float]]) -> dict[str, float]:
     return total
 
 
-def _health(counts: dict[str, float]) -> GradientHealth:
+def _health(counts: dict[str, float], part: str = "") -> GradientHealth:
     def mean(key: str, of: str, empty: float) -> float:
         return counts[key] / counts[of] if counts.get(of) else empty
 
@@ -120,4 +146,5 @@ def _health(counts: dict[str, float]) -> GradientHealth:
         **shares,
         saturated=mean("saturated", "saturated_known", float("nan")),
         loss=mean("loss", "finite_losses", float("nan")),
+        part=part,
     )

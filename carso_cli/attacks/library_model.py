@@ -61,11 +61,15 @@ class LibraryModel:
             self.best.offer(images.detach(), _answer(logits.detach(), self.labels).rank)
         return logits
 
-    def pass_back(self, gradient: Tensor, logits: Tensor) -> Tensor:
+    def pass_back(self, gradient: Tensor, logits: Tensor, cotangent: Tensor) -> Tensor:
         """Record a gradient, (B, channels, H, W); return what the library gets, by default no NaN."""
         if self.recorder is not None:
             answer = None if self.labels is None else _answer(logits, self.labels)
-            self.recorder.record(self.step, gradient, answer)
+            # DLR is constant once the label has fallen to the third place; a certain answer, at which
+            # cross-entropy is flat, counts as a zero gradient.
+            certain = logits.float().softmax(dim=1).amax(dim=1) >= 1.0 - torch.finfo(torch.float32).eps
+            aimless = (cotangent == 0).all(dim=1) & ~certain
+            self.recorder.record(self.step, gradient, answer, aimless=aimless)
         # One step per backward pass: only that is seen from here, whatever the library calls a step.
         self.step += 1
         if self.direction is not None:
@@ -93,7 +97,7 @@ class _TargetFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401  (torch's own type)
-        return ctx.model.pass_back(ctx.vjp(cotangents[0]), ctx.logits), None
+        return ctx.model.pass_back(ctx.vjp(cotangents[0]), ctx.logits, cotangents[0]), None
 
 
 @contextmanager

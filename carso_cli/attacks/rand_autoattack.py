@@ -54,6 +54,9 @@ class RandAutoAttack(Attack):
                 seed=self.seed,
                 recorder=self.recorder,
             )
+            if self.recorder is not None:
+                # The losses are on two scales, and DLR is constant where cross-entropy is not.
+                self.recorder.part = attack.name
             examples[attack.name] = attack(target, images, labels)
         return examples
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from carso_cli.attacks.losses import Loss
+from carso_cli.errors import UsageError
 
 Model = Callable[[Tensor], Tensor]
 """Maps (B, channels, H, W) images to (B, C) logits, differentiably."""
@@ -134,9 +135,29 @@ class ClassifierTarget:
             logits = self.classifier(leaf)
             values = loss(logits, labels)
         # The images are independent in evaluation mode, so the sum's gradient holds each one's own.
-        (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        gradient = gradient_at(leaf, values.sum())
         answer = ExpectedLoss.of(values.detach(), logits.detach(), labels)
-        return LossGradient(answer.loss, answer.correct, answer.saturated, gradient.contiguous())
+        return LossGradient(answer.loss, answer.correct, answer.saturated, gradient)
+
+
+def gradient_at(leaf: Tensor, value: Tensor, cotangent: Tensor | None = None) -> Tensor:
+    """Return the gradient of a value at a leaf of its graph; the graph is kept where a cotangent is given.
+
+    Raises:
+        UsageError: If no gradient path leads from the value to the leaf.
+    """
+    found: tuple[Tensor | None, ...] = (None,)
+    if value.requires_grad:
+        # Kept, since a caller of `vjp_of` may ask for several gradients of one forward pass.
+        keep = cotangent is not None
+        found = torch.autograd.grad(value, leaf, cotangent, retain_graph=keep, allow_unused=True)
+    if found[0] is None:
+        raise UsageError(
+            "no gradient path leads from the model's scores back to the images, and this attack needs one",
+            hint="carso audit FILE.py:NAME --data IMAGES attacks models without gradients too, and --attack "
+            "square needs none",
+        )
+    return found[0].contiguous()
 
 
 def vjp_of(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, VJP]:
@@ -150,8 +171,6 @@ def vjp_of(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, VJ
         value = function(leaf)
 
     def vjp(cotangent: Tensor) -> Tensor:
-        # The graph is kept, since a caller may ask for several gradients of one forward pass.
-        (gradient,) = torch.autograd.grad(value, leaf, cotangent, retain_graph=True)
-        return gradient.contiguous()
+        return gradient_at(leaf, value, cotangent)
 
     return value.detach(), vjp

@@ -25,6 +25,7 @@ from carso_cli.defence.defended_model import Defence
 from carso_cli.defence.representation import extract_representation
 from carso_cli.defence.vae import Purifier
 from carso_cli.evaluation.models import Models, given_models
+from carso_cli.evaluation.protocols import UNMEASURED_DRAWS
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runtime.precision import autocast, in_precision
 from carso_cli.runtime.reporter import SILENT, Reporter
@@ -157,7 +158,8 @@ def _defence_forward(bench: Bench) -> Case:
 
 def _eot_step(bench: Bench) -> Case:
     (images, labels), baseline, models = bench.inputs(), bench.naive(), bench.models()
-    draws, step_size = bench.recipe.evaluation.eot_draws, bench.recipe.evaluation.pgd_eot_step_size
+    section = bench.recipe.evaluation
+    draws, step_size = section.eot_draws or UNMEASURED_DRAWS, section.pgd_eot_step_size
     defence, eps = models.require_defence(), bench.recipe.threat.eps
     threat = ThreatModel("linf", eps)
 

@@ -44,7 +44,7 @@ def _accuracies(stored: Stored, rows: Rows) -> Table:
     for row in rows:
         mark = "†" if row["unreliable_gradients"] else ""
         # At eps 0 nothing was attacked: no gradients were seen, so there is no verdict.
-        verdict = f"{len(row['failed'])} FAILED" if row["failed"] else "passed" if row["gradients"] else "–"
+        verdict = "–" if not row["gradients"] else "trusted" if _is_trusted(row) else "NOT trusted"
         lines.append(
             [row["label"], _with_interval(row["clean"]), _with_interval(row["attacked"]) + mark, verdict]
         )
@@ -58,7 +58,7 @@ def _accuracies(stored: Stored, rows: Rows) -> Table:
         f"{stored['recipe']}, attack {stored['attack']} on the {settings['view']} view, eps {eps} under "
         f"{settings['norm']}, {settings['n_images']} images, {settings['draws']} draws; [95% interval]"
     )
-    columns = (stored["varies"], "clean", "attacked", "checks")
+    columns = (stored["varies"], "clean", "attacked", "verdict")
     return table(columns, lines, title=stored["title"], caption=caption, numeric=columns[1:])
 
 
@@ -96,9 +96,9 @@ def _transfers(stored: Stored, rows: Rows) -> Table:
 def _remarks(stored: Stored, rows: Rows) -> list[tuple[str, str]]:
     """Return sentences to print below the tables, each with its style."""
     lines = [
-        (f"{row['label']}: sanity checks failed: {', '.join(row['failed'])}", "red")
+        (f"{row['label']}: {_reason(row)}", "red")
         for row in rows
-        if row["failed"]
+        if row["gradients"] and not _is_trusted(row)
     ]
     if any(row["unreliable_gradients"] for row in rows):
         lines.append(("† The attack had no usable gradients: this accuracy is not robustness.", "red"))
@@ -122,6 +122,17 @@ def _over_trainings(spread: Mapping[str, Any]) -> str:
 
     figures = ", ".join(part(name) for name in ("clean", "attacked"))
     return f"over {spread['trainings']} trainings, mean ± standard deviation: {figures}"
+
+
+def _is_trusted(row: Mapping[str, Any]) -> bool:
+    # Rows of earlier versions have no verdict: there the failed checks decide.
+    trusted = row.get("trusted")
+    return not row["failed"] if trusted is None else bool(trusted)
+
+
+def _reason(row: Mapping[str, Any]) -> str:
+    failed = f"sanity checks failed: {', '.join(row['failed'])}"
+    return f"{row['verdict']} ({failed})" if row.get("verdict") else failed
 
 
 def _with_interval(figures: Mapping[str, Any] | None) -> str:

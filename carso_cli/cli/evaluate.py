@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from carso_cli.attacks.registry import ATTACKS, PROTOCOLS
 from carso_cli.cli import options
 from carso_cli.cli.console import duration, figure, print_json, print_result, show_table
-from carso_cli.cli.evaluation_tables import show_evaluation
+from carso_cli.cli.evaluation_tables import show_evaluation, verdict_of
 from carso_cli.cli.progress import RichReporter
 from carso_cli.errors import SanityCheckError
 
@@ -27,7 +28,13 @@ AttackOption = Annotated[
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Start over if a result is already stored.")]
-StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with code 4 if a sanity check fails.")]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Exit with code 4 if the number is not trusted.")
+]
+TableOption = Annotated[
+    bool, typer.Option("--table", help="Show the paper's tables with these figures, and every attack.")
+]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show every check.")]
 
 
 def command(
@@ -46,11 +53,13 @@ def command(
     resume: options.ResumeOption = False,
     force: ForceOption = False,
     strict: StrictOption = False,
+    tables: TableOption = False,
+    verbose: VerboseOption = False,
     json: options.JsonOption = False,
     dry_run: options.DryRunOption = False,
     overrides: options.SetOption = None,
 ) -> None:
-    """Measure clean and robust accuracy, with sanity checks that the attack worked.
+    """Measure clean and robust accuracy, and say whether the number can be trusted.
 
     The norm of every perturbation is checked again, and every example is scored on fresh draws of the
     defence. Records are written to RUN/evaluation as they come; resume with --resume.
@@ -77,13 +86,11 @@ def command(
     summary = evaluate(
         recipe_of_run, run=folder, reporter=RichReporter(), resume=resume, force=force, **chosen
     )
-    print_result(summary, show_evaluation, as_json=json)
+    print_result(summary, partial(show_evaluation, tables=tables, verbose=verbose), as_json=json)
     # After the result is stored and shown: a failed check changes the exit code, not the measurement.
-    if strict and summary["failed"]:
-        raise SanityCheckError(
-            f"sanity checks failed: {', '.join(summary['failed'])}",
-            hint="the result is stored; each check says what its failure means",
-        )
+    trusted, verdict = verdict_of(summary)
+    if strict and not trusted:
+        raise SanityCheckError(verdict, hint="the result is stored; each check says what its failure means")
 
 
 def _show_cost(recipe: Recipe, folder: Path, chosen: Any, *, as_json: bool) -> None:  # noqa: ANN401

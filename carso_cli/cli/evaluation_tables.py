@@ -1,4 +1,7 @@
-"""Tables of an evaluation, at most 80 columns wide: the paper's Table 2, every attack, sanity checks."""
+"""What `carso evaluate` shows, at most 80 columns wide: number and verdict, what broke it, the checks.
+
+`--table` adds the paper's Tables 2 and 3 with our figures and every attack; `-v` shows every check.
+"""
 
 from __future__ import annotations
 
@@ -16,43 +19,78 @@ _VERDICTS = {True: "passed", False: "FAILED", None: "–"}
 Summary = Mapping[str, Any]
 
 
-def show_evaluation(summary: Summary) -> None:
-    """Print a summary: tables, headline, sanity checks and their consequences."""
+def show_evaluation(summary: Summary, *, tables: bool = False, verbose: bool = False) -> None:
+    """Print a summary: number and verdict, what broke it, checks; see `evaluation_tables`."""
     console = output()
-    for part in evaluation_tables(summary):
-        console.print(part)
+    for part in evaluation_tables(summary, tables=tables, verbose=verbose):
+        # The first line is for programs too: it is never broken into two.
+        console.print(part, soft_wrap=isinstance(part, Text))
 
 
-def evaluation_tables(summary: Summary) -> list[Table | Text]:
-    """Return what `show_evaluation` prints, in order."""
-    parts: list[Table | Text] = [table_two(summary)]
-    large = table_three(summary)
-    if large is not None:
-        parts.append(large)
-    parts += [_attacks(rows) for target in ("classifier", "defence") if (rows := _rows(summary, target))]
-    parts += [*_checks(summary), Text(headline_line(summary), style="bold")]
+def evaluation_tables(summary: Summary, *, tables: bool = False, verbose: bool = False) -> list[Table | Text]:
+    """Return what `show_evaluation` prints, in order; the first line is the number and its verdict.
+
+    Args:
+        summary: As `carso_cli.evaluation.run.evaluate` returns it.
+        tables: Show the paper's tables and every attack too.
+        verbose: Show every check.
+    """
+    trusted, verdict = verdict_of(summary)
+    parts: list[Table | Text] = [Text(headline_line(summary, verdict), "bold" if trusted else "bold red")]
     # A number on another view never stands alone: the exact view hides no gradients.
     if exact := summary["exact"]:
-        found = exact["accuracy"]
-        text = exact["note"] if found is None else f"{accuracy(found, exact['ci95'])} ({exact['note']})"
+        value = exact["accuracy"]
+        text = exact["note"] if value is None else f"{accuracy(value, exact['ci95'])} ({exact['note']})"
         parts.append(Text(f"On the exact view: {text}"))
-    if summary["failed"]:
-        failed = ", ".join(summary["failed"])
-        parts.append(Text(f"Do not trust this number before these are explained: {failed}.", "red"))
-    parts.append(
-        Text(f"{summary['n_images']} images, {duration(summary['seconds'])}, stored in {summary['run']}")
-    )
-    return parts
+    parts += [Text(line) for line in _about(summary)]
+    if broken := summary.get("broken_by"):
+        rows = [[row["attack"], row["view"] or "–", str(row["images"])] for row in broken]
+        columns = ("attack", "view", "broke first")
+        parts += [Text(), table(columns, rows, numeric=columns[2:])]
+    if tables:
+        parts += [Text(), table_two(summary)]
+        large = table_three(summary)
+        parts += [] if large is None else [large]
+        parts += [_attacks(each) for target in ("classifier", "defence") if (each := _rows(summary, target))]
+    return [*parts, Text(), *_checks(summary, verbose=verbose)]
 
 
-def headline_line(summary: Summary) -> str:
-    """Return the number to quote in one sentence."""
+def verdict_of(summary: Summary) -> tuple[bool, str]:
+    """Return whether a number is trusted, and why not; evaluations of earlier versions store no sentence."""
+    failed = ", ".join(summary["failed"])
+    verdict = summary.get("verdict", f"not trusted: these checks failed: {failed}" if failed else "trusted")
+    return bool(summary.get("trusted", not failed)), str(verdict)
+
+
+def headline_line(summary: Summary, verdict: str) -> str:
+    """Return the number to quote, its interval, n and the verdict, in one line."""
     found = summary["headline"]
+    # Robust is what the worst of all attacks leaves; that of a few is an upper bound.
+    kind = {"none": "clean", "adaptive": "robust"}.get(summary["attack"], "attacked")
     number = accuracy(found["accuracy"], found["ci95"])
-    return (
-        f"Accuracy of the {found['target']} ({summary['label']}): {number}; "
-        f"right in all draws {found['worst_of_draws']:.3f}, in most {found['majority']:.3f}"
-    )
+    return f"{kind} accuracy {number} on {summary['n_images']} images: {verdict}"
+
+
+def _about(summary: Summary) -> list[str]:
+    """Return what the number is of: target, attacks, threat; clean accuracy, the classifier's beside it."""
+    found, identity = summary["headline"], summary["settings"]["identity"]
+    lines = [
+        f"{found['target']} of {summary['recipe']}: {summary['label']}; {identity['norm']}, eps "
+        f"{figure(identity['eps'])}",
+        f"clean {_interval(_row(summary, found['target'], 'none'))}; right in all draws "
+        f"{found['worst_of_draws']:.3f}, in most {found['majority']:.3f}",
+    ]
+    beside = summary["classifier"]
+    if beside and found["target"] == "defence":
+        lines.append(
+            f"classifier alone: clean {accuracy(beside['clean'], beside['clean_ci95'])}, "
+            f"attacked {accuracy(beside['attacked'], beside['attacked_ci95'])}"
+        )
+    return [*lines, f"{duration(summary['seconds'])}, stored in {summary['run']}"]
+
+
+def _interval(row: Mapping[str, Any] | None) -> str:
+    return "–" if row is None else accuracy(row["accuracy"], row["ci95"])
 
 
 def table_two(summary: Summary) -> Table:
@@ -120,30 +158,47 @@ def _attacks(results: Sequence[Mapping[str, Any]]) -> Table:
     return table(columns, rows, title=title, caption=caption, numeric=columns[2:])
 
 
-def _checks(summary: Summary) -> list[Table | Text]:
-    """Return the table of sanity checks, and a line for each reason for which some were not run."""
-    rows: list[list[str]] = []
-    not_run: dict[str, list[str]] = {}
+def _checks(summary: Summary, *, verbose: bool) -> list[Table | Text]:
+    """Return the checks that failed, all where `verbose`, and counts of the others."""
+    groups: dict[bool | None, list[Mapping[str, Any]]] = {False: [], None: [], True: []}
     for check in summary["checks"]:
-        name, value, verdict = check["name"], check["value"], check["passed"]
-        if value is None and verdict is None:
-            not_run.setdefault(check["meaning"], []).append(name)
-            continue
-        bound = f"{_BOUNDS[check['bound']]} {figure(check['threshold'])}" if check["bound"] else "–"
-        rows.append([name, figure(value), bound, _VERDICTS[verdict], check["meaning"]])
-    columns = ("check", "value", "bound", "verdict", "meaning")
-    return [
-        table(columns, rows, title="sanity checks", numeric=columns[1:4]),
-        *(Text(f"{', '.join(names)}: {reason}") for reason, names in not_run.items()),
-    ]
+        groups[check["passed"]].append(check)
+    shown = [check for group in groups.values() for check in group] if verbose else groups[False]
+    parts: list[Table | Text] = []
+    if shown:
+        rows = [
+            [
+                check["name"],
+                figure(check["value"]),
+                _bound(check),
+                _VERDICTS[check["passed"]],
+                check["meaning"],
+            ]
+            for check in shown
+        ]
+        columns = ("check", "value", "bound", "verdict", "meaning")
+        parts.append(table(columns, rows, numeric=columns[1:4]))
+    # What was measured for comparison alone has a value and no verdict.
+    not_run = [check["name"] for check in groups[None] if check["value"] is None]
+    told = f"checks: {len(groups[False])} failed, {len(groups[True])} passed"
+    if not_run:
+        told += f", {len(not_run)} not run ({', '.join(not_run)})"
+    return [*parts, Text(told if verbose else f"{told}; -v shows all")]
+
+
+def _bound(check: Mapping[str, Any]) -> str:
+    return f"{_BOUNDS[check['bound']]} {figure(check['threshold'])}" if check["bound"] else "–"
 
 
 def _rows(summary: Summary, target: str) -> Sequence[Mapping[str, Any]]:
     return [row for row in summary["results"] if row["target"] == target]
 
 
+def _row(summary: Summary, target: str, attack: str) -> Mapping[str, Any] | None:
+    return next((row for row in _rows(summary, target) if row["attack"] == attack), None)
+
+
 def _find(summary: Summary, target: str, attack: str) -> float | None:
     # The authors' own version of an attack stands in the same column.
-    names = (attack, f"authors-{attack}")
-    found = [row["accuracy"] for row in _rows(summary, target) if row["attack"] in names]
-    return float(found[0]) if found else None
+    row = _row(summary, target, attack) or _row(summary, target, f"authors-{attack}")
+    return None if row is None else float(row["accuracy"])

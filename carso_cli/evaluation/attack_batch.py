@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -225,7 +226,10 @@ def attack_block(
         "seconds": round(time.perf_counter() - started, 4),
         # JSON has no NaN or infinity.
         "steps": [
-            {key: value if abs(value) < float("inf") else None for key, value in step.as_dict().items()}
+            {
+                key: None if isinstance(value, float) and not isfinite(value) else value
+                for key, value in step.as_dict().items()
+            }
             for step in recorder.steps()
         ],
         "messages": recorder.messages,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -28,18 +27,19 @@ from carso_cli.attacks.losses import cross_entropy
 from carso_cli.data.image_set import ordered_batches
 from carso_cli.distributed.world import join
 from carso_cli.evaluation.attack_batch import interruptible
-from carso_cli.evaluation.audit_checks import audit_checks, verdict_of
+from carso_cli.evaluation.audit_checks import audit_checks
 from carso_cli.evaluation.audit_report import AuditReport
 from carso_cli.evaluation.audit_setup import BUDGETS, CHECKED, AuditOptions, Images, Prepared, prepare_audit
 from carso_cli.evaluation.protocols import UNPERTURBED
 from carso_cli.evaluation.rerun_checks import spread
 from carso_cli.evaluation.run import run_jobs
 from carso_cli.evaluation.sanity_checks import Evidence
+from carso_cli.evaluation.verdict import verdict_of
 from carso_cli.io.json_files import ensure_folder, read_json, read_json_lines, write_json
 from carso_cli.runs.description import describe_environment
 from carso_cli.runs.lock import locked
 from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record, evaluation_id
-from carso_cli.runs.summary import attack_row, figures, headline, job_health
+from carso_cli.runs.summary import attack_row, broken_first, figures, headline, job_health
 from carso_cli.runtime.reporter import Reporter
 
 
@@ -121,10 +121,6 @@ def _run(
     clean, robust = figures(records[plan.jobs[0].key]), headline(every, "audit")
     trusted, verdict = verdict_of(checks)
     jobs = {job.key: job for job in plan.jobs}
-    first = Counter(
-        next((r.job for r in group if r.broken), None)
-        for group in zip(*(records[key] for key in jobs), strict=True)
-    )
     summary = {
         "schema": SCHEMA,
         "name": name,
@@ -139,8 +135,8 @@ def _run(
         "verdict": verdict,
         "broken_by": [
             {"attack": jobs[key].attack, "source": jobs[key].view or "", "images": count}
-            for key, count in first.most_common()
-            if key is not None and jobs[key].attack != UNPERTURBED
+            for key, count in broken_first(records).items()
+            if jobs[key].attack != UNPERTURBED
         ],
         "attacks": [
             {

@@ -46,23 +46,6 @@ _MATCHES, _DESCENDS, _LASTS, _NONZERO, _DECIDES = 0.87, 0.75, 0.75, 0.97, 0.97
 _COSINE = 0.5
 _GAIN = 0.02
 
-REASONS = {
-    "batch-independence": "an image's answer depends on the other images of its batch",
-    "no-memory": "the model remembers what it was asked before",
-    "repeatable": "under fixed seeds it answers otherwise each time",
-    "input-kept": "the model changes the images that it is given",
-    "above-chance": "the clean accuracy is at chance, or the images are too few to tell",
-    "faithful-gradient": "no gradient that the attacks could follow is that of the model's decision",
-    "black-box": "a black-box attack finds what the gradients miss",
-    "other-attacks": "attacks by the same gradients disagree: following the slope leads nowhere",
-    "other-sources": "attacks on a changed model find what the model's own gradients miss",
-    "twice-the-steps": "twice the steps break more images: the budget is too small",
-    "large-eps-attack": "even where any image can become any other, the attack fails",
-    "eot-adequacy": "the gradient of a random model is averaged over too few samples",
-    "float64-agreement": "the decisions depend on the rounding of float32",
-    "in-ball": "an example leaves the ball",
-}
-
 
 @dataclass(frozen=True, eq=False)
 class _EndPoint:
@@ -157,15 +140,6 @@ def pixel_radius(threat: ThreatModel, images: Tensor) -> float:
     """Return the change of one pixel that the radius amounts to where all pixels change alike."""
     eps = float(threat.eps)
     return eps if threat.norm == "linf" else eps / float(images[0].numel()) ** 0.5
-
-
-def verdict_of(checks: Sequence[Check]) -> tuple[bool, str]:
-    """Return whether a number can be trusted, and `trusted`, or `not trusted: ` and the reasons."""
-    failed = [check.name for check in checks if check.passed is False]
-    if not failed:
-        return True, "trusted"
-    told = "; ".join(REASONS.get(name, name) for name in sorted(failed, key=list(REASONS).index))
-    return False, f"not trusted: {told}"
 
 
 def _end_point(setting: Setting, job: Job, sources: Mapping[str, GradientSource], batch: Batch) -> _EndPoint:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -18,7 +18,6 @@ from carso_cli.attacks.gradient_sources import (
     GradientSource,
     Model,
     find_sources,
-    named_modules,
 )
 from carso_cli.attacks.registry import Budget
 from carso_cli.attacks.threat_model import ThreatModel
@@ -27,20 +26,17 @@ from carso_cli.data.image_set import ImageSet, balanced_subset
 from carso_cli.errors import DataError, UsageError, nearest
 from carso_cli.evaluation.attack_batch import Setting
 from carso_cli.evaluation.audit_checks import FAITHFUL, pixel_radius
-from carso_cli.evaluation.models import AuditedModel
+from carso_cli.evaluation.models import AuditedModel, all_weights, answers_of
 from carso_cli.evaluation.probes import Facts, probe
 from carso_cli.evaluation.protocols import GIVEN, UNPERTURBED, Job, Plan
-from carso_cli.evaluation.rerun_checks import mean_cosine, spread
+from carso_cli.evaluation.rerun_checks import adequate_draws, spread
 from carso_cli.io.checksum import fingerprint
 from carso_cli.recipe.section import too_large
-from carso_cli.runtime.seed import all_seeded
 
 SURROGATE = "surrogate"
 """Kind of a source that the caller gives."""
 CHECKED = 32
 """Images on which gradients are checked."""
-_COSINE = 0.8
-"""Cosine of two mean gradients from which more samples of a random model change little."""
 
 
 @dataclass(frozen=True)
@@ -157,13 +153,17 @@ def prepare_audit(
     sources = {source.name: source for source in found}
     audited = AuditedModel(model, None, {}, device, 1, sources=sources, is_random=facts.random)
     plan = _plan(followed, facts, given is not None)
-    samples = _eot_samples(audited, plan, pixels[few], truth[few], size.eot_samples, seed)
+    samples = 1
+    if facts.random and (job := plan.strongest) is not None:
+        samples = adequate_draws(
+            partial(audited.target, job, seed), pixels[few], truth[few], size.eot_samples
+        )
     attack_budget = _attack_budget(size, samples, eps)
     setting = Setting(audited, image_set, threat, attack_budget, seed, size.draws, selects=True, given=given)
     identity = {
-        "weights": fingerprint(_all_weights(model)),
-        "answers": _answers(model, pixels[few], seed),
-        "surrogates": [_answers(one, pixels[few], seed) for one in surrogates],
+        "weights": fingerprint(all_weights(model)),
+        "answers": answers_of(model, pixels[few], seed),
+        "surrogates": [answers_of(one, pixels[few], seed) for one in surrogates],
     }
     return Prepared(setting, plan, facts, sources, checks, _identity(budget, setting, plan, identity), budget)
 
@@ -295,20 +295,6 @@ def _plan(followed: Sequence[GradientSource], facts: Facts, given: bool) -> Plan
     return Plan("audit", "audit", "exact", tuple(jobs))
 
 
-def _eot_samples(
-    audited: AuditedModel, plan: Plan, images: Tensor, labels: Tensor, most: int, seed: int
-) -> int:
-    """Return the smallest power of two whose mean gradients agree with each other, at most `most`."""
-    job = plan.strongest
-    samples = 1
-    while audited.is_random and job is not None and samples < most:
-        targets = [audited.target(job, seed, f"cosine {number}") for number in range(2)]
-        if mean_cosine(targets, images, labels, samples) >= _COSINE:
-            break
-        samples *= 2
-    return samples
-
-
 def _attack_budget(size: AuditBudget, samples: int, eps: float) -> Budget:
     return Budget(
         pgd_steps=size.steps,
@@ -320,23 +306,3 @@ def _attack_budget(size: AuditBudget, samples: int, eps: float) -> Budget:
         square_queries=size.queries,
         restarts=1,
     )
-
-
-def _all_weights(model: Model) -> dict[str, Tensor]:
-    """Return every parameter and buffer that a model consists of, by name."""
-    if isinstance(model, nn.Module):
-        return dict(model.state_dict())
-    found: dict[str, Tensor] = {}
-    for name, module in named_modules(model).items():
-        found |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
-    return found
-
-
-@torch.no_grad()
-def _answers(model: Model, images: Tensor, seed: int) -> str:
-    """Return a hash of what a model answers, to three digits: another temperature is another model."""
-    with all_seeded(seed):
-        scores = model(images).detach().double().cpu()
-    scale = float(scores.abs().max().clamp_min(1e-300))
-    digits = f"{scale:.2e}" + str((scores / scale * 100).round().to(torch.int64).tolist())
-    return hashlib.sha256(digits.encode()).hexdigest()

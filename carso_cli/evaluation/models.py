@@ -8,15 +8,17 @@ models = given_models(recipe, device, defence=defence, classifier=classifier)
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from carso_cli.attacks.defence_target import AttackedDefence, DefenceTarget
-from carso_cli.attacks.gradient_sources import OUTPUT, GradientSource, follow_global_seed
+from carso_cli.attacks.gradient_sources import OUTPUT, GradientSource, follow_global_seed, named_modules
 from carso_cli.attacks.passes import samples_per_pass
 from carso_cli.attacks.source_target import SourceTarget
 from carso_cli.attacks.target import AttackTarget, ClassifierTarget, Model
@@ -33,7 +35,7 @@ from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.precision import in_precision
 from carso_cli.runtime.reporter import SILENT, Reporter
-from carso_cli.runtime.seed import derive_seed, generator
+from carso_cli.runtime.seed import all_seeded, derive_seed, generator
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +191,8 @@ def given_models(
             # Batch statistics would let the images of a batch change each other's answers.
             model.to(device).eval()
     # Taken before BatchNorms are folded: these name the weights as they are stored.
-    checksums = {"classifier": _checksum(bare), "purifier": None, "second_classifier": None}
+    checksums: dict[str, str | None] = {"classifier": _checksum(bare)}
+    checksums |= dict.fromkeys(("purifier", "second_classifier"))
     if defence is not None:
         checksums["purifier"] = _checksum(getattr(defence, "purifier", defence))
         checksums["second_classifier"] = _checksum(defence.second_classifier)
@@ -230,6 +233,40 @@ def _one_image(defence: AttackedDefence, recipe: Recipe, device: torch.device) -
     )
 
 
-def _checksum(model: object) -> str | None:
-    """Return the SHA-256 of a module's weights; None for what is no module."""
-    return fingerprint(model.state_dict()) if isinstance(model, nn.Module) else None
+def all_weights(model: Model | AttackedDefence) -> dict[str, Tensor]:
+    """Return every parameter and buffer of a model by name; of a function, those that it refers to."""
+    if isinstance(model, nn.Module):
+        return dict(model.state_dict())
+    found: dict[str, Tensor] = {}
+    for name, module in named_modules(cast(Model, model)).items():
+        found |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+    return found
+
+
+def _checksum(model: Model | AttackedDefence) -> str | None:
+    """Return the SHA-256 of a model's weights; None where no weights are found."""
+    weights = all_weights(model)
+    return fingerprint(weights) if weights else None
+
+
+@torch.no_grad()
+def answers_of(model: Model, images: Tensor, seed: int) -> str:
+    """Return a hash of what a model answers on a few images: another temperature or sigma is another model.
+
+    Rounding must not change it, so it holds but the size of the scores and three sums of them, each to three
+    digits.
+    """
+    with all_seeded(seed):
+        scores = model(images).detach().double().cpu().flatten()
+    scores = torch.nan_to_num(scores, nan=-1.0, posinf=1e30, neginf=-1e30)
+    scale = float(scores.abs().max().clamp_min(1e-300))
+    signs = torch.randint(0, 2, (3, len(scores)), generator=generator(0, "answers")).double() * 2 - 1
+    sums = signs @ (scores / scale) / len(scores) ** 0.5
+    text = f"{scale:.2e} {[round(value, 3) for value in sums.tolist()]}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def defence_scores(defence: AttackedDefence, seed: int, images: Tensor) -> Tensor:
+    """Return the (B, C) exact logits of one sample of a defence, its latents those of a seed."""
+    latents = defence.draw_latents(len(images), defence.n_samples, generator(seed, "answers"))
+    return defence.aggregate(defence.sample_logits(defence.condition(images), latents), "exact")

@@ -31,7 +31,8 @@ class Work(NamedTuple):
 def attack_work(job: Job, budget: Budget, classes: int, n_samples: int) -> Work:
     """Return what a job asks per image, scoring left out, of a model with C classes and N samples."""
     # A classifier has nothing to draw: one sample says everything.
-    draws = budget.eot_draws if job.target == "defence" else 1
+    on_defence = job.target == "defence"
+    draws = budget.eot_draws if on_defence else 1
     # One gradient more than steps, taken at the start.
     apgd = float((budget.apgd_steps + 1) * draws * budget.restarts)
     targeted = budget.apgd_steps * min(_TARGET_CLASSES, classes - 1)
@@ -42,6 +43,10 @@ def attack_work(job: Job, budget: Budget, classes: int, n_samples: int) -> Work:
         "pgd": Work(float(budget.pgd_steps)),
         "pgd-eot": Work(float(budget.pgd_eot_steps * draws)),
         "pgd-eot-random-start": Work(float(budget.pgd_eot_steps * draws * budget.restarts)),
+        # One run more, from the best of two surrogates' examples, one of which costs as much as the target.
+        "pgd-eot-margin": Work(
+            float(budget.pgd_eot_steps * draws * (budget.restarts + on_defence)) + apgd * on_defence
+        ),
         "apgd-ce": Work(apgd),
         "apgd-dlr": Work(apgd),
         # From the unperturbed image towards each target; restarts mean nothing to it.

@@ -13,6 +13,7 @@ from carso_cli.attacks.registry import (
     ATTACKS,
     DEFENCE_ONLY,
     DETERMINISTIC_ONLY,
+    FROM_TRANSFERS,
     PROTOCOLS,
     TRANSFERS,
     Budget,
@@ -30,6 +31,8 @@ GIVEN = "given"
 """Examples made elsewhere, scored like an attack's."""
 _UNSEEN = (UNPERTURBED, "noise", GIVEN, *BLACK_BOX)
 """Attacks without a gradient: no view makes a difference to them, except to Square's loss."""
+UNMEASURED_DRAWS = 4
+"""EoT samples per gradient where a recipe gives no number and none is measured."""
 
 LABELS = {
     "adaptive": "worst case over white-box, surrogate and black-box attacks",
@@ -63,8 +66,8 @@ class Job:
 
     @property
     def is_white_box(self) -> bool:
-        """Whether it follows gradients of the target itself, not of a surrogate."""
-        return self.attack not in (*_UNSEEN, *TRANSFERS)
+        """Whether it follows gradients of the target alone, and owes nothing to a surrogate."""
+        return self.attack not in (*_UNSEEN, *TRANSFERS, FROM_TRANSFERS)
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,11 @@ class Plan:
     def follows_authors(self) -> bool:
         """Whether nothing is selected, and one draw scores each example, as in the authors' script."""
         return self._headline is not None
+
+    @property
+    def version(self) -> int:
+        """Version of the protocol; 1 for a single attack."""
+        return PROTOCOLS[self.attack].version if self.is_protocol else 1
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -155,6 +163,8 @@ def plan_evaluation(attack: str, *, target: str | None = None, view: str | None 
         raise UsageError(f"attack '{attack}' does not fit the target '{target}'", hint=f"use {other}")
     jobs = [job for one in chosen for job in _jobs_on(one, names[one], seen, attack)]
     label = LABELS.get(attack, f"one attack: {attack}; an upper bound on the accuracy under attack")
+    if protocol and protocol.version > 1:
+        label += f", version {protocol.version}"
     return Plan(attack, label, seen, tuple(jobs))
 
 
@@ -164,7 +174,9 @@ def _jobs_on(target: str, names: tuple[str, ...], view: str, attack: str) -> lis
     # A single attack selects nothing, so it needs no second set of draws to say what may be left out.
     clean = (jobs[0].key,) if is_protocol and attack != "authors" else ()
     every_image = is_protocol and attack in ("published", "authors")
-    baselines = BASELINES if is_protocol and target == "defence" and attack != "authors" else ()
+    # The paper gives AutoAttack alone for the classifier; `quick` keeps its time.
+    compared = (target == "defence" and attack != "authors") or attack == "adaptive"
+    baselines = BASELINES if is_protocol and compared else ()
     before: tuple[str, ...] = clean
     # Without repeats: a baseline may be one of the protocol's own attacks too.
     for name in dict.fromkeys((*baselines, *names)):
@@ -187,11 +199,14 @@ def _view_of(attack: str, target: str, view: str) -> str | None:
     return "surrogate" if attack in TRANSFERS else view
 
 
-def plan_budget(recipe: Recipe, plan: Plan, *, eps: float, norm: str) -> Budget:
+def plan_budget(
+    recipe: Recipe, plan: Plan, *, eps: float, norm: str, eot_draws: int = UNMEASURED_DRAWS
+) -> Budget:
     """Return the budget of a plan's attacks.
 
     Fixed step sizes belong to the recipe's eps: under another eps they are scaled with it, under another
-    norm they become 2.5 eps over the number of steps. Only `adaptive` and single attacks restart.
+    norm they become 2.5 eps over the number of steps. Only `adaptive` and single attacks restart. `eot_draws`
+    holds where the recipe gives no number.
     """
     section, threat = recipe.evaluation, recipe.threat
 
@@ -203,7 +218,7 @@ def plan_budget(recipe: Recipe, plan: Plan, *, eps: float, norm: str) -> Budget:
         pgd_steps=section.pgd_steps,
         pgd_step_size=step(section.pgd_step_size, section.pgd_steps),
         apgd_steps=section.apgd_steps,
-        eot_draws=section.eot_draws,
+        eot_draws=section.eot_draws or eot_draws,
         pgd_eot_steps=section.pgd_eot_steps,
         pgd_eot_step_size=step(section.pgd_eot_step_size, section.pgd_eot_steps),
         square_queries=section.square_queries,

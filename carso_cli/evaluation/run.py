@@ -25,6 +25,7 @@ from carso_cli.evaluation.protocols import Plan
 from carso_cli.evaluation.rerun_checks import rerun_checks
 from carso_cli.evaluation.sanity_checks import Check, Evidence, failed, stored_checks
 from carso_cli.evaluation.setup import Evaluation, EvaluationOptions, prepare_evaluation
+from carso_cli.evaluation.verdict import verdict_of
 from carso_cli.io.json_files import ensure_folder, read_json, read_json_lines, write_json
 from carso_cli.recipe.identity import recipe_hash
 from carso_cli.recipe.schema import Recipe
@@ -36,10 +37,10 @@ from carso_cli.runs.records import (
     SCHEMA,
     EvaluationFolder,
     Record,
-    attacks_exact_view_of,
+    exact_view_result,
     find_to_resume,
 )
-from carso_cli.runs.summary import attack_row, headline, job_health
+from carso_cli.runs.summary import attack_row, broken_first, headline, job_health
 from carso_cli.runtime.reporter import SILENT, Reporter
 
 _Block = tuple[list[Record], dict[str, Any]]
@@ -66,9 +67,11 @@ def evaluate(
 
     Returns:
         The summary, as stored: `schema`, `recipe`, `run`, `attack`, `label`, `n_images`, `classifier`
-        (`clean` and `attacked`, with intervals, or None), `results` (a row per job), `headline`, `exact` (the
-        result on the exact view, beside one on another), `checks`, `failed`, `settings`, `seconds`.
-        Accuracies are in [0, 1]; what is unknown is None.
+        (`clean` and `attacked`, with intervals, or None), `results` (a row per job), `headline`, `checks`,
+        `failed`, `trusted`, `verdict` (`trusted`, or `not trusted: ` and the reasons), `broken_by` (`attack`,
+        `view`, `images` that it was the first to break), `settings`, `seconds`; and, looked up at each
+        call, `exact` (the result on the exact view, beside one on another). Accuracies are in [0, 1]; what
+        is unknown is None.
 
     Raises:
         UsageError: If the attack does not fit the target, or a result with these settings is stored and
@@ -94,7 +97,7 @@ def run_evaluation(
     folder, stored = world.on_main(lambda: _find_folder(evaluation, resume=resume, force=force))
     if stored is not None:
         reporter.info(f"{folder.path} is complete; showing its stored result")
-        return stored
+        return world.on_main(lambda: _with_exact_view(folder, stored))
     with (
         # Held to the end, summary included: two processes that append blocks would count images twice.
         world.main_holds(lambda: _claimed(evaluation, folder, force, reporter)),
@@ -108,7 +111,14 @@ def run_evaluation(
             *stored_checks(evidence),
             *rerun_checks(evaluation.setting, evidence, folder, world, reporter),
         ]
-        return world.on_main(lambda: _store_summary(evaluation, folder, evidence, checks))
+        summary = world.on_main(lambda: _store_summary(evaluation, folder, evidence, checks))
+        return world.on_main(lambda: _with_exact_view(folder, summary))
+
+
+def _with_exact_view(folder: EvaluationFolder, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a summary with what must be shown beside it, as it is stored now."""
+    identity = summary["settings"]["identity"]
+    return {**summary, "exact": exact_view_result(folder.path.parent, identity)}
 
 
 def _find_folder(
@@ -214,11 +224,15 @@ def _store_summary(
     plan = evaluation.plan
     rows = []
     for job in plan.jobs:
-        health = {key: value for key, value in evidence.health[job.key].items() if key != "steps"}
+        health = {
+            key: value for key, value in evidence.health[job.key].items() if key not in ("steps", "parts")
+        }
         seconds, messages = round(health.pop("seconds"), 3), health.pop("messages")
         row = attack_row(evidence.records[job.key])
         rows.append({**row, "gradients": health, "seconds": seconds, "messages": messages})
     described = [check.as_dict() for check in checks]
+    trusted, verdict = verdict_of(checks)
+    jobs = {job.key: job for job in evidence.jobs}
     check_seconds = sum(line["seconds"] for line in read_json_lines(folder.checks))
     summary = {
         "schema": SCHEMA,
@@ -230,9 +244,14 @@ def _store_summary(
         "classifier": _classifier_result(plan, evidence),
         "results": rows,
         "headline": headline(evidence.of(plan.decisive_jobs(plan.headline_target)), plan.attack),
-        "exact": _exact_view_result(folder.path.parent, plan, evaluation.identity),
         "checks": described,
         "failed": failed(described),
+        "trusted": trusted,
+        "verdict": verdict,
+        "broken_by": [
+            {"attack": jobs[key].attack, "view": jobs[key].view, "images": count}
+            for key, count in broken_first({key: evidence.records[key] for key in jobs}).items()
+        ],
         "settings": read_json(folder.settings),
         "seconds": round(sum(row["seconds"] for row in rows) + check_seconds, 3),
     }
@@ -254,26 +273,3 @@ def _classifier_result(plan: Plan, evidence: Evidence) -> dict[str, Any] | None:
         "attacked": attacked["accuracy"],
         "attacked_ci95": attacked["ci95"],
     }
-
-
-def _exact_view_result(parent: Path, plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what must be shown beside a result that did not attack the exact view; None beside others.
-
-    That is `accuracy` and `ci95` of the adaptive protocol on the same models, images and eps, both None where
-    it was not run, and a `note`.
-    """
-    if plan.view == "exact" or plan.headline_target == "classifier":
-        return None
-    # Only complete evaluations have a summary; sorted, as a file system lists in any order.
-    for path in sorted(parent.glob("*/summary.json")):
-        try:
-            stored = read_json(path)
-            if attacks_exact_view_of(stored["settings"]["identity"], identity):
-                found = stored["headline"]
-                note = f"the adaptive protocol on the exact view, from {path.parent.name}"
-                return {"accuracy": found["accuracy"], "ci95": found["ci95"], "note": note}
-        except (StateError, KeyError, TypeError):
-            # Damaged, or written by another version: this result does not depend on it.
-            continue
-    missing = "the exact view was not attacked on these images; run carso evaluate with --attack adaptive"
-    return {"accuracy": None, "ci95": None, "note": f"not run: {missing}"}

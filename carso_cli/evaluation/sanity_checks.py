@@ -4,9 +4,10 @@ A check has a name, a value, a threshold, a verdict and one sentence of meaning;
 says so and has no verdict. The checks here are drawn from stored records and gradient health and cost
 nothing; those of `rerun_checks` attack a few images again.
 
-Raised when (Explanation): gradients are NaN, infinite or zero, or outputs saturated (the attack stood
-still); a stronger attack, a surrogate or a black box does better than a white box (its gradients mislead);
-the loss does not rise (nothing was attacked); the attacked view decides otherwise than the defence.
+Raised when (Explanation): gradients are NaN, infinite or zero, or outputs saturated, under every attack (all
+stood still); a stronger attack, a surrogate or a black box does better than a white box (its gradients
+mislead); no attack lowers the label's lead (nothing was attacked); the attacked view decides otherwise than
+the defence. A check that compares accuracies says how many images must differ before it can fail.
 """
 
 from __future__ import annotations
@@ -15,20 +16,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from math import isfinite, log1p
+from statistics import fmean
 from typing import Any
 
-from carso_cli.attacks.registry import TRANSFERS
-from carso_cli.evaluation.protocols import BLACK_BOX, Job, Plan
-from carso_cli.runs.intervals import tolerance
+from carso_cli.attacks.registry import FROM_TRANSFERS, TRANSFERS
+from carso_cli.evaluation.protocols import BLACK_BOX, UNPERTURBED, Job, Plan
+from carso_cli.runs.intervals import resolution, tolerance, wilson
 from carso_cli.runs.records import Record
 from carso_cli.runs.summary import worst_case
 
 CHAIN = ("none", "noise", "fgsm", "pgd", "pgd-eot")
-"""Attacks of growing strength."""
+"""Attacks of growing strength on a deterministic model."""
+RANDOM_CHAIN = ("none", "noise", "pgd-eot")
+"""The same on a random one."""
 _CHANCE_DIFFERENCE = 0.01
 _SURROGATE_GAIN = 0.02
-_FLAT = 0.02
-_WITH_DLR = ("rand-aa", "authors-rand-aa", "apgd-dlr", "aa")
+_RISES = 2.0
+_MOST = 1000.0
+"""Largest multiple that is shown."""
+_STILL = 0.05
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,8 @@ class Evidence:
     @property
     def white_box(self) -> list[Job]:
         """Jobs on the headline target that follow its own gradients."""
-        return [job for job in self.jobs if job.is_white_box]
+        # The attack that starts from transferred examples stands for itself only where there is no other.
+        return [job for job in self.jobs if job.is_white_box] or self.named([FROM_TRANSFERS])
 
     def named(self, attacks: Sequence[str]) -> list[Job]:
         """Return the jobs on the headline target whose attack is among some."""
@@ -113,13 +120,31 @@ def stored_checks(evidence: Evidence) -> list[Check]:
         in_ball_check(evidence),
         _rule_agreement(evidence),
         _logit_lead(evidence),
+        _gradients_followed(evidence),
         *_gradients(evidence),
         _loss_rises(evidence),
         _examples_moved(evidence),
         _attack_order(evidence),
         gain_check(evidence, "black-box", evidence.white_box, evidence.named(BLACK_BOX), black_box),
-        gain_check(evidence, "surrogates", evidence.white_box, evidence.named(TRANSFERS), surrogates),
+        *_classifier_black_box(evidence, black_box),
+        gain_check(evidence, "surrogates", evidence.white_box, _transfers(evidence), surrogates),
     ]
+
+
+def _transfers(evidence: Evidence) -> list[Job]:
+    # Alone, or on a classifier, the attack that starts from transferred examples has no surrogate beside it.
+    jobs = evidence.named(TRANSFERS)
+    return [*jobs, *evidence.named([FROM_TRANSFERS])] if jobs else []
+
+
+def _classifier_black_box(evidence: Evidence, meaning: str) -> list[Check]:
+    """Return the same check of the classifier that a defence is compared with."""
+    jobs = evidence.plan.jobs_on("classifier")
+    if not jobs or evidence.plan.headline_target == "classifier":
+        return []
+    own = [job for job in jobs if job.is_white_box]
+    added = [job for job in jobs if job.attack in BLACK_BOX]
+    return [gain_check(evidence, "classifier-black-box", own, added, f"of the classifier alone: {meaning}")]
 
 
 def in_ball_check(evidence: Evidence) -> Check:
@@ -164,79 +189,134 @@ def _logit_lead(evidence: Evidence) -> Check:
     return Check("logit-lead", sum(leads) / len(leads), None, None, meaning)
 
 
-def _gradients(evidence: Evidence) -> list[Check]:
-    def share(job: Job, name: str, kinds: Sequence[str]) -> float:
-        health = evidence.health[job.key]
-        # The DLR loss is constant once the label has fallen to the third place: only the first step counts.
-        if name == "zero-gradients" and job.attack in _WITH_DLR:
-            health = health["steps"][0]
-        # NaN and infinity are counted apart, so their shares may be added.
-        return sum(health[kind] or 0.0 for kind in kinds)
+@dataclass(frozen=True, eq=False)
+class _Yardstick:
+    """The white-box attack whose gradients were the most usable, on which the number rests."""
 
-    def worst(name: str, kinds: Sequence[str], threshold: float, meaning: str) -> Check:
+    job: Job
+    name: str
+    health: Mapping[str, Any]
+
+
+def _yardstick(evidence: Evidence) -> _Yardstick | None:
+    """Return the attack, or part of one, with the fewest unusable gradients; None where none asked for any.
+
+    The best and not the worst: an attack that its own loss stopped, such as cross-entropy on huge logits,
+    takes nothing from a number that another attack found.
+    """
+    found = [
+        _Yardstick(job, f"{job.key} ({part})" if part else job.key, health)
+        for job in evidence.aimed
+        for part, health in evidence.health[job.key]["parts"].items()
         # A job whose images were all skipped recorded no gradient.
-        asking = [job for job in evidence.white_box if evidence.health[job.key]["gradients"]]
-        if not asking:
-            return not_run(name, "no attack here asks the target for gradients")
-        # The worst attack and not the mean: one that stood still would hide among others that moved.
-        value, key = max((share(job, name, kinds), job.key) for job in asking)
-        return at_most(name, value, threshold, f"{meaning}; the worst attack, {key}, is shown")
+        if health["gradients"]
+    ]
 
+    def unusable(one: _Yardstick) -> float:
+        # NaN and infinity are counted apart, so their shares may be added. Unknown saturation is the worst.
+        shares = (one.health[kind] for kind in ("nan", "inf", "zero", "saturated"))
+        return sum(1.0 if share is None else share for share in shares)
+
+    return min(found, key=unusable, default=None)
+
+
+def _gradients_followed(evidence: Evidence) -> Check:
+    name = "gradients-followed"
+    if all(job.attack == UNPERTURBED for job in evidence.jobs):
+        return not_run(name, "nothing was attacked")
+    if evidence.white_box and all(record.skipped for record in evidence.of(evidence.white_box)):
+        return not_run(name, "no image was left to attack")
+    asking = [job for job in evidence.white_box if evidence.health[job.key]["gradients"]]
+    meaning = (
+        "attacks that followed the target's own gradients; without one the number is an upper bound only"
+    )
+    return at_least(name, float(len(asking)), 1.0, meaning)
+
+
+def _gradients(evidence: Evidence) -> list[Check]:
+    best = _yardstick(evidence)
     saturated = "share of draws whose output gives the label probability 1 in float32, or is not finite"
-    return [
-        worst(
-            "nan-gradients", ("nan", "inf"), 0.0, "share of attack steps whose gradient is NaN or infinite"
+    wanted = (
+        ("nan-gradients", ("nan", "inf"), 0.0, "share of attack steps whose gradient is NaN or infinite"),
+        (
+            "zero-gradients",
+            ("zero",),
+            0.02,
+            "share of attack steps whose gradient is exactly zero on an image that is still right",
         ),
-        worst("zero-gradients", ("zero",), 0.02, "share of attack steps whose gradient is exactly zero"),
-        worst("saturated-outputs", ("saturated",), 0.1, saturated),
+        ("saturated-outputs", ("saturated",), 0.1, saturated),
+    )
+
+    def check(name: str, kinds: Sequence[str], threshold: float, meaning: str) -> Check:
+        if best is None:
+            return not_run(name, "no attack here asks the target for gradients")
+        shares = [best.health[kind] for kind in kinds]
+        if None in shares:
+            return not_run(name, f"{best.name} does not tell")
+        return at_most(name, sum(shares), threshold, f"{meaning}; the best attack, {best.name}, is shown")
+
+    return [check(*one) for one in wanted]
+
+
+def _falls(evidence: Evidence, job: Job) -> list[float]:
+    """Return by how much the label's lead fell on each image that a job's gradients attacked."""
+    # Of AutoAttack's parts one follows no gradients.
+    records = [r for r in evidence.records[job.key] if not r.skipped and r.part not in BLACK_BOX]
+    # A lead that is not finite is stored as None; it counts as still, not as moved.
+    pairs = [(r.clean_margin, r.margin) for r in records]
+    return [
+        before - after
+        if before is not None and after is not None and isfinite(before) and isfinite(after)
+        else 0.0
+        for before, after in pairs
     ]
 
 
 def _loss_rises(evidence: Evidence) -> Check:
     name = "loss-rises"
     meaning = (
-        "smallest rise of an attack's mean loss, as a share of its first; flat means nothing was attacked"
+        "mean fall of the label's lead under attack, as a multiple of what random noise of that size "
+        "changes; near 0 means that nothing was attacked"
     )
-    rises: list[float] = []
-    for job in evidence.aimed:
-        steps = evidence.health[job.key]["steps"]
-        # Library attacks do not pass their labels on, so neither loss nor saturation is known.
-        if len(steps) < 2 or all(step["saturated"] is None for step in steps):
-            continue
-        # The largest loss on the way, since an attack returns its best point and not its last.
-        first, *later = (step["loss"] for step in steps)
-        known = [loss for loss in later if loss is not None]
-        if first is None or not known:
-            return at_least(name, None, _FLAT, f"{meaning}; here the loss is not even finite")
-        rises.append((max(known) - first) / max(abs(first), 1e-6))
-    if not rises:
-        return not_run(name, "no attack here shows its loss at several steps")
-    return at_least(name, min(rises), _FLAT, meaning)
+    noise = [fall for job in evidence.named(["noise"]) for fall in _falls(evidence, job)]
+    found = [(fmean(falls), job.key) for job in evidence.aimed if (falls := _falls(evidence, job))]
+    if not noise or not found:
+        return not_run(name, "no attack by gradients ran beside random noise")
+    # By noise, which has the scale of the logits: a share of the loss means another thing where logits are
+    # tiny, and explodes where the loss is near 0.
+    value, key = max(found)
+    size = fmean(fall * fall for fall in noise) ** 0.5
+    multiple = value / size if size > 0 else _MOST * (value > 0)
+    return at_least(name, min(multiple, _MOST), _RISES, f"{meaning}; the best attack, {key}, is shown")
 
 
 def _examples_moved(evidence: Evidence) -> Check:
-    def is_still(record: Record) -> bool:
-        margins = (record.margin, record.clean_margin)
-        # A margin that was not finite is stored as None; it counts as still, not as moved.
-        return margins[0] is None or margins[1] is None or margins[0] >= margins[1]
-
-    shares = []
+    name = "examples-moved"
+    found = []
     for job in evidence.aimed:
-        still = [is_still(record) for record in evidence.records[job.key] if not record.skipped]
-        if still:
-            shares.append((sum(still) / len(still), job.key))
-    if not shares:
-        return not_run("examples-moved", "no attack followed the target's gradients")
-    value, key = max(shares)
-    meaning = f"share of attacked images whose margin did not fall; the worst attack, {key}, is shown"
-    return at_most("examples-moved", value, 0.05, meaning)
+        if falls := _falls(evidence, job):
+            count = len(falls)
+            # Fails where the 95% interval of the share lies above what is allowed.
+            fewest = next((k for k in range(count + 1) if wilson(k, count)[0] > _STILL), count)
+            still = sum(fall <= 0 for fall in falls)
+            found.append((still - fewest, still / count, (fewest - 1) / count, fewest, count, job.key))
+    if not found:
+        return not_run(name, "no attack followed the target's gradients")
+    _, value, allowed, fewest, count, key = min(found)
+    meaning = (
+        f"share of attacked images whose margin did not fall; the best attack, {key}, is shown; fails from "
+        f"{fewest} of {count} images"
+    )
+    return at_most(name, value, allowed, meaning)
 
 
 def _attack_order(evidence: Evidence) -> Check:
     # On one target only: an attack's name stands for one job there.
     records = {job.attack: evidence.records[job.key] for job in evidence.jobs}
-    chain = [attack for attack in CHAIN if attack in records]
-    rises = []
+    # One draw of a random model may lead anywhere: nothing orders FGSM and PGD there.
+    ordered = RANDOM_CHAIN if evidence.plan.headline_target == "defence" else CHAIN
+    chain = [attack for attack in ordered if attack in records]
+    rises, fewest = [], []
     for weaker, stronger in pairwise(chain):
         # Only where both ran: a skipped image counts with the result of another attack.
         before = {record.index: record.accuracy for record in records[weaker] if not record.skipped}
@@ -244,9 +324,13 @@ def _attack_order(evidence: Evidence) -> Check:
         if changes := [record.accuracy - before[record.index] for record in attacked]:
             # Each pair has a tolerance of its own, as the number of images that both attacked differs.
             rises.append((sum(changes) / len(changes), tolerance(changes, _CHANCE_DIFFERENCE)))
+            fewest.append(f"{resolution(len(changes), _CHANCE_DIFFERENCE)} of {len(changes)}")
     if not rises:
         return not_run("attack-order", "fewer than two attacks of growing strength ran on the same images")
-    meaning = f"largest rise of accuracy from one attack to a stronger one along {' >= '.join(chain)}"
+    meaning = (
+        f"largest rise of accuracy from one attack to a stronger one along {' >= '.join(chain)}; fails from "
+        f"{', '.join(fewest)} images"
+    )
     return at_most("attack-order", *least_within(rises), meaning)
 
 
@@ -261,18 +345,27 @@ def gain_check(
 ) -> Check:
     """Return a check that some jobs take away nothing beyond others; not run without either.
 
-    On a deterministic model no draw decides who gains: one image more than the allowed share is too many.
+    What AutoAttack's black-box part finds counts with `added`. On a deterministic model no draw decides who
+    gains: one image more than the allowed share is too many.
     """
-    if not own or not added:
+    if not own or not (added or any(job.attack == "aa" for job in own)):
         return not_run(name, "this evaluation has no such attack beside a white-box one")
     # The unperturbed images count with both, so that a clean error is nobody's gain.
     # The worst is chosen on selection draws, so the difference on report draws may even be negative.
-    base = [evidence.jobs[0], *own]
-    after = {record.index: record.accuracy for record in worst_case(evidence.of([*base, *added]))}
-    gains = [record.accuracy - after[record.index] for record in worst_case(evidence.of(base))]
-    certain = evidence.plan.attack == "audit" and all(record.draws == 1 for record in evidence.of(base))
+    target = own[0].target
+    base = evidence.of([evidence.plan.jobs_on(target)[0], *own])
+    after = {record.index: record.accuracy for record in worst_case([*base, *evidence.of(added)])}
+    alone = worst_case([record for record in base if record.part not in BLACK_BOX])
+    gains = [record.accuracy - after[record.index] for record in alone]
+    certain = evidence.plan.attack == "audit" and all(record.draws == 1 for record in base)
     allowed = _SURROGATE_GAIN + 1.0 / len(gains) if certain else tolerance(gains, _SURROGATE_GAIN)
-    return at_most(name, sum(gains) / len(gains), allowed, meaning)
+    fewest = int(allowed * len(gains)) + 1 if certain else resolution(len(gains), _SURROGATE_GAIN)
+    return at_most(
+        name,
+        sum(gains) / len(gains),
+        allowed,
+        f"{meaning}; fails from {fewest} of {len(gains)} images",
+    )
 
 
 def chance_check(name: str, accuracies: Sequence[float], classes: int, meaning: str) -> Check:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -13,15 +14,25 @@ from carso_cli.build import device_for, load_images
 from carso_cli.data.image_set import ImageSet, ordered_batches
 from carso_cli.distributed.world import join
 from carso_cli.errors import UsageError
-from carso_cli.evaluation.attack_batch import Setting
-from carso_cli.evaluation.models import given_models, load_models, run_recipe
-from carso_cli.evaluation.protocols import Plan, plan_budget, plan_evaluation
+from carso_cli.evaluation.attack_batch import Batch, Setting
+from carso_cli.evaluation.models import (
+    answers_of,
+    defence_scores,
+    given_models,
+    load_models,
+    run_recipe,
+)
+from carso_cli.evaluation.protocols import Job, Plan, plan_budget, plan_evaluation
+from carso_cli.evaluation.rerun_checks import IMAGES, adequate_draws, spread
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.schema import Recipe
 from carso_cli.recipe.section import too_large
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.records import EvaluationFolder, evaluation_id
 from carso_cli.runtime.reporter import Reporter
+
+_MOST_DRAWS, _QUICK_DRAWS = 32, 4
+"""EoT samples per gradient, at most, where they are measured."""
 
 
 class EvaluationOptions(TypedDict, total=False):
@@ -141,10 +152,35 @@ def prepare_evaluation(
         draws=1 if plan.follows_authors else recipe.evaluation.scoring_draws,
         selects=(plan.is_protocol and not plan.follows_authors) or options.get("selects", False),
     )
-    return Evaluation(recipe, run, plan, setting, _identity(recipe, plan, setting))
+    few = setting.batch(spread(len(images), IMAGES))
+    # By one process: rounding on another device must not lead two of them into two folders.
+    draws, answers = world.on_main(lambda: (_eot_draws(recipe, plan, setting, few), _answers(setting, few)))
+    budget = replace(setting.budget, eot_draws=draws)
+    setting = replace(setting, budget=budget)
+    return Evaluation(recipe, run, plan, setting, _identity(recipe, plan, setting, answers))
 
 
-def _identity(recipe: Recipe, plan: Plan, setting: Setting) -> dict[str, Any]:
+def _eot_draws(recipe: Recipe, plan: Plan, setting: Setting, few: Batch) -> int:
+    """Return the recipe's EoT samples per gradient; where it gives none, as many as make two agree."""
+    if recipe.evaluation.eot_draws is not None or "defence" not in plan.targets:
+        return setting.budget.eot_draws
+    # On the exact view, whatever is attacked: where gradients are masked, no number of samples is enough.
+    target = partial(setting.models.target, Job("defence", "pgd-eot", "exact"), setting.seed)
+    most = _QUICK_DRAWS if plan.attack == "quick" else _MOST_DRAWS
+    return adequate_draws(target, few.images, few.labels, most)
+
+
+def _answers(setting: Setting, few: Batch) -> dict[str, str]:
+    """Return what identifies the code of the models, beside their weights: what they answer."""
+    models, seed = setting.models, setting.seed
+    found = {"classifier": answers_of(models.classifier, few.images, seed)}
+    if models.defence is not None:
+        found["second_classifier"] = answers_of(models.defence.second_classifier, few.images, seed)
+        found["defence"] = answers_of(partial(defence_scores, models.defence, seed), few.images, seed)
+    return found
+
+
+def _identity(recipe: Recipe, plan: Plan, setting: Setting, answers: dict[str, str]) -> dict[str, Any]:
     """Return what a resumed evaluation must share, field by field."""
     defence = setting.models.defence if "defence" in plan.targets else None
     images = setting.images
@@ -164,7 +200,13 @@ def _identity(recipe: Recipe, plan: Plan, setting: Setting) -> dict[str, Any]:
         "images": images.fingerprint(),
         "recipe": recipe_hash(recipe, sections),
         **{name: setting.models.checksums[name] for name in ("classifier", "purifier", "second_classifier")},
+        # Code is no part of a checksum: another temperature or a mended layer is another model.
+        **{f"{name}_answers": answer for name, answer in answers.items()},
         "draws": setting.draws,
+        # Left out where it is 1: an unchanged protocol keeps its name.
+        **({"version": plan.version} if plan.version > 1 else {}),
+        # Said beside the number, which variants of one ablation need not share.
+        **({} if recipe.evaluation.eot_draws else {"eot_draws_by": "cosine"}),
         # Left out where it is implied: evaluations stored before this field existed keep their name.
         **({"selects": True} if setting.selects and not plan.is_protocol else {}),
         # Blocks are the unit of seeds and of resuming, so their size decides what is found.

@@ -216,8 +216,8 @@ class Evaluation(Section):
     pgd_step_size: Positive = 0.01
     apgd_steps: PositiveInt = 100
     """Steps of the APGD attacks and of FAB."""
-    eot_draws: PositiveInt = 20
-    """Expectation-over-Transformation draws per gradient."""
+    eot_draws: PositiveInt | None = None
+    """Expectation-over-Transformation draws per gradient; when left out, as many as make two agree."""
     pgd_eot_steps: PositiveInt = 200
     pgd_eot_step_size: Positive = 0.007
     square_queries: PositiveInt = 5000

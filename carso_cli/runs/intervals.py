@@ -72,6 +72,16 @@ def paired_difference(
     return fmean(differences), max(-1.0, centre - reach), min(1.0, centre + reach)
 
 
+def resolution(count: int, floor: float) -> int:
+    """Return how many of `count` images must differ, one way and wholly, to exceed `tolerance(…, floor)`."""
+    for differing in range(1, count):
+        # Of zeros and ones the standard error needs no list.
+        error = math.sqrt(differing * (count - differing) / (count - 1)) / count
+        if differing / count > max(floor, 2.0 * error):
+            return differing
+    return count
+
+
 def tolerance(differences: list[float], floor: float) -> float:
     """Return what a mean difference between two measurements of the same images may come to by chance.
 

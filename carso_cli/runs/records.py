@@ -38,8 +38,13 @@ SCHEMA = 1
 _SAME_MODELS = (
     *("eps", "norm", "n_samples", "aggregation", "images"),
     *("classifier", "purifier", "second_classifier"),
+    *("classifier_answers", "second_classifier_answers", "defence_answers"),
 )
-"""Fields of the identity that two evaluations must share to be compared."""
+"""Fields of the identity that two evaluations must share to be compared; absent in older ones."""
+_SAME_BUDGET = (
+    *("seed", "draws", "eot_draws", "pgd_steps", "apgd_steps", "pgd_eot_steps", "square_queries"),
+)
+"""Fields that they must share too for one number to stand beside the other."""
 
 _STORED_AS = {"broken": "certain", "skipped": "settled", "skipped_by": "settled_by"}
 """Fields whose names in the files are older than their names here."""
@@ -240,14 +245,54 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
 
 
 def attacks_exact_view_of(other: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
-    """Say whether an evaluation is the adaptive protocol on the exact view of what another attacked.
+    """Say whether an evaluation is the adaptive protocol, at the same budget, on the exact view of the same.
 
     Args:
         other: Its identity.
         identity: That of the other evaluation, on whatever view.
     """
     is_exact = (other["attack"], other["view"]) == ("adaptive", "exact") and "defence" in other["targets"]
-    return is_exact and all(other.get(name) == identity.get(name) for name in _SAME_MODELS)
+    same = (*_SAME_MODELS, *_SAME_BUDGET)
+    return is_exact and all(other.get(name) == identity.get(name) for name in same)
+
+
+def exact_view_result(parent: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what must be shown beside a result that did not attack the exact view; None beside others.
+
+    It is looked up whenever a result is shown, as the other evaluation may be run later, or again.
+
+    Args:
+        parent: The run's evaluation folder.
+        identity: That of the result.
+
+    Returns:
+        `accuracy` and `ci95` of the adaptive protocol on the same models, images, eps and budget, both None
+        where it was not run, and a `note`.
+    """
+    if identity["view"] == "exact" or "defence" not in identity["targets"]:
+        return None
+    found: list[tuple[int, str, Mapping[str, Any]]] = []
+    # Only complete evaluations have a summary.
+    for path in parent.glob("*/summary.json"):
+        try:
+            stored = read_json(path)
+            other = stored["settings"]["identity"]
+            if attacks_exact_view_of(other, identity):
+                found.append((other.get("version", 1), path.parent.name, stored["headline"]))
+        except (StateError, KeyError, TypeError):
+            # Damaged, or written by another version: this result does not depend on it.
+            continue
+    if not found:
+        missing = "run carso evaluate with --attack adaptive and the same options"
+        return {
+            "accuracy": None,
+            "ci95": None,
+            "note": f"not run: the exact view was not attacked on these images at this budget; {missing}",
+        }
+    # The newest version of the protocol; by name, as a file system lists in any order.
+    version, name, figures = max(found, key=lambda one: one[:2])
+    note = f"the adaptive protocol, version {version}, on the exact view, from {name}"
+    return {"accuracy": figures["accuracy"], "ci95": figures["ci95"], "note": note}
 
 
 def short(value: object) -> str:
@@ -267,15 +312,19 @@ def find_to_resume(parent: Path, identity: Mapping[str, Any]) -> EvaluationFolde
     stored = [EvaluationFolder(path.parent) for path in sorted(parent.glob("*/settings.json"))]
     if not stored:
         raise StateError(f"{parent} holds no evaluation to resume", hint="leave out --resume to start one")
-    compared = [
+    compared: list[tuple[list[str], EvaluationFolder]] = [
         (differences(read_json(one.settings).get("identity", {}), identity), one)
         # Compared even where the name fits: it holds but 8 digits of the hash.
         for one in ([folder] if folder.exists else stored)
     ]
     found, folder = min(compared, key=lambda pair: len(pair[0]))
     if found:
+        older = "_answers was None" in str(found)
         raise StateError(
             f"{folder.path} belongs to another configuration: {'; '.join(found)}",
-            hint="give the same options as before, or leave out --resume to start another",
+            hint="it was stored by an earlier version of carso and cannot be told from other code; leave out "
+            "--resume to evaluate, or see it with carso report"
+            if older
+            else "give the same options as before, or leave out --resume to start another",
         )
     return folder

@@ -5,6 +5,7 @@ Everything here follows from what an evaluation stored, so a summary can be made
 - `attack_row`: one row of a result table;
 - `decisive`, `worst_case`: the records that count, and of these the strongest attack's on each image;
 - `headline`: the number to quote;
+- `broken_first`: which job broke how many images first;
 - `job_health`: the gradients that an attack saw, over all blocks.
 """
 
@@ -112,6 +113,16 @@ def headline(records: Sequence[Record], attack: str) -> dict[str, Any]:
     }
 
 
+def broken_first(records: Mapping[str, Sequence[Record]]) -> dict[str, int]:
+    """Return how many images each job was the first to break, the most first; jobs are in order."""
+    # An image keeps the name of the job that broke it, whichever jobs skipped it afterwards.
+    found = Counter(
+        next((record.job for record in group if record.broken), "")
+        for group in zip(*records.values(), strict=True)
+    )
+    return {job: count for job, count in found.most_common() if job}
+
+
 def job_health(lines: Sequence[Mapping[str, Any]], job: str) -> dict[str, Any]:
     """Return the health of one job's gradients over all blocks, overall and per step.
 
@@ -121,16 +132,21 @@ def job_health(lines: Sequence[Mapping[str, Any]], job: str) -> dict[str, Any]:
 
     Returns:
         `gradients` (their number), the shares of `SHARES` and `loss` (null where unknown), `steps` (the same
-        per step), `seconds` and `messages` of the library.
+        per step), `parts` (the same for each part of the attack, by name), `seconds` and `messages` of the
+        library.
     """
     blocks = [line for line in lines if line["job"] == job]
     steps: dict[int, list[Mapping[str, Any]]] = {}
+    parts: dict[str, list[Mapping[str, Any]]] = {}
     for block in blocks:
         for number, step in enumerate(block["steps"]):
             steps.setdefault(number, []).append(step)
+            # Files of earlier versions name no parts.
+            parts.setdefault(step.get("part", ""), []).append(step)
     return {
         **_weighted_mean([step for group in steps.values() for step in group]),
         "steps": [_weighted_mean(steps[number]) for number in sorted(steps)],
+        "parts": {part: _weighted_mean(group) for part, group in parts.items()},
         "seconds": sum(block["seconds"] for block in blocks),
         "messages": sorted({message for block in blocks for message in block["messages"]}),
     }

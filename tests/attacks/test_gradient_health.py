@@ -32,7 +32,7 @@ def test_shares_by_hand() -> None:
         torch.tensor(rows).view(6, 1, 1, 2),
         ExpectedLoss(
             loss=torch.tensor([1.0, 2.0, torch.nan, torch.inf, 3.0, 0.0]),
-            correct=torch.zeros(6),
+            correct=torch.ones(6),
             saturated=torch.tensor([0.0, 0.0, 1.0, 1.0, 0.5, 0.5]),
         ),
     )
@@ -92,11 +92,26 @@ def test_messages_are_kept_once() -> None:
 
 
 def test_gradients_of_zero_are_told_from_nan() -> None:
+    # The first class leads on the first two images; the others are wrong already, and ask for no gradient.
+    images = torch.tensor([0.9, 0.1, 0.1, 0.1]).repeat(4, 1)
+    images[2:, :2] = torch.tensor([0.1, 0.9])
     recorder = GradientRecorder()
     PGD(THREAT, steps=3, step_size=0.05, recorder=recorder)(
         lambda images: images.flatten(1)[:, :3].round(),
-        torch.rand(4, 1, 2, 2),
+        images.view(4, 1, 2, 2),
         torch.zeros(4, dtype=torch.long),
     )
     health = recorder.summary()
-    assert (health.zero, health.unusable, health.nan, health.gradients) == (1.0, 1.0, 0.0, 12)
+    assert (health.zero, health.unusable, health.nan, health.gradients) == (0.5, 1.0, 0.0, 12)
+
+
+def test_parts_are_counted_apart_and_a_margin_does_not_saturate() -> None:
+    certain = ExpectedLoss(torch.tensor([0.0]), correct=torch.ones(1), saturated=torch.ones(1))
+    recorder = GradientRecorder()
+    for part, gradient, saturates in (("ce", 0.0, True), ("dlr", 1.0, False)):
+        recorder.part = part
+        recorder.record(0, torch.full((1, 1, 1, 1), gradient), certain, saturates=saturates)
+    assert [(one.part, one.zero, one.saturated) for one in recorder.steps()] == [
+        ("ce", 1.0, 1.0),
+        ("dlr", 0.0, 0.0),
+    ]

@@ -57,7 +57,15 @@ def test_a_single_attack(trained: Path, carso: Any) -> None:
     carso(*command, code=2, err="--resume completes it and shows its result")
     assert carso(*command, "--resume", "--json").json == printed
     carso(*command, "--resume", "--eps", "8/255", code=5, err="eps was 0.1, now 0.031372")
-    assert "sanity checks" in carso(*command, "--resume").out
+    shown = carso(*command, "--resume")
+    first, *rest = shown.out.splitlines()
+    number = printed["headline"]["accuracy"]
+    assert first.startswith(f"attacked accuracy {number:.3f} [")
+    assert first.endswith(f"on 10 images: {printed['verdict']}")
+    assert rest[-1].startswith(f"checks: {len(printed['failed'])} failed, ")
+    assert "rule-agreement" not in shown.out
+    assert "rule-agreement" in carso(*command, "--resume", "-v").out
+    assert "Table 2" in carso(*command, "--resume", "--table").out
 
 
 def test_strict_fails_after_the_result_is_stored(trained: Path, carso: Any) -> None:
@@ -65,7 +73,7 @@ def test_strict_fails_after_the_result_is_stored(trained: Path, carso: Any) -> N
     command = ("evaluate", "--run", trained, "--attack", "pgd-eot", "--limit", 12, "--target", "defence")
     captured = carso(*command, "--aggregation", "majority-vote", "--strict", "--json", code=4)
     assert "zero-gradients" in json.loads(captured.out)["failed"]
-    assert "sanity checks failed: " in captured.err
+    assert "not trusted: under every attack, gradients are zero" in captured.err
     assert list(trained.glob("evaluation/pgd-eot-*/summary.json"))
 
 
@@ -181,9 +189,11 @@ def test_tables_fit_eighty_columns(trained: Path, carso: Any) -> None:
     summary["results"][-1] |= {"attack": max(ATTACKS, key=len), "view": "log-probability"}
     console = Console(width=80, record=True, file=None, highlight=False)
     with console.capture() as captured:
-        for part in evaluation_tables(summary):
+        first, *parts = evaluation_tables(summary, tables=True, verbose=True)
+        for part in parts:
             console.print(part)
     text = captured.get()
+    assert str(first).startswith("attacked accuracy ")
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
     # The paper's figures stand under ours, by that name.
     paper = next(line for line in text.splitlines() if line.strip().startswith("paper"))

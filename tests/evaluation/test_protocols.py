@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from carso_cli.attacks.registry import ATTACKS, PROTOCOLS, build_attack
+from carso_cli.attacks.registry import ATTACKS, PROTOCOLS, TRANSFERS, build_attack
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.errors import UsageError
 from carso_cli.evaluation.preflight import attack_work
@@ -16,10 +16,20 @@ def test_adaptive_attacks_everything_and_queues() -> None:
     plan = plan_evaluation("adaptive")
     defence = [job.attack for job in plan.jobs_on("defence")]
     assert defence == ["none", "noise", "fgsm", "pgd", *PROTOCOLS["adaptive"].defence]
-    assert [job.attack for job in plan.jobs_on("classifier")] == ["none", "aa"]
+    classifier = [job.attack for job in plan.jobs_on("classifier")]
+    assert classifier == ["none", "noise", "fgsm", "pgd", *PROTOCOLS["adaptive"].classifier]
+    # "Minus classifier" is fair only where both are attacked by the same set.
+    only = {"aa", "rand-aa", *TRANSFERS}
+    assert set(classifier) - only == set(defence) - only
+    assert plan.version == 2
+    assert plan.label.endswith("version 2")
     by_name = {job.attack: job for job in plan.jobs_on("defence")}
     assert by_name["pgd"].waits_for == ("defence/none",)
-    assert by_name["pgd-eot"].waits_for == ("defence/none", "defence/rand-aa/exact")
+    assert by_name["pgd-eot"].waits_for == (
+        "defence/none",
+        "defence/rand-aa/exact",
+        "defence/apgd-targeted/exact",
+    )
     assert "defence/pgd/exact" not in by_name["square"].waits_for
     assert by_name["transfer-log-probability"].view == "log-probability"
     assert by_name["transfer-logit-mean"].view == "surrogate"

@@ -21,6 +21,7 @@ from carso_cli.errors import InterruptedRun, NumericsError, StateError, UsageErr
 from carso_cli.evaluation import rerun_checks
 from carso_cli.evaluation.models import run_recipe
 from carso_cli.evaluation.run import evaluate
+from carso_cli.evaluation.setup import prepare_evaluation
 from carso_cli.io.json_files import read_json, read_json_lines
 from carso_cli.recipe.load import load_recipe
 from carso_cli.runs.folder import RunFolder
@@ -108,7 +109,10 @@ def test_summary_holds_what_was_promised(whole: tuple[Path, dict[str, Any]]) -> 
     assert summary["n_images"] == 11
     assert {row["target"] for row in summary["results"]} == {"classifier", "defence"}
     assert len(records_of(folder).splitlines()) == 11 * len(summary["results"])
-    assert read_json(next(folder.glob("evaluation/*/summary.json"))) == summary
+    assert {**read_json(next(folder.glob("evaluation/*/summary.json"))), "exact": None} == summary
+    assert (summary["trusted"], summary["verdict"]) == (True, "trusted")
+    broken = sum(row["images"] for row in summary["broken_by"])
+    assert 0 < broken <= 11 * (1 - summary["headline"]["accuracy"]) + 1e-9
     low, high = summary["headline"]["ci95"]
     assert low < summary["headline"]["accuracy"] < high
     # The worst case is no more than any attack.
@@ -265,6 +269,61 @@ def test_other_weights_and_other_images_are_refused(toys: ModuleType, tmp_path: 
         run(toys, folder, None, images, **options, resume=True)
 
 
+def test_the_same_weights_under_other_code_are_another_model(toys: ModuleType, tmp_path: Path) -> None:
+    class Head(torch.nn.Linear):
+        temperature = 1.0
+
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images.flatten(1)) / self.temperature
+
+    plain, warm = Head(16, 4), Head(16, 4)
+    warm.load_state_dict(plain.state_dict())
+    warm.temperature = 1.1
+    images = toys.images_with_margins(toys.LinearDefence(), [0.5, 1.5])
+    options = {"attack": "none", "target": "classifier"}
+    # As modules, and as functions, which have no weights of their own.
+    for name, first, second in (("modules", plain, warm), ("functions", plain.forward, warm.forward)):
+        folder = tmp_path / name
+        run(toys, folder, None, images, classifier=first, **options)
+        with pytest.raises(StateError, match=r"classifier_answers was [0-9a-f]{12}, now [0-9a-f]{12}"):
+            run(toys, folder, None, images, classifier=second, resume=True, **options)
+        run(toys, folder, None, images, classifier=second, **options)
+        assert len(list(folder.glob("evaluation/*/summary.json"))) == 2
+
+
+@pytest.mark.parametrize("attack", ["pgd", "apgd-targeted", "aa"])
+def test_without_a_gradient_path_the_next_command_is_named(
+    toys: ModuleType, tmp_path: Path, attack: str
+) -> None:
+    defence = toys.LinearDefence()
+    images = toys.images_with_margins(defence, [0.5, 1.5])
+    with pytest.raises(UsageError, match="no gradient path leads from the model's scores") as refused:
+        run(toys, tmp_path, None, images, classifier=lambda x: defence.classifier(x.detach()), attack=attack)
+    assert "carso audit" in refused.value.hint
+
+
+def test_a_number_without_an_attack_by_gradients_is_not_trusted(toys: ModuleType, tmp_path: Path) -> None:
+    defence = toys.LinearDefence()
+    images = toys.images_with_margins(defence, [0.5, 1.5])
+    found = run(toys, tmp_path, None, images, classifier=defence.classifier, attack="square")
+    assert found["verdict"] == "not trusted: no attack followed the model's own gradients"
+
+
+def test_eot_samples_are_measured_where_the_recipe_gives_none(toys: ModuleType, tmp_path: Path) -> None:
+    def draws(noise: float, *overrides: str) -> int:
+        defence = toys.LinearDefence(noise=noise, scale=0.5)
+        images = toys.images_with_margins(defence, [0.5, 0.7, 0.9, 1.2])
+        recipe = toys.small_recipe(*overrides)
+        options = {"defence": defence, "images": images, "device": "cpu", "attack": "pgd-eot"}
+        found = prepare_evaluation(recipe, run=tmp_path, reporter=SilentReporter(), **options)
+        return int(found.setting.budget.eot_draws)
+
+    measured = "evaluation.eot_draws=null"
+    assert draws(0.01, measured) == 1
+    assert draws(4.0, measured) > 1
+    assert draws(4.0, "evaluation.eot_draws=3") == 3
+
+
 def test_scores_do_not_depend_on_batches_or_passes(toys: ModuleType, tmp_path: Path) -> None:
     defence = toys.LinearDefence(noise=1.5)
     images = toys.images_with_margins(defence, [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.02])
@@ -305,8 +364,11 @@ def test_published_is_labelled_and_says_whether_the_exact_view_was_attacked(
     assert first["exact"]["note"].startswith("not run")
     adaptive = run(toys, tmp_path, defence, images, attack="adaptive")
     assert adaptive["exact"] is None
-    again = run(toys, tmp_path, defence, images, attack="published", force=True)
+    # Looked up when the result is shown, and only at the same budget.
+    again = run(toys, tmp_path, defence, images, attack="published", resume=True)
     assert again["exact"]["accuracy"] == adaptive["headline"]["accuracy"]
+    other = run(toys, tmp_path, defence, images, "evaluation.apgd_steps=9", attack="published")
+    assert other["exact"]["accuracy"] is None
 
 
 def test_a_classifier_alone_needs_no_defence(toys: ModuleType, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest, norm
 
 from carso_cli.errors import UsageError
-from carso_cli.runs.intervals import paired_difference, tolerance, wilson
+from carso_cli.runs.intervals import paired_difference, resolution, tolerance, wilson
 
 
 @pytest.mark.parametrize(
@@ -97,3 +97,12 @@ def test_what_is_no_pair_is_refused(ours: list[float], theirs: list[float], leve
     wanted = f"no paired interval for {len(ours)} and {len(theirs)} accuracies at level {level}"
     with pytest.raises(UsageError, match=wanted):
         paired_difference(ours, theirs, level)
+
+
+@pytest.mark.parametrize(("count", "floor"), [(1, 0.02), (4, 0.02), (10, 0.02), (60, 0.01), (1000, 0.02)])
+def test_resolution_is_the_fewest_images_that_exceed_the_tolerance(count: int, floor: float) -> None:
+    def exceeds(differing: int) -> bool:
+        values = [1.0] * differing + [0.0] * (count - differing)
+        return sum(values) / count > tolerance(values, floor)
+
+    assert resolution(count, floor) == next(number for number in range(count + 1) if exceeds(number))

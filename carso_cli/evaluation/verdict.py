@@ -1,0 +1,45 @@
+"""Whether a number can be trusted, in one sentence: what the checks that failed say against it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from carso_cli.evaluation.sanity_checks import Check
+
+REASONS = {
+    "batch-independence": "an image's answer depends on the other images of its batch",
+    "no-memory": "the model remembers what it was asked before",
+    "repeatable": "under fixed seeds it answers otherwise each time",
+    "input-kept": "the model changes the images that it is given",
+    "above-chance": "the clean accuracy is at chance, or the images are too few to tell",
+    "faithful-gradient": "no gradient that the attacks could follow is that of the model's decision",
+    "black-box": "a black-box attack finds what the gradients miss",
+    "other-attacks": "attacks by the same gradients disagree: following the slope leads nowhere",
+    "other-sources": "attacks on a changed model find what the model's own gradients miss",
+    "twice-the-steps": "twice the steps break more images: the budget is too small",
+    "large-eps-attack": "even where any image can become any other, the attack fails",
+    "eot-adequacy": "the gradient of a random model is averaged over too few samples",
+    "float64-agreement": "the decisions depend on the rounding of float32",
+    "in-ball": "an example leaves the ball",
+    "gradients-followed": "no attack followed the model's own gradients",
+    "nan-gradients": "under every attack, gradients are NaN or infinite",
+    "zero-gradients": "under every attack, gradients are zero",
+    "saturated-outputs": "under every attack, outputs saturate",
+    "loss-rises": "no attack lowers the label's lead",
+    "examples-moved": "no attack moves the images towards another class",
+    "attack-order": "a stronger attack does worse than a weaker one",
+    "surrogates": "attacks on surrogates find what the gradients miss",
+    "classifier-black-box": "a black-box attack finds what gradients of the classifier miss",
+    "falls-with-eps": "a larger ball leaves more images right",
+    "rule-agreement": "the attacked view decides otherwise than the defence",
+}
+"""What a failed check says against a number, in the order in which reasons are given."""
+
+
+def verdict_of(checks: Sequence[Check]) -> tuple[bool, str]:
+    """Return whether a number can be trusted, and `trusted`, or `not trusted: ` and the reasons."""
+    names = [check.name for check in checks if check.passed is False]
+    if not names:
+        return True, "trusted"
+    told = dict.fromkeys(REASONS.get(name, name) for name in sorted(names, key=[*REASONS, *names].index))
+    return False, f"not trusted: {'; '.join(told)}"
