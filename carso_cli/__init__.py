@@ -1,8 +1,8 @@
 """carso: the CARSO adversarial defence, and honest evaluation of its robustness.
 
-`audit` measures the robust accuracy of any model, `attack` makes adversarial examples. `load_defence` opens
-a trained run in Python; `load_recipe`, `train_purifier`, `Defence` and `evaluate` work with a classifier of
-your own. Importing this package does not import torch.
+`audit` measures the robust accuracy of any model, `attack` makes adversarial examples, `harden` puts a
+purifier in front of a model. `load_defence` opens a trained run in Python; `load_recipe`, `train_purifier`,
+`Defence` and `evaluate` work with a classifier of your own. Importing this package does not import torch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from carso_cli.defence.defended_model import Defence as Defence
     from carso_cli.evaluation.audit import audit as audit
     from carso_cli.evaluation.run import evaluate as evaluate
+    from carso_cli.hardening.harden import harden as harden
     from carso_cli.recipe.load import load_recipe as load_recipe
     from carso_cli.training.purifier import train_purifier as train_purifier
 
@@ -25,6 +26,7 @@ __all__ = [
     "attack",
     "audit",
     "evaluate",
+    "harden",
     "load_defence",
     "load_recipe",
     "train_purifier",
@@ -36,6 +38,7 @@ _HOMES = {
     "attack": "carso_cli.attacks.functional",
     "audit": "carso_cli.evaluation.audit",
     "evaluate": "carso_cli.evaluation.run",
+    "harden": "carso_cli.hardening.harden",
     "load_defence": "carso_cli.build",
     "load_recipe": "carso_cli.recipe.load",
     "train_purifier": "carso_cli.training.purifier",

@@ -11,8 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from carso_cli.attacks.gradient_sources import Model, are_probabilities, named_modules
 from carso_cli.classifiers.architectures import Blueprint
+from carso_cli.classifiers.given import GivenClassifier
 from carso_cli.classifiers.load import check_classifier, load_classifier
+from carso_cli.classifiers.robustbench_zoo import ZOO, find_entry, load_zoo_model
 from carso_cli.classifiers.weights import load_strict, require_finite
 from carso_cli.data.datasets import load_split
 from carso_cli.data.image_set import ImageSet, balanced_subset, held_out_count
@@ -20,7 +23,7 @@ from carso_cli.defence.defended_model import Defence
 from carso_cli.defence.representation import RULE, extract_representation, overwrites_outputs
 from carso_cli.defence.vae import Purifier
 from carso_cli.distributed.world import device_of_process
-from carso_cli.errors import RecipeError, StateError, UsageError, WeightsError
+from carso_cli.errors import DataError, RecipeError, StateError, UsageError, WeightsError
 from carso_cli.io.checksum import fingerprint
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
@@ -87,6 +90,8 @@ def build_classifier(recipe: Recipe, kind: str, device: torch.device | str = "cp
         RecipeError: If the recipe names no weights of this kind.
         WeightsError: If the weights are missing, damaged or of another architecture.
     """
+    if recipe.classifier.family == "given":
+        return _given_again(recipe, device)
     weights = recipe.classifier.at if kind == "at" else recipe.classifier.clean
     if weights is None:
         raise RecipeError(
@@ -104,6 +109,24 @@ def build_classifier(recipe: Recipe, kind: str, device: torch.device | str = "cp
     classifier = classifier.to(device)
     # Of a user's own code it is not known that it takes the layout: `view` after a convolution does not.
     return classifier if recipe.classifier.family == "external" else channels_last(classifier)
+
+
+def _given_again(recipe: Recipe, device: torch.device | str) -> nn.Module:
+    """Load a given classifier that RobustBench's zoo has; no other is named by anything but code.
+
+    Raises:
+        RecipeError: If code is needed, which a recipe never names to be run.
+    """
+    given = recipe.classifier.given or ""
+    if given.startswith(ZOO):
+        entry = find_entry(given.removeprefix(ZOO), dataset=None, norm=None)
+        return user_classifier(load_zoo_model(entry, reporter=SilentReporter()).to(device), recipe)
+    raise RecipeError(
+        f"the classifier of recipe '{recipe.name}' was given as {given or 'a model in Python'}, and a "
+        "recipe never names code to be run",
+        hint=f"name it yourself with --classifier {given or 'FILE.py:NAME'}, which `audit`, `predict` and "
+        "`export` take; in Python, load_defence(run, classifier=model)",
+    )
 
 
 def build_second_classifier(recipe: Recipe, device: torch.device | str = "cpu") -> nn.Module | None:
@@ -148,15 +171,27 @@ def _blueprint(recipe: Recipe) -> Blueprint:
     )
 
 
-def user_classifier(classifier: nn.Module, recipe: Recipe) -> nn.Module:
+def user_classifier(classifier: Model, recipe: Recipe) -> nn.Module:
     """Freeze a classifier given in Python, checked against the recipe's images and classes.
+
+    A function becomes a module; in a recipe of the family `given`, probabilities become logits.
 
     Raises:
         RecipeError: If it does not take the images, or returns anything but one logit per class.
     """
     data = recipe.data
+    if not isinstance(classifier, nn.Module):
+        roots = (part for name, part in named_modules(classifier).items() if "." not in name)
+        classifier = GivenClassifier(classifier, parts=roots)
     classifier.eval().requires_grad_(False)
     check_classifier(classifier, classes=data.classes, channels=data.channels, image_size=data.image_size)
+    if recipe.classifier.family == "given":
+        # On the device of its weights, as `check_classifier` has tried.
+        like = next(classifier.parameters(), torch.empty(0))
+        grey = torch.full((1, data.channels, data.image_size, data.image_size), 0.5, device=like.device)
+        with torch.no_grad():
+            if are_probabilities(classifier(grey)):
+                classifier = GivenClassifier(classifier, logarithm=True).eval()
     return classifier
 
 
@@ -189,6 +224,11 @@ def load_images(
 ) -> ImageSet:
     """Load one split of the recipe's data, cut to a class-balanced subset of `limit` images."""
     data = recipe.data
+    if data.name == "given":
+        raise DataError(
+            f"the images of recipe '{recipe.name}' were handed over, and cannot be loaded again",
+            hint="carso audit RUN --data IMAGES names images for a run",
+        )
     images = load_split(
         data.name,
         "train" if split == "train" else "test",
@@ -212,7 +252,7 @@ def load_defence(
     device: str = "auto",
     n_samples: int | None = None,
     aggregation: str | None = None,
-    classifier: nn.Module | None = None,
+    classifier: Model | None = None,
 ) -> Defence:
     """Load a trained run as a defended model.
 

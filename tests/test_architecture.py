@@ -33,6 +33,7 @@ ROOMS = {
     "reports": "`report`: the paper's tables",
     "bench": "`bench`",
     "tools": "`predict`, `extract`, `export`, `import-release`, `quickstart`, `doctor`",
+    "hardening": "`harden`: a purifier for a classifier that nobody may retrain",
     "cli": "the only home of typer and rich",
 }
 HEIGHT = {room: height for height, room in enumerate(ROOMS)}

@@ -29,6 +29,8 @@ from carso_cli.io.paths import weights_home
 from carso_cli.runtime.reporter import Reporter
 from carso_cli.runtime.third_party import import_robustbench, quiet
 
+ZOO = "robustbench:"
+"""What the name of a model of the zoo begins with, where other things may be named too."""
 DATASETS = ("cifar10", "cifar100", "imagenet")
 NORMS = {"linf": "Linf", "l2": "L2"}
 """Our names of the threat models -> RobustBench's."""

@@ -35,6 +35,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("quickstart", "carso_cli.cli.quickstart", "Run the whole method on digits, in under three minutes."),
     ("train-classifier", "carso_cli.cli.train_classifier", "Train a recipe's classifier."),
     ("train-purifier", "carso_cli.cli.train_purifier", "Train a recipe's purifier."),
+    ("harden", "carso_cli.cli.harden", "Make a classifier robust without changing its weights."),
     ("predict", "carso_cli.cli.predict", "Classify image files with a trained defence."),
     ("export", "carso_cli.cli.export", "Export a trained defence to torch.export and ONNX."),
     ("import-release", "carso_cli.cli.import_release", "Turn the authors' published purifier into a run."),
@@ -48,7 +49,15 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
 )
 PANELS = {
     "Measure": ("evaluate", "audit", "attack", "ablate", "bench"),
-    "Defend": ("quickstart", "train-classifier", "train-purifier", "predict", "export", "import-release"),
+    "Defend": (
+        "quickstart",
+        "train-classifier",
+        "train-purifier",
+        "harden",
+        "predict",
+        "export",
+        "import-release",
+    ),
     "Look": ("report", "runs", "attacks", "recipes", "extract"),
     "Manage": ("run", "doctor"),
 }

@@ -11,7 +11,16 @@ from rich.text import Text
 
 from carso_cli.cli.audit_tables import audit_tables
 from carso_cli.cli.console import duration, messages, output, print_json, table
-from carso_cli.cli.options import DeviceOption, JsonOption, LimitOption, choice, optional, parse_eps, whole
+from carso_cli.cli.options import (
+    ClassifierOption,
+    DeviceOption,
+    JsonOption,
+    LimitOption,
+    choice,
+    optional,
+    parse_eps,
+    whole,
+)
 from carso_cli.cli.progress import RichReporter
 from carso_cli.errors import SanityCheckError, UsageError
 
@@ -108,6 +117,7 @@ def command(
     budget: BudgetOption = "standard",
     limit: LimitOption = None,
     resize: ResizeOption = None,
+    classifier: ClassifierOption = None,
     out: OutOption = None,
     surrogate: SurrogateOption = None,
     bpda: BpdaOption = None,
@@ -141,7 +151,7 @@ def command(
     if problem := too_large(options["eps"], norm):
         raise UsageError(f"--eps: {problem}")
     chosen = {"limit": limit, "resize": resize, "seed": seed or 0}
-    named, images, more = _load(target, data, surrogate or (), adversarial, chosen, norm, device)
+    named, images, more = _load(target, data, surrogate or (), adversarial, chosen, norm, device, classifier)
     options |= {"name": named.name, "bpda": tuple(bpda or ()), "out": out, "resume": resume, **more}
     if dry_run:
         _show_cost(named, images, options, as_json=json)
@@ -174,13 +184,14 @@ def _load(
     chosen: dict[str, Any],
     norm: str,
     device: str,
+    classifier: str | None,
 ) -> tuple[Target, LabelledImages, dict[str, Any]]:
     """Return the target, its images, and the surrogates and examples that are given beside them."""
     from carso_cli.tools.target import load_target, load_target_examples, load_target_images
 
     reporter = RichReporter()
     found, *others = (
-        load_target(each, reporter=reporter, data=data, norm=norm, device=device)
+        load_target(each, reporter=reporter, data=data, norm=norm, device=device, classifier=classifier)
         for each in (target, *surrogates)
     )
     images = load_target_images(data, found, reporter=reporter, **_typed(chosen))

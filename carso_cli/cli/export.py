@@ -19,6 +19,7 @@ def command(
     ] = None,
     n_samples: options.NSamplesOption = None,
     aggregation: options.AggregationOption = None,
+    classifier: options.ClassifierOption = None,
     json: options.JsonOption = False,
 ) -> None:
     """Export the defence as a torch.export program and, with the onnx extra, as an ONNX program.
@@ -36,6 +37,7 @@ def command(
         reporter=RichReporter(),
         n_samples=n_samples,
         aggregation=aggregation,
+        classifier=classifier,
     )
     print_result(result, _show, as_json=json)
 

@@ -152,6 +152,15 @@ EpsOption = Annotated[
         parser=parse_eps,
     ),
 ]
+ClassifierOption = Annotated[
+    str | None,
+    optional(
+        "--classifier",
+        metavar="TARGET",
+        help="The classifier of a run of `carso harden`, where the run cannot name it: FILE.py:NAME or "
+        "PACKAGE.MODULE:NAME (this code is EXECUTED).",
+    ),
+]
 # Words are written out where the module that defines them imports torch: help must not wait for it.
 AggregationOption = Annotated[
     str | None,

@@ -24,6 +24,7 @@ def command(
     run: options.RunOption = None,
     n_samples: options.NSamplesOption = None,
     aggregation: options.AggregationOption = None,
+    classifier: options.ClassifierOption = None,
     seed: options.SeedOption = None,
     resize: Annotated[
         bool, typer.Option("--resize", help="Crop and resize images that do not have the recipe's size.")
@@ -50,6 +51,7 @@ def command(
         reporter=RichReporter(),
         n_samples=n_samples,
         aggregation=aggregation,
+        classifier=classifier,
         seed=seed,
         device=device,
         resize=resize,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,7 +84,13 @@ class LabelledImages:
 
 
 def load_labelled(
-    source: str, *, reporter: Reporter, limit: int | None = None, resize: int | None = None, seed: int = 0
+    source: str,
+    *,
+    reporter: Reporter,
+    limit: int | None = None,
+    resize: int | None = None,
+    seed: int = 0,
+    split: str = "test",
 ) -> LabelledImages:
     """Load labelled images.
 
@@ -94,6 +101,7 @@ def load_labelled(
         limit: Only so many images, class-balanced, drawn by the seed; those left out are not decoded.
         resize: Side of a square that each image is cropped to centrally and resized; as they are when None.
         seed: Seed of the choice.
+        split: `test` or `train`, where the source has both.
 
     Raises:
         UsageError: If the source names nothing.
@@ -101,10 +109,10 @@ def load_labelled(
     """
     path = Path(os.path.expanduser(source))
     if source in NAMED and not path.exists():
-        return _named(source, reporter, limit, resize, seed)
+        return _named(source, split, reporter, limit, resize, seed)
     if source in NAMED:
         reporter.info(f"--data {source} is the data set of that name, not {path} here; ./{source} names that")
-        return _named(source, reporter, limit, resize, seed)
+        return _named(source, split, reporter, limit, resize, seed)
     if path.suffix.lower() in SUFFIXES and not path.is_dir():
         return _arrays(path, source, reporter, limit, resize, seed)
     if not path.exists():
@@ -114,7 +122,7 @@ def load_labelled(
             hint="; ".join(filter(None, (suggestion, f"the data sets are {', '.join(NAMED)}"))),
         )
     with open_tree(path) as tree:
-        return _folder(tree, source, reporter, limit, resize, seed)
+        return _folder(tree, source, split, reporter, limit, resize, seed)
 
 
 def chosen(labels: Tensor, limit: int | None, seed: int) -> Tensor:
@@ -126,12 +134,14 @@ def chosen(labels: Tensor, limit: int | None, seed: int) -> Tensor:
     return balanced_subset(ImageSet(blank, labels, torch.arange(len(labels)), names), limit, seed).indices
 
 
-def _named(name: str, reporter: Reporter, limit: int | None, resize: int | None, seed: int) -> LabelledImages:
+def _named(
+    name: str, split: str, reporter: Reporter, limit: int | None, resize: int | None, seed: int
+) -> LabelledImages:
     # The digits are drawn at any size from the start: nothing is cropped.
     size = resize if resize and name == "digits" else _SIZES[name]
     found = load_split(
         name,
-        "test",
+        split,
         classes=_CLASSES[name],
         channels=1 if name == "digits" else 3,
         image_size=size,
@@ -157,11 +167,17 @@ def _arrays(
 
 
 def _folder(
-    tree: FileTree, source: str, reporter: Reporter, limit: int | None, resize: int | None, seed: int
+    tree: FileTree,
+    source: str,
+    split: str,
+    reporter: Reporter,
+    limit: int | None,
+    resize: int | None,
+    seed: int,
 ) -> LabelledImages:
-    listing = _test_split(tree)
+    listing = _split(tree, split)
     warn_of_others(tree, listing, reporter)
-    check_other_split(tree, listing, "test", None)
+    check_other_split(tree, listing, split, None)
     labels, classes = torch.tensor(listing.labels, dtype=torch.int64), listing.classes
     if all(name.isdecimal() for name in classes) and len(classes) <= max(map(int, classes)):
         # Numbering the folders from 0 would shift every label after the gap.
@@ -188,21 +204,43 @@ def _folder(
     return LabelledImages(images, labels[positions], positions, classes, source)
 
 
-def _test_split(tree: FileTree) -> Listing:
-    """List the test split, or the only one.
+def splits_of(source: str) -> tuple[str, ...]:
+    """Return the splits that a source of `load_labelled` has: one of `train` and `test`, or both.
+
+    Raises:
+        DataError: If it is a folder or zip file without any.
+    """
+    path = Path(os.path.expanduser(source))
+    if source in NAMED:
+        return ("train", "test")
+    if path.suffix.lower() in SUFFIXES or not path.exists():
+        return ("test",)
+    folders: dict[str, str] = {}
+    with open_tree(path) as tree:
+        for split in ("train", "test"):
+            with suppress(DataError):
+                folders[split] = list_split(tree, split).folder
+        if not folders:
+            _split(tree, "test")
+    # Class folders without a split serve as either.
+    return tuple(folders) if len(set(folders.values())) == 2 else tuple(folders)[-1:]
+
+
+def _split(tree: FileTree, split: str) -> Listing:
+    """List a split, or the only one.
 
     Raises:
         DataError: If there is none; the hint names the folders that could be meant.
     """
     try:
-        return list_split(tree, "test")
+        return list_split(tree, split)
     except DataError as error:
         inside = [
             name
             for name in tree.subfolders("")
             if any(tree.images(f"{name}/{each}") for each in tree.subfolders(name))
         ]
-        if not inside or "holds no test split" not in error.message or tree.path.is_file():
+        if not inside or f"holds no {split} split" not in error.message or tree.path.is_file():
             raise
         raise DataError(
             error.message, hint=f"name one of them: --data {' or '.join(tree.where(name) for name in inside)}"

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from carso_cli.defence.representation import IMAGE
 from carso_cli.errors import UsageError
 
 LEAKY_SLOPE = 0.2
@@ -48,6 +49,20 @@ def layer_encoder(channels: int, size: int, convolutions: int) -> tuple[nn.Seque
     return nn.Sequential(*blocks), width * size * size
 
 
+def image_encoder(channels: int, size: int) -> tuple[nn.Sequential, int]:
+    """Build the encoder of the image itself, where it is part of the condition: beyond the paper.
+
+    Three convolutions of stride 2 with a decoder's widths; arguments and result as of `layer_encoder`.
+    """
+    blocks: list[nn.Module] = []
+    for width in (32, 64, 128):
+        convolution = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)
+        blocks.append(nn.Sequential(convolution, nn.BatchNorm2d(width), nn.LeakyReLU(LEAKY_SLOPE)))
+        # Kernel 3 with stride 2 and padding 1 halves a size and rounds up.
+        channels, size = width, math.ceil(size / 2)
+    return nn.Sequential(*blocks), channels * size * size
+
+
 class RepresentationEncoder(nn.Module):
     """Compress the internal representation into the condition.
 
@@ -73,7 +88,12 @@ class RepresentationEncoder(nn.Module):
                     f"layer '{layer}' gives outputs of shape {tuple(shape)} per image; "
                     "the purifier needs square multi-channel maps (channels, size, size)"
                 )
-            encoder, encoded = layer_encoder(shape[0], shape[1], convolutions)
+            # By halving channels, as for a layer, one channel of an image would be left.
+            encoder, encoded = (
+                image_encoder(shape[0], shape[1])
+                if layer == IMAGE
+                else layer_encoder(shape[0], shape[1], convolutions)
+            )
             encoders.append(encoder)
             features += encoded
         # 147,040 for the paper's classifier at 32 pixels, 377,600 at 64.

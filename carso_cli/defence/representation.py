@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from carso_cli.errors import UsageError, nearest
 from carso_cli.runtime.hooks import forward_hooks
 
+IMAGE = "image"
+"""In place of a layer's name: the classifier's input itself, beyond the paper."""
+
 RULE = 2
 """Version of what is recorded, stored with a purifier; 1 recorded what was written into an output later."""
 
@@ -34,14 +37,14 @@ def layer_names(classifier: nn.Module) -> tuple[str, ...]:
 
 
 def check_layers(classifier: nn.Module, layers: Sequence[str]) -> None:
-    """Check that every named layer exists and that none is named twice.
+    """Check that every named layer exists and that none is named twice; `IMAGE` always does.
 
     Raises:
         UsageError: Naming the first unknown or repeated layer, with near matches.
     """
     if not layers:
         raise UsageError("no layer is named: the internal representation needs at least one")
-    known = set(layer_names(classifier))
+    known = {IMAGE, *layer_names(classifier)}
     for layer in layers:
         if layer not in known:
             raise UsageError(
@@ -65,7 +68,7 @@ def extract_representation(
     Args:
         classifier: Any module taking (B, channels, H, W) images in [0, 1].
         images: (B, channels, H, W).
-        layers: Module names, as given by `named_modules`.
+        layers: Module names, as given by `named_modules`, or `IMAGE`.
 
     Returns:
         Layer name to output, in the order of `layers`.
@@ -94,7 +97,7 @@ def _record(
 ) -> tuple[dict[str, Tensor], bool]:
     """Run the classifier; return the outputs, and whether any was written into afterwards."""
     modules = dict(classifier.named_modules())
-    recorded: dict[str, Tensor] = {}
+    recorded: dict[str, Tensor] = {IMAGE: images} if IMAGE in layers else {}
     versions: dict[str, int] = {}
 
     def record(layer: str, _inputs: object, output: object) -> None:
@@ -110,8 +113,11 @@ def _record(
         if len(recorded) == len(layers) and not torch.compiler.is_compiling():
             raise _Complete
 
-    with suppress(_Complete), forward_hooks([(layer, modules[layer]) for layer in layers], record):
-        classifier(images)
+    named = [(layer, modules[layer]) for layer in layers if layer != IMAGE]
+    # Of the image alone the classifier need not be asked.
+    if named:
+        with suppress(_Complete), forward_hooks(named, record):
+            classifier(images)
     silent = [layer for layer in layers if layer not in recorded]
     # The layer exists, but this input takes another branch, or a parent calls its weights directly.
     if silent:

@@ -128,7 +128,7 @@ def prepare_audit(
         choose_device(options.get("device", "auto")),
         ThreatModel(norm, eps),
     )
-    image_set, given = _limited(_image_set(images, labels), options, seed)
+    image_set, given = _limited(as_image_set(images, labels), options, seed)
     if isinstance(model, nn.Module):
         model.to(device).eval()
     pixels, truth = image_set.pixels(slice(None)).to(device), image_set.labels.to(device)
@@ -229,7 +229,7 @@ def _require_in_ball(given: Tensor, images: Tensor, threat: ThreatModel) -> None
         )
 
 
-def _image_set(images: Images, labels: Tensor | None) -> ImageSet:
+def as_image_set(images: Images, labels: Tensor | None) -> ImageSet:
     """Return images and labels of any form as one set.
 
     Raises:

@@ -61,15 +61,19 @@ def _hashed_values(recipe: Recipe) -> dict[str, Any]:
     # Written out, not read from the schema: where a default changes there, old hashes must not.
     for section, key, default in (
         (classifier, "architecture", None),
+        (classifier, "given", None),
         (classifier["training"], "initial", None),
         *((classifier["training"], key, default) for key, default in _NEWER_CLASSIFIER_KEYS.items()),
         (values["purifier"], "input_share", 0),
+        (training, "keep", "last"),
         (training["attack_mix"], "reuse", 1),
         (training["attack_mix"], "attacks", ["fgsm", "pgd"]),
         (training["attack_mix"], "strengths", [0.5, 1.0]),
         (training["attack_mix"], "homogeneous", False),
         (training["attack_mix"], "eps_convention", "pixels"),
         (training["adversarial"], "augment", False),
+        (training["adversarial"], "targets", "labels"),
+        (training["optimiser"], "average_decay", 0),
     ):
         if section[key] == default:
             del section[key]

@@ -60,6 +60,9 @@ class AdversarialTraining(Section):
     evaluate; `train-purifier` refuses it."""
     augment: bool = False
     """Shift the images of a batch, and mirror them where `classifier.training.flip` allows it."""
+    targets: Literal["labels", "classifier"] = "labels"
+    """What the loss and its attack aim at: the labels, or the frozen classifier's own soft answers on the
+    clean images, for which unlabelled images would do."""
     elbo_weight: Positive = 1e-3
     """For `both`: weight of the negative ELBO, which is in the hundreds of nats per image."""
 
@@ -73,6 +76,9 @@ class Optimiser(Section):
     weight_decay: NonNegative = 0.0
     lookahead_steps: PositiveInt = 6
     lookahead_decay: Fraction = 0.8
+    average_decay: Fraction = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then used and saved in place
+    of Lookahead's slow weights; 0 leaves it out, as the paper does."""
 
 
 class LearningRate(Section):
@@ -119,6 +125,9 @@ class Training(Section):
     """Time between two saved states of a training, of the classifier's too: what a kill loses at most."""
     save_every_epochs: PositiveInt = 1
     """Kept for recipes that name it; states are saved by time."""
+    keep: Literal["last", "best"] = "last"
+    """The epoch whose purifier is the result: the last, as in the paper, or the one with the highest mean of
+    the accuracies on held-out images, clean and, where training goes through the defence, attacked."""
 
     @model_validator(mode="after")
     def _starts_from_a_trained_purifier(self) -> Self:

@@ -29,7 +29,7 @@ from carso_cli.recipe.section import (
 )
 
 DataName = Literal[
-    "digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "tinyimagenet200", "image-folder"
+    "digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "tinyimagenet200", "image-folder", "given"
 ]
 Aggregation = Literal["doubly-exponential", "logit-mean", "probability-mean", "majority-vote"]
 View = Literal["exact", "log-probability", "released"]
@@ -41,6 +41,7 @@ class Data(Section):
     """Which images, and how they are laid out."""
 
     name: DataName
+    """`given` for images that Python or a command line handed over: they cannot be loaded again."""
     classes: Annotated[int, Field(ge=2, strict=True)]
     """Number of classes C."""
     channels: Annotated[Literal[1, 3], BeforeValidator(no_truth)] = 3
@@ -124,8 +125,11 @@ class ClassifierTraining(Section):
 class Classifier(Section):
     """The frozen classifier f: architecture, and weights by kind of training."""
 
-    family: Literal["wide-resnet", "torchvision", "timm", "external"] = "wide-resnet"
-    """`external` takes architecture and weights together from an entry point."""
+    family: Literal["wide-resnet", "torchvision", "timm", "external", "given"] = "wide-resnet"
+    """`external` takes architecture and weights together from an entry point; `given` is a model that Python
+    or a command line hands over."""
+    given: Text | None = None
+    """For `given`: what names the model on a command line."""
     architecture: Text | None = None
     """Name that torchvision or timm has for the architecture; its weights come from a file."""
     depth: Annotated[int, Field(ge=10, strict=True)] = 28
@@ -163,6 +167,7 @@ class Representation(Section):
     kind: Kind = "at"
     """Training of the first classifier instance, which yields the representation."""
     layers: Annotated[tuple[Text, ...], Field(min_length=1)]
+    """Names of modules; `image`, beyond the paper, stands for the classifier's input itself."""
 
     @model_validator(mode="after")
     def _unique(self) -> Self:

@@ -24,6 +24,8 @@ from carso_cli.io.json_files import ensure_folder, read_json_lines
 from carso_cli.runs.lock import locked
 from carso_cli.runtime.reporter import Reporter
 
+STOPPED = "stopped"
+"""Key of the last line of metrics of a training that ended early, for want of time."""
 ABLATION_SCHEMA = 1
 """Version of an ablation's table; raised when a field changes its meaning."""
 
@@ -151,7 +153,8 @@ class RunFolder:
         # A training may be appending to it.
         lines = read_json_lines(self.metrics, repair=False)
         # Before the purifier is written, fewer lines are no fault: training is under way.
-        if self.trained_here and self.purifier.is_file() and len(lines) != epochs:
+        early = any(STOPPED in line for line in lines[-1:])
+        if self.trained_here and self.purifier.is_file() and len(lines) != epochs and not early:
             raise StateError(
                 f"{self.metrics} holds {len(lines)} of the {epochs} epochs that were trained",
                 hint=f"carso train-purifier {self.recipe} --run {self.path} --resume writes it again",

@@ -33,6 +33,7 @@ from carso_cli.runs.description import class_names
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import Reporter
 from carso_cli.runtime.seed import generator
+from carso_cli.tools.target import given_classifier
 
 TOLERANCE = 1e-4
 """Largest difference of a program's log P from the defence's, relative where |log P| is above 1."""
@@ -58,7 +59,13 @@ class _Deterministic(nn.Module):
 
 
 def export_run(
-    run: Path, *, out: Path, reporter: Reporter, n_samples: int | None = None, aggregation: str | None = None
+    run: Path,
+    *,
+    out: Path,
+    reporter: Reporter,
+    n_samples: int | None = None,
+    aggregation: str | None = None,
+    classifier: str | None = None,
 ) -> dict[str, Any]:
     """Write a run's defence as programs, with a description of them.
 
@@ -71,6 +78,7 @@ def export_run(
         reporter: Where progress goes.
         n_samples: N, reconstructions per image; the recipe's when None.
         aggregation: Aggregation rule; the recipe's when None.
+        classifier: What names the run's classifier, where its recipe names none; see `load_target`.
 
     Returns:
         The content of `defence.json`, with `out` added.
@@ -80,7 +88,8 @@ def export_run(
         NumericsError: If a program's outputs are not those of the defence.
         CarsoError: If the folder cannot be written.
     """
-    defence = load_defence(run, device="cpu", n_samples=n_samples, aggregation=aggregation)
+    given = given_classifier(classifier, reporter=reporter)
+    defence = load_defence(run, device="cpu", n_samples=n_samples, aggregation=aggregation, classifier=given)
     # Whoever runs the program chooses its precision.
     defence.precision = "fp32"
     recipe = load_recipe(str(RunFolder(run).recipe.resolve()))

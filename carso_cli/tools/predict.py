@@ -32,6 +32,7 @@ from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.description import class_names
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import SILENT, Reporter
+from carso_cli.tools.target import given_classifier
 
 # Images decoded at once, which bounds the memory of their float32 pixels.
 _READ_TOGETHER = 256
@@ -52,6 +53,7 @@ def predict(
     device: str = "auto",
     resize: bool = False,
     save: Path | None = None,
+    classifier: str | None = None,
 ) -> dict[str, Any]:
     """Classify image files with the defence of a trained run.
 
@@ -59,11 +61,12 @@ def predict(
         named: Image files, and folders whose image files are all taken.
         run: Run folder of `carso train-purifier`.
         reporter: Where progress goes.
-        n_samples: N, reconstructions per image; the recipe's when None.
-        aggregation: Aggregation rule; the recipe's when None.
-        seed: Seed of the latents; the recipe's when None.
+        n_samples: N, reconstructions per image; like `aggregation` and `seed`, the recipe's when None.
+        aggregation: Aggregation rule.
+        seed: Seed of the latents.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         resize: Crop and resize images of another size instead of refusing them.
+        classifier: What names the run's classifier, where its recipe names none; see `load_target`.
         save: Folder that receives every reconstruction as PNG, and a grid of the first images.
 
     Returns:
@@ -75,21 +78,20 @@ def predict(
         DataError: If a file is missing, damaged, or does not fit; if a folder holds no image.
         StateError: If the run is absent, unfinished or damaged.
     """
-    defence = load_defence(run, device=device, n_samples=n_samples, aggregation=aggregation)
+    given = given_classifier(classifier, reporter=reporter)
+    defence = load_defence(run, device=device, n_samples=n_samples, aggregation=aggregation, classifier=given)
     recipe = load_recipe(str(RunFolder(run).recipe.resolve()))
     paths = find_images(named, reporter)
     pixels = _read(paths, recipe, resize)
     chosen = recipe.seed if seed is None else seed
     if save is not None:
         ensure_folder(save)  # before any work, so that an unwritable folder costs none
-    rows: list[dict[str, Any]] = []
-    shown: list[tuple[Tensor, Tensor]] = []
+    rows, shown = list[dict[str, Any]](), list[tuple[Tensor, Tensor]]()
     # A generator: N reconstructions of every image at once might not fit into memory.
     answers = _answers(defence, pixels, recipe, chosen, class_names(RunFolder(run), recipe), reporter)
     for path, (image, samples, described) in zip(paths, answers, strict=True):
         saved = _save_reconstructions(save, len(rows) + 1, path, samples) if save else []
-        if len(shown) < _IN_GRID:
-            shown.append((image, samples))
+        shown += [(image, samples)] if len(shown) < _IN_GRID else []
         # A file's name need not be valid text; what is shown and written as JSON must be.
         printable = os.fsencode(path).decode("utf-8", errors="replace")
         rows.append({"path": printable, **described, "saved": saved})

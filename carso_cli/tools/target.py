@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from carso_cli.attacks.gradient_sources import Model, named_modules
 from carso_cli.build import build_classifier, load_defence, load_images
-from carso_cli.classifiers.robustbench_zoo import find_entry, load_zoo_model
+from carso_cli.classifiers.robustbench_zoo import ZOO, find_entry, load_zoo_model
 from carso_cli.data.arrays import read_arrays
 from carso_cli.data.labelled_images import LabelledImages, describe, load_labelled
 from carso_cli.defence.defended_model import Defence
@@ -35,7 +35,6 @@ from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import Reporter
 from carso_cli.tools.user_code import load_user_model, split_reference
 
-ZOO = "robustbench:"
 _FORMS = (
     "name FILE.py:FUNCTION, PACKAGE.MODULE:FUNCTION, a run folder, a recipe, or robustbench:NAME; "
     "`carso recipes ls` lists recipes"
@@ -84,7 +83,14 @@ class ExactView(nn.Module):
 
 
 def load_target(
-    text: str, *, reporter: Reporter, data: str | None = None, norm: str | None = None, device: str = "auto"
+    text: str,
+    *,
+    reporter: Reporter,
+    data: str | None = None,
+    norm: str | None = None,
+    device: str = "auto",
+    classifier: str | None = None,
+    bare: bool = False,
 ) -> Target:
     """Load what a command line names.
 
@@ -94,6 +100,8 @@ def load_target(
         data: Name of the data set that is attacked, which tells models of RobustBench of one name apart.
         norm: `linf` or `l2`, likewise.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`, for a run's defence.
+        classifier: What names a run's classifier, where its recipe names none.
+        bare: Take the classifier without its purifier, of a run or recipe too.
 
     Raises:
         UsageError: If it names nothing, or the code that it names fails or gives no model.
@@ -111,7 +119,7 @@ def load_target(
             dataset=entry.dataset,
         )
     if path.is_dir():
-        return _run(path, text, reporter, device)
+        return _run(path, text, reporter, device, classifier, bare)
     if (reference := split_reference(text)) is not None:
         given, file = load_user_model(reference, reporter=reporter)
         code = None if file is None else file_digest(file)
@@ -121,22 +129,37 @@ def load_target(
             f"{text} names a file and nothing in it",
             hint=f"write {text}:NAME, where NAME is a function or class that returns the model",
         )
-    return _recipe(text, reporter, device)
+    return _recipe(text, reporter, device, bare)
 
 
-def _run(path: Path, text: str, reporter: Reporter, device: str) -> Target:
+def given_classifier(text: str | None, *, reporter: Reporter) -> Model | None:
+    """Return the classifier that `--classifier` names; None where it is not given."""
+    return None if text is None else load_target(text, reporter=reporter).model
+
+
+def _run(
+    path: Path,
+    text: str,
+    reporter: Reporter,
+    device: str,
+    classifier: str | None = None,
+    bare: bool = False,
+) -> Target:
     folder = RunFolder(path)
     if not folder.recipe.is_file() and not folder.purifier.is_file():
         raise UsageError(f"{text} is a folder, and no run of carso: it has no recipe.yaml", hint=_FORMS)
+    if bare:
+        return _classifier(text, load_recipe(str(folder.recipe.resolve())))
     folder.require_purifier(f"carso train-purifier RECIPE --run {path}")
-    model = ExactView(load_defence(path, device=device))
+    given = given_classifier(classifier, reporter=reporter)
+    model = ExactView(load_defence(path, device=device, classifier=given))
     identity = {"kind": "defence", "weights": weights_checksum(model), "code": None}
     recipe = load_recipe(str(folder.recipe.resolve()))
     reporter.info(f"{text}: the defence of recipe '{recipe.name}', N = {model.defence.n_samples}")
     return Target(text, model, identity, recipe, recipe.data.name)
 
 
-def _recipe(text: str, reporter: Reporter, device: str) -> Target:
+def _recipe(text: str, reporter: Reporter, device: str, bare: bool) -> Target:
     try:
         recipe = load_recipe(text)
     except RecipeError as error:
@@ -146,11 +169,18 @@ def _recipe(text: str, reporter: Reporter, device: str) -> Target:
         hint = "; ".join(filter(None, (suggestion, _FORMS)))
         raise UsageError(f"TARGET '{text}' is no file, no run and no recipe", hint=hint) from error
     run = Path(recipe.run_folder)
+    if bare:
+        return _classifier(text, recipe)
     if RunFolder(run).purifier.is_file():
         return replace(_run(run, str(run), reporter, device), name=text)
-    kind = recipe.representation.kind
-    model = build_classifier(recipe, kind)
+    found = _classifier(text, recipe)
     reporter.info(f"recipe '{recipe.name}': {run} holds no trained purifier; its classifier is audited")
+    return found
+
+
+def _classifier(text: str, recipe: Recipe) -> Target:
+    """Return the classifier whose representation a recipe reads."""
+    model = build_classifier(recipe, recipe.representation.kind)
     identity = {"kind": "classifier", "weights": weights_checksum(model), "code": None}
     return Target(text, model, identity, recipe, recipe.data.name)
 

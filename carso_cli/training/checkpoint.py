@@ -24,7 +24,7 @@ from carso_cli.distributed.world import World
 from carso_cli.errors import InterruptedRun, StateError
 from carso_cli.io.json_files import append_json_lines, read_json_lines, write_json_lines
 from carso_cli.runs.checkpoints import StateFile, load_state, load_tensors
-from carso_cli.runs.folder import RunFolder
+from carso_cli.runs.folder import STOPPED, RunFolder
 from carso_cli.runs.records import short
 from carso_cli.runtime.reporter import Reporter
 from carso_cli.runtime.signals import StopRequest, stop_requests
@@ -96,6 +96,11 @@ class Checkpoint:
     def epochs_done(self) -> int:
         """Number of whole epochs."""
         return len(self.metrics)
+
+    @property
+    def ended(self) -> bool:
+        """Whether training has ended, after its last epoch or for want of time."""
+        return self.epochs_done >= self.epochs or any(STOPPED in line for line in self.metrics[-1:])
 
     @property
     def seconds(self) -> float:

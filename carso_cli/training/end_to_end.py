@@ -33,7 +33,7 @@ from carso_cli.defence.vae import ENCODER_PARTS, Purifier
 from carso_cli.distributed.world import World
 from carso_cli.errors import RecipeError
 from carso_cli.recipe.schema import Recipe
-from carso_cli.runtime.precision import autocast
+from carso_cli.runtime.precision import autocast, in_precision
 from carso_cli.runtime.seed import derive_seed, generator
 
 HELD_OUT_STEPS = 10
@@ -182,13 +182,19 @@ def adversarial_terms(
     # The leading part of the batch is attacked, as in `BalancedBatch`: batches are shuffled already.
     count = int((torch.arange(whole)[shard] < round(whole * section.adversarial_fraction)).sum())
     clean, labels = clean[shard], labels[shard]
+    aims: Tensor = labels
+    if section.targets == "classifier":
+        with torch.no_grad():
+            aims = in_precision(defence.classifier, recipe.precision)(clean).softmax(dim=1)
+        # The attack needs one class; the loss takes all of the answer.
+        labels = aims.argmax(dim=1)
     # The rank takes part: otherwise images of two processes would meet the same random numbers.
     attack_seed = derive_seed(seed, "attack on the defence", *place, world.rank)
     attacked = perturbed(recipe, defence, clean[:count], labels[:count], attack_seed)
     # One call for both parts: DDP sums gradients once per forward and backward.
     logits, *encoded = replica(torch.cat((attacked, clean[count:])), latents, noise)
     # Summed over images, as the learning rates of Table 16 are meant for.
-    loss = F.cross_entropy(logits, labels, reduction="sum")
+    loss = F.cross_entropy(logits, aims, reduction="sum")
     terms = {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels).sum()}
     if noise is not None:
         reconstruction, mean, log_variance = encoded

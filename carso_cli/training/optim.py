@@ -1,4 +1,7 @@
-"""Learning rates, the weight of the KL term, and Lookahead (Table 16). Steps and epochs count from 0."""
+"""Learning rates, the weight of the KL term, Lookahead (Table 16), and a moving average of the weights.
+
+Steps and epochs count from 0.
+"""
 
 from __future__ import annotations
 
@@ -75,6 +78,37 @@ def one_cycle_rate(
     if cosine:
         return end + (peak - end) * (1.0 - math.cos(math.pi * part / length)) / 2.0
     return end + (peak - end) * part / length
+
+
+class MovingAverage:
+    """Exponential moving average of weights.
+
+    Args:
+        parameters: The weights by name.
+        decay: Share of the average that a step keeps, in [0, 1]. Early on it keeps less, (1 + t) / (10 + t)
+            at step t, so that the initial weights are soon forgotten.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], *, decay: float) -> None:
+        self.weights = dict(parameters)
+        self.mean = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.decay = decay
+
+    @torch.no_grad()
+    def step(self, taken: int) -> None:
+        """Move towards the weights after `taken` steps of the whole training."""
+        decay = min(self.decay, (1 + taken) / (10 + taken))
+        for name, weight in self.weights.items():
+            self.mean[name].lerp_(weight.detach(), 1.0 - decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the averages by name."""
+        return self.mean
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy averages in place, onto the device of the weights."""
+        for name, mean in self.mean.items():
+            mean.copy_(tensors[name])
 
 
 class Lookahead:

@@ -72,11 +72,7 @@ def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = N
     target = device_for(recipe, device)
     # Frozen, as in training: gradients of its weights would cost time that training does not spend.
     classifier = channels_last(untrained_classifier(recipe).to(target).eval().requires_grad_(False))
-    purifier = build_purifier(recipe, classifier).to(target)
-    size = recipe.data.image_size
-    images = torch.rand(_IMAGES, recipe.data.channels, size, size, device=target)
-    measured = _balanced_step if recipe.training.objective == "elbo" else _adversarial_step
-    per_image = measured(recipe, classifier, purifier, images) / _IMAGES
+    per_image = seconds_per_image(recipe, classifier, target)
     count = training_images(recipe, limit)
     return {
         "parameters": parameter_counts(recipe),
@@ -84,6 +80,23 @@ def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = N
         "seconds_per_image": per_image,
         "seconds": None if count is None else per_image * count * recipe.training.epochs,
     }
+
+
+def seconds_per_image(
+    recipe: Recipe, classifier: nn.Module, device: torch.device, images: int = _IMAGES
+) -> float:
+    """Return the seconds that an image takes in an epoch, from one step on a few random images.
+
+    Args:
+        recipe: The recipe.
+        classifier: Its classifier, frozen and on the device.
+        device: Where to measure.
+        images: Images in the step: with more, it is closer to a step of training.
+    """
+    purifier, size = build_purifier(recipe, classifier).to(device), recipe.data.image_size
+    noise = torch.rand(images, recipe.data.channels, size, size, device=device)
+    measured = _balanced_step if recipe.training.objective == "elbo" else _adversarial_step
+    return measured(recipe, classifier, purifier, noise) / images
 
 
 def _balanced_step(recipe: Recipe, classifier: nn.Module, purifier: Purifier, images: Tensor) -> float:
@@ -95,7 +108,7 @@ def _balanced_step(recipe: Recipe, classifier: nn.Module, purifier: Purifier, im
         torch.autograd.grad(in_precision(classifier, recipe.precision)(leaf).sum(), leaf)
 
     def training_step() -> None:
-        noise = torch.randn(_IMAGES, purifier.latent_features, device=images.device)
+        noise = torch.randn(len(images), purifier.latent_features, device=images.device)
         with autocast(recipe.precision, images.device):
             with torch.no_grad():
                 representation = extract_representation(classifier, images, recipe.representation.layers)
@@ -113,7 +126,7 @@ def _balanced_step(recipe: Recipe, classifier: nn.Module, purifier: Purifier, im
 def _adversarial_step(recipe: Recipe, classifier: nn.Module, purifier: Purifier, images: Tensor) -> float:
     """Return the seconds of a step through the whole defence, its attack among them."""
     trained = EndToEnd(recipe, classifier, purifier, None)
-    labels = torch.arange(_IMAGES, device=images.device) % recipe.data.classes
+    labels = torch.arange(len(images), device=images.device) % recipe.data.classes
     # `grad` refuses parameters without gradients: under `adversarial`, those of the encoder.
     learning = [parameter for parameter in purifier.parameters() if parameter.requires_grad]
 

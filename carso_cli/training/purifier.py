@@ -8,6 +8,7 @@ weights. The processes that torchrun starts share every batch; the main one writ
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from carso_cli.build import (
     load_images,
     user_classifier,
 )
-from carso_cli.data.image_set import ordered_batches
+from carso_cli.data.image_set import ImageSet, balanced_subset, ordered_batches
 from carso_cli.defence.defended_model import Defence
 from carso_cli.defence.representation import RULE
 from carso_cli.distributed.world import join
@@ -33,7 +34,7 @@ from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runs.description import describe_environment, describe_run, peak_memory
-from carso_cli.runs.folder import RunFolder
+from carso_cli.runs.folder import STOPPED, RunFolder
 from carso_cli.runtime.reporter import SILENT, Reporter
 from carso_cli.runtime.seed import derive_seed, generator
 from carso_cli.training.adversarial_cache import AdversarialCache
@@ -55,6 +56,7 @@ from carso_cli.training.schedule import (
     rates_of_run,
     warn_of_short_schedule,
 )
+from carso_cli.training.selection import best_epoch
 
 
 def train_purifier(
@@ -66,6 +68,8 @@ def train_purifier(
     device: str = "auto",
     limit: int | None = None,
     classifier: nn.Module | None = None,
+    images: ImageSet | None = None,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
     """Train the recipe's purifier into a run folder.
 
@@ -77,9 +81,11 @@ def train_purifier(
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         limit: Train on this many images only, class-balanced.
         classifier: The classifier, when it is a module of your own; the recipe's otherwise.
+        images: Training images, of which the held-out ones are taken; those of the recipe's data when None.
+        seconds: Take no epoch more that would end later than this from now; the first is always taken.
 
     Returns:
-        The last epoch's metrics, with `run`, `seconds_total` over all epochs and `peak_memory_bytes`.
+        The metrics of the epoch that is kept, with `run`, and `seconds_total` over all epochs.
 
     Raises:
         UsageError: If the folder holds a run and `resume` is not given.
@@ -95,9 +101,10 @@ def train_purifier(
     reporter = world.reporter(reporter)
     # After a crash torchrun repeats the first command, which has no --resume.
     resume = world.on_main(lambda: folder.check(resume=resume, restarted=world.restarted))
+    ends = math.inf if seconds is None else time.monotonic() + seconds
     if resume:
         recipe = keep_beta_of_run(recipe, folder)
-    setup = _set_up(recipe, world.device, limit, reporter, classifier)
+    setup = _set_up(recipe, world.device, limit, reporter, classifier, images)
     state, rates = initial_state(setup), rates_of_run(recipe, None)
     checkpoint = _checkpoint(folder, setup, state, rates)
     # Not before weights and images are there: a command that cannot start leaves nothing behind.
@@ -110,15 +117,34 @@ def train_purifier(
         world.on_main(lambda: describe_run(folder, recipe, environment, reporter))
         with checkpoint.interruptible():
             # The first of them may be the epoch in progress, of which only the rest is trained.
-            for epoch in range(checkpoint.epochs_done, recipe.training.epochs):
-                metrics = _train_epoch(setup, state, checkpoint, epoch, learning_rate(epoch, **rates))
-                checkpoint.finish_epoch(metrics | _validate(setup, state))
+            while not checkpoint.ended:
+                _take_epoch(setup, state, checkpoint, rates, ends)
         checkpoint.finish(folder.purifier, lambda: _save_purifier(folder, setup, state, checkpoint))
-    return {**checkpoint.metrics[-1], "run": str(folder.path), "seconds_total": checkpoint.seconds}
+    kept = checkpoint.metrics[best_epoch(checkpoint.metrics) if recipe.training.keep == "best" else -1]
+    return {**kept, "run": str(folder.path), "seconds_total": checkpoint.seconds}
+
+
+def _take_epoch(
+    setup: TrainingSetup, state: TrainingState, checkpoint: Checkpoint, rates: dict[str, Any], ends: float
+) -> None:
+    """Train and validate what is left of an epoch; say so in its metrics if there is no time for another."""
+    began, epoch = time.monotonic(), checkpoint.epochs_done
+    metrics = _train_epoch(setup, state, checkpoint, epoch, learning_rate(epoch, **rates))
+    metrics |= _validate(setup, state)
+    if best_epoch([*checkpoint.metrics, metrics]) == epoch:
+        state.best.tensors = state.slow_purifier().state_dict()
+    late = 2 * time.monotonic() - began > ends
+    # The processes agree on it, or some would wait for the others' gradients.
+    checkpoint.finish_epoch(metrics | ({STOPPED: True} if setup.world.any(late) else {}))
 
 
 def _set_up(
-    recipe: Recipe, device: torch.device, limit: int | None, reporter: Reporter, classifier: nn.Module | None
+    recipe: Recipe,
+    device: torch.device,
+    limit: int | None,
+    reporter: Reporter,
+    classifier: nn.Module | None,
+    images: ImageSet | None,
 ) -> TrainingSetup:
     frozen = (
         # The one whose layers are read; Appendix D may classify reconstructions by another.
@@ -128,7 +154,10 @@ def _set_up(
     )
     frozen = frozen.to(device)
     with join(device).local_main_first():
-        images = load_images(recipe, "train", limit=limit, reporter=reporter)
+        if images is None:
+            images = load_images(recipe, "train", limit=limit, reporter=reporter)
+        elif limit is not None:
+            images = balanced_subset(images, limit, recipe.seed)
         train, held_out = training_and_followed(recipe, images, reporter)
     check_batches(recipe, len(train))
     perturb = BalancedBatch(recipe, frozen, reporter)
@@ -163,6 +192,10 @@ def _checkpoint(
         "slow": state.lookahead,
         "optimiser": OptimiserTensors(state.optimiser, state.purifier),
     }
+    if state.average is not None:
+        parts["average"] = state.average
+    if recipe.training.keep == "best":
+        parts["best"] = state.best
     return Checkpoint(
         folder,
         setup.world,
@@ -273,4 +306,6 @@ def _save_purifier(
         "step": state.lookahead.taken,
         "version": __version__,
     }
-    save_tensors(folder.purifier, state.slow_purifier().state_dict(), metadata)
+    best = setup.recipe.training.keep == "best"
+    tensors = state.best.tensors if best else state.slow_purifier().state_dict()
+    save_tensors(folder.purifier, tensors, metadata)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,7 +32,8 @@ from carso_cli.runtime.seed import derive_seed, generator, seeded
 from carso_cli.training.adversarial_cache import AdversarialCache, Place
 from carso_cli.training.balanced_batch import BalancedBatch
 from carso_cli.training.end_to_end import EndToEnd, adversarial_terms
-from carso_cli.training.optim import Lookahead
+from carso_cli.training.optim import Lookahead, MovingAverage
+from carso_cli.training.selection import BestPurifier
 
 _LOWER_RATE = "lower training.learning_rate.plateau; the last saved state stays"
 _SHOWN = {"bce": "BCE", "kl": "KL"}
@@ -69,6 +70,8 @@ class TrainingState:
         replica: The same, to be called where gradients are summed over all processes.
         optimiser: RAdam over the purifier's parameters.
         lookahead: Holds the slow weights.
+        average: Moving average of the fast weights, where the recipe asks for one.
+        best: The weights of the best epoch so far.
     """
 
     purifier: Purifier
@@ -76,14 +79,16 @@ class TrainingState:
     replica: nn.Module
     optimiser: torch.optim.Optimizer
     lookahead: Lookahead
+    average: MovingAverage | None = None
+    best: BestPurifier = field(default_factory=BestPurifier)
 
     def slow_purifier(self) -> Purifier:
-        """Return a copy of the purifier with the slow weights, which are the ones to use and to save."""
-        # Batch statistics are those of the fast weights: Lookahead averages parameters alone.
+        """Return a copy of the purifier with the slow or averaged weights, the ones to use and to save."""
+        # Batch statistics are those of the fast weights: parameters alone are averaged.
         purifier = copy.deepcopy(self.purifier)
         with torch.no_grad():
             for name, parameter in purifier.named_parameters():
-                parameter.copy_(self.lookahead.slow[name])
+                parameter.copy_((self.average.mean if self.average else self.lookahead.slow)[name])
         return purifier.eval()
 
 
@@ -114,7 +119,8 @@ def initial_state(setup: TrainingSetup) -> TrainingState:
     )
     weights = dict(purifier.named_parameters())
     lookahead = Lookahead(weights, steps=section.lookahead_steps, decay=section.lookahead_decay)
-    return TrainingState(purifier, trained, setup.world.data_parallel(trained), optimiser, lookahead)
+    average = MovingAverage(weights, decay=section.average_decay) if section.average_decay else None
+    return TrainingState(purifier, trained, setup.world.data_parallel(trained), optimiser, lookahead, average)
 
 
 def _initial_purifier(recipe: Recipe, classifier: nn.Module) -> Purifier:
@@ -204,6 +210,8 @@ def train_step(
     require_finite_gradients(state.purifier, place, _LOWER_RATE)
     state.optimiser.step()
     state.lookahead.step()
+    if state.average is not None:
+        state.average.step(state.lookahead.taken)
     return sums
 
 

@@ -17,7 +17,7 @@ PAPER = ("cifar10", "cifar100", "tinyimagenet200")
 
 
 def test_every_file_is_a_listed_recipe() -> None:
-    assert len(FILES) == 22
+    assert len(FILES) == 24
     assert len({path.stem for path in FILES}) == len(FILES)  # a name leads to one file
     assert [recipe.path for recipe in list_recipes()] == sorted(FILES, key=lambda path: path.stem)
 

@@ -1,0 +1,1 @@
+"""`carso harden`: a purifier for a classifier that nobody may retrain."""
