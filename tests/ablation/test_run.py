@@ -42,7 +42,8 @@ def plan(recipe: Recipe, ablation: known.Ablation, root: Path) -> dict[str, Any]
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return load_recipe("digits", TINY)
+    # Saved after every step, so that an interrupted training has something to resume from.
+    return load_recipe("digits", (*TINY, "training.save_every_minutes=0"))
 
 
 @pytest.fixture(scope="module")
