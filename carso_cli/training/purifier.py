@@ -51,7 +51,7 @@ from carso_cli.training.purifier_step import (
     train_step,
 )
 from carso_cli.training.schedule import (
-    check_batches,
+    check_images,
     keep_beta_of_run,
     rates_of_run,
     warn_of_short_schedule,
@@ -159,7 +159,7 @@ def _set_up(
         elif limit is not None:
             images = balanced_subset(images, limit, recipe.seed)
         train, held_out = training_and_followed(recipe, images, reporter)
-    check_batches(recipe, len(train))
+    check_images(len(train))
     perturb = BalancedBatch(recipe, frozen, reporter)
     # The defence under attack changes with every step: examples against it are not reused.
     cache = AdversarialCache(recipe.training.attack_mix.reuse if recipe.training.objective == "elbo" else 1)

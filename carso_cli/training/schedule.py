@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from carso_cli.data.image_set import epoch_batches
-from carso_cli.errors import DataError, RecipeError
+from carso_cli.errors import DataError
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import ClassifierTraining, Recipe
 from carso_cli.runs.folder import RunFolder
@@ -60,22 +60,16 @@ def classifier_rate(section: ClassifierTraining, step: int, steps: int) -> float
     )
 
 
-def check_batches(recipe: Recipe, images: int) -> None:
-    """Refuse a training that would have no batch, or batches too small for batch normalisation.
+def check_images(images: int) -> None:
+    """Refuse a training that would have no batch: a last batch of one image is dropped.
 
     Raises:
         DataError: If fewer than two images are left to train on.
-        RecipeError: If a batch on the ELBO would hold one image.
     """
     if images < 2:
         raise DataError(
             f"{images} training image{'s' * (images != 1)} left: batch normalisation needs at least 2",
             hint="give more images: a larger --limit or data.train_limit, or a smaller data.holdout",
-        )
-    if recipe.training.batch_size < 2 and recipe.training.objective == "elbo":
-        raise RecipeError(
-            "training.batch_size is 1: batch normalisation needs batches of at least 2 images",
-            hint="--set training.batch_size=2, or more",
         )
 
 

@@ -10,7 +10,7 @@ import torch
 
 from carso_cli.build import load_images, training_images
 from carso_cli.data.image_set import split_holdout
-from carso_cli.errors import DataError, RecipeError
+from carso_cli.errors import DataError
 from carso_cli.io.json_files import read_json_lines
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.load import load_recipe
@@ -18,7 +18,7 @@ from carso_cli.runs.checkpoints import load_tensors, save_tensors
 from carso_cli.runtime.reporter import SILENT
 from carso_cli.training.followed import training_and_followed
 from carso_cli.training.optim import learning_rate
-from carso_cli.training.schedule import check_batches, rates_of_run, warn_of_short_schedule
+from carso_cli.training.schedule import rates_of_run, warn_of_short_schedule
 
 SHAPE = ("training.learning_rate.plateau_epochs=0", "training.learning_rate.annealing_epochs=2")
 
@@ -84,16 +84,10 @@ def test_a_scaled_beta_keeps_a_ramp_of_one_epoch(epochs: int) -> None:
     assert beta.last_epoch - beta.first_epoch >= 1
 
 
-def test_no_batch_and_batches_of_one_image_are_refused(small: Any, train: Any, tmp_path: Path) -> None:
+def test_a_single_image_is_refused(small: Any, train: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 training image left: batch normalisation needs at least 2"):
         train(small("data.holdout=0"), tmp_path / "run", limit=1)
-    with pytest.raises(RecipeError, match=r"training.batch_size is 1: .* at least 2 images"):
-        train(small("training.batch_size=1"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    # Through the defence, batch normalisation keeps its statistics.
-    check_batches(
-        load_recipe("digits", ["training.batch_size=1", "training.objective=both", "training.initial=x"]), 2
-    )
 
 
 def test_without_holdout_every_image_is_trained_on_and_some_are_followed() -> None:
