@@ -67,6 +67,7 @@ def moved(found: Tensor, images: Tensor) -> Tensor:
     return (found != images).flatten(1).any(dim=1)
 
 
+@pytest.mark.slow  # imports the library
 def test_rand_aa_is_the_library_run_image_by_image(defence: Any, images: Tensor, labels: Tensor) -> None:
     prepare()
     from pyautoattack import AutoAttack
