@@ -8,6 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+RESUME = "resume with the same command and --resume"
+"""Hint in whose place the command line shows the command itself."""
+
 
 class CarsoError(Exception):
     """An error a user can act on.

@@ -18,11 +18,11 @@ from carso_cli.ablation.transfer import transfer_to_rules, with_transfers
 from carso_cli.ablation.variants import Ablation, Variant
 from carso_cli.build import build_classifier, choose_device, load_images
 from carso_cli.distributed.world import join
-from carso_cli.errors import InterruptedRun, StateError, UsageError
+from carso_cli.errors import RESUME, InterruptedRun, StateError, UsageError
 from carso_cli.evaluation.run import run_evaluation
 from carso_cli.evaluation.setup import EvaluationOptions, prepare_evaluation
 from carso_cli.io.json_files import ensure_folder
-from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
+from carso_cli.recipe.identity import differing_values
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.folder import RunFolder
@@ -30,8 +30,6 @@ from carso_cli.runs.lock import locked
 from carso_cli.runs.records import EvaluationFolder
 from carso_cli.runtime.reporter import Reporter
 from carso_cli.training.purifier import train_purifier
-
-_RESUME = "resume with the same command and --resume"
 
 
 def ablate(
@@ -129,24 +127,21 @@ def check_run(recipe: Recipe, path: Path, *, resume: bool) -> str:
         if not folder.trained_here:
             return "missing"
         if not resume:
-            raise UsageError(f"{folder.recipe} is missing beside the state of a training", hint=_RESUME)
+            raise UsageError(f"{folder.recipe} is missing beside the state of a training", hint=RESUME)
         # Resuming compares the state with the recipe asked for, and writes the file again.
         return "unfinished"
     # A full path: a bare name would be looked up among the shipped recipes.
     stored = load_recipe(str(folder.recipe.resolve()))
-    # Section by section and not by one hash, so that the message can name what differs.
-    other = [name for name in TRAINING_SECTIONS if recipe_hash(stored, [name]) != recipe_hash(recipe, [name])]
-    if other:
+    if other := differing_values(stored, recipe):
         raise StateError(
-            f"{path} was trained with another configuration: its {' and '.join(other)} "
-            f"differ{'s' * (len(other) == 1)} from what is asked for here",
+            f"{path} was trained with another configuration: {'; '.join(other)}",
             hint="give the same options as in training, or another root folder with --run DIR",
         )
     # The purifier is written at the end of training, so its file says that training is complete.
     if folder.purifier.is_file():
         return "trained"
     if not resume:
-        raise UsageError(f"{path} holds an unfinished training", hint=_RESUME)
+        raise UsageError(f"{path} holds an unfinished training", hint=RESUME)
     return "unfinished"
 
 
@@ -160,7 +155,7 @@ def _train_if_missing(recipe: Recipe, path: Path, state: str, reporter: Reporter
         train_purifier(recipe, run=path, reporter=reporter, resume=state == "unfinished", device=device)
     except InterruptedRun as error:
         # Training's own hint would resume the training alone.
-        raise InterruptedRun(error.message, hint=_RESUME) from None
+        raise InterruptedRun(error.message, hint=RESUME) from None
 
 
 def _evaluate_all(
@@ -205,7 +200,7 @@ def _evaluate_variant(
     evaluation = prepare_evaluation(variant.recipe, run=path, reporter=reporter, **options)
     folder = evaluation.folder
     if folder.exists and not folder.summary.is_file() and not resume:
-        raise UsageError(f"{folder.path} holds an unfinished evaluation", hint=_RESUME)
+        raise UsageError(f"{folder.path} holds an unfinished evaluation", hint=RESUME)
     # A complete evaluation is resumed too: that returns its stored summary.
     return run_evaluation(evaluation, reporter=reporter, resume=folder.exists), folder
 

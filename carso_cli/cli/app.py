@@ -11,6 +11,7 @@ import importlib
 import inspect
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ import typer
 from carso_cli import __version__
 from carso_cli.cli.console import messages, show_error
 from carso_cli.cli.processes import check_command, claim_error, lost_process, one_writer
-from carso_cli.errors import CarsoError, InterruptedRun, UsageError, nearest
+from carso_cli.errors import RESUME, CarsoError, InterruptedRun, UsageError, nearest
 from carso_cli.runtime.memory import is_out_of_memory
 
 COMMANDS: tuple[tuple[str, str, str], ...] = (
@@ -155,15 +156,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort) as stop:
         # torchrun interrupts the processes that are left when one dies; a collective may have failed before.
         if died := lost_process(stop.__context__):
-            return _report(died)
+            return _report(died, chosen)
         code = 130
     except OSError as error:
         # A reader that closed the pipe, such as `head`, expects no message.
-        code = 1 if isinstance(error, BrokenPipeError) else _report(error)
+        code = 1 if isinstance(error, BrokenPipeError) else _report(error, chosen)
         _drop_unwritable()
         return code
     except Exception as error:
-        return _report(error)
+        return _report(error, chosen)
     if code == 130 and claim_error() is not None:
         messages().print("interrupted", style="yellow")
     # Without a command, help was shown; that is a usage error all the same.
@@ -187,7 +188,7 @@ def _call(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _report(error: Exception) -> int:
+def _report(error: Exception, arguments: Sequence[str]) -> int:
     known = _as_known(error)
     code = 1 if known is None else known.exit_code
     # Claimed before anything is printed: of several processes that fail, only the first shows its error.
@@ -202,8 +203,16 @@ def _report(error: Exception) -> int:
     if known is None:
         show_error(_as_bug(error, debugging), title=f"this is a bug in carso{where}")
     else:
+        known.hint = known.hint.replace(RESUME, f"resume with: {_resuming(arguments)}")
         show_error(known, title=f"error{where}")
     return code
+
+
+def _resuming(arguments: Sequence[str]) -> str:
+    """Return the command line that resumes what these arguments began, to be pasted into a shell."""
+    kept = [word for word in arguments if word not in ("--resume", "--force")]
+    # `quickstart` resumes by itself.
+    return shlex.join(["carso", *kept, *([] if _command_of(kept) == "quickstart" else ["--resume"])])
 
 
 def _as_known(error: Exception) -> CarsoError | None:

@@ -8,6 +8,7 @@ value seen, what is allowed and the nearest known name; Typer's own messages lac
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -110,10 +111,29 @@ RecipeArgument = Annotated[
         autocompletion=complete_recipe,
     ),
 ]
+
+
+def _check_sets(context: typer.Context, values: list[str] | None) -> list[str] | None:
+    for text in values or ():
+        if "=" not in text:
+            # The context's object is the whole command line, see `_call` in `app`.
+            words = [*(context.obj or ())]
+            after = words[words.index(text) + 1 :] if text in words else []
+            meant = f"{text}={after[0]}" if after and not after[0].startswith("-") else f"{text}=VALUE"
+            raise UsageError(
+                f"--set {text} has no value: key and value are one word",
+                hint=f"write --set {shlex.quote(meant)}",
+            )
+    return values
+
+
 SetOption = Annotated[
     list[str] | None,
     optional(
-        "--set", metavar="KEY=VALUE", help="Override a recipe value, as in training.epochs=3; repeatable."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a recipe value, as in training.epochs=3; repeatable.",
+        callback=_check_sets,
     ),
 ]
 RunOption = Annotated[
@@ -203,6 +223,22 @@ def read_recipe(reference: str | None, overrides: Sequence[str] | None, seed: in
     return load_recipe(reference, [*(overrides or ()), *([] if seed is None else [f"seed={seed}"])])
 
 
+def read_recipe_to_train(
+    reference: str | None, run: Path | None, overrides: Sequence[str] | None, seed: int | None
+) -> Recipe:
+    """Load the recipe to train with; without a RECIPE, that of the run that is resumed.
+
+    Raises:
+        RecipeError: See `carso_cli.recipe.load.load_recipe`.
+    """
+    from carso_cli.runs.folder import RunFolder
+
+    if reference is None and run is not None and (own := RunFolder(run).recipe).is_file():
+        # Absolute, so that it is not taken for the name of a shipped recipe.
+        reference = str(own.resolve())
+    return read_recipe(reference, overrides, seed)
+
+
 def run_or_default(run: Path | None) -> Path:
     """Return the run folder, that of the default recipe if none is given."""
     return run or Path(read_recipe(None, None).run_folder)
@@ -234,7 +270,5 @@ def find_recipe_of_run(
     folder = RunFolder(run or Path(recipe.run_folder))
     if overrides and folder.recipe.is_file():
         trained = read_recipe(str(folder.recipe.resolve()), None)
-        # A run of another recipe is refused later, with a message about that.
-        if trained.name == recipe.name:
-            refuse_other_training(recipe, trained, overrides, str(folder.path))
+        refuse_other_training(recipe, trained, overrides, str(folder.path))
     return recipe, folder.path

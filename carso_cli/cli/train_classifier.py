@@ -33,7 +33,7 @@ def command(
     Writes classifier.safetensors into the run folder (default: runs/RECIPE-classifier-KIND); a recipe uses
     it as classifier.at.file or classifier.clean.file.
     """
-    chosen = options.read_recipe(recipe, overrides, seed)
+    chosen = options.read_recipe_to_train(recipe, run, overrides, seed)
     folder = run or Path("runs") / f"{chosen.name}-classifier-{kind}"
     if dry_run:
         from carso_cli.training.preflight import estimate_classifier_cost

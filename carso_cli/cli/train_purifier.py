@@ -46,7 +46,7 @@ def command(
     Writes purifier.safetensors into the run folder (default: runs/RECIPE), one line of metrics per epoch,
     and the training state; after an interruption, resume with --resume.
     """
-    chosen = options.read_recipe(recipe, overrides, seed)
+    chosen = options.read_recipe_to_train(recipe, run, overrides, seed)
     folder = run or Path(chosen.run_folder)
     if dry_run:
         from carso_cli.training.preflight import estimate_cost

@@ -26,7 +26,7 @@ from carso_cli.attacks.registry import Budget, build_attack
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.data.image_set import ImageSet
 from carso_cli.distributed.world import World
-from carso_cli.errors import InterruptedRun, NumericsError
+from carso_cli.errors import RESUME, InterruptedRun, NumericsError
 from carso_cli.evaluation.models import Models
 from carso_cli.evaluation.protocols import GIVEN, UNPERTURBED, Job
 from carso_cli.evaluation.scoring import CONFIRMATION, REPORT, SELECTION, Score, Scorer
@@ -367,5 +367,5 @@ def interruptible(folder: Path) -> Iterator[None]:
         # Nothing is saved here: each block was written as it was finished.
         raise InterruptedRun(
             f"stopped; complete blocks are saved in {folder}",
-            hint="resume with the same command and --resume",
+            hint=RESUME,
         ) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,7 @@ from carso_cli.errors import StateError, UsageError
 from carso_cli.evaluation.protocols import Job
 from carso_cli.evaluation.scoring import ClassifierScorer, DefenceScorer, ModelScorer, Scorer
 from carso_cli.io.checksum import fingerprint
-from carso_cli.recipe.identity import INFERENCE_SECTIONS
+from carso_cli.recipe.identity import INFERENCE_SECTIONS, TRAINING_SECTIONS, differing_values
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.folder import RunFolder
@@ -110,24 +111,39 @@ class AuditedModel(Models):
         return ModelScorer(follow_global_seed(self.classifier), seed, draws if self.is_random else 1)
 
 
-def run_recipe(recipe: Recipe, folder: RunFolder) -> Recipe:
+def run_recipe(recipe: Recipe, folder: RunFolder, reporter: Reporter = SILENT) -> Recipe:
     """Return a trained run's own recipe, with the sections of `recipe` that may differ from training.
 
     A purifier belongs to the recipe it was trained with; how it is attacked and computed, and where the data
     lie, may be chosen again.
 
+    Args:
+        recipe: What is asked for: the run's recipe, or one with the same data and classifier, such as one
+            that it extends.
+        folder: The run.
+        reporter: Warned of values in which the two differ, and the run's own are used.
+
     Raises:
-        StateError: If the run was trained with a recipe of another name, or has lost its own.
+        StateError: If the run was trained on other data or another classifier by a recipe of another name, or
+            has lost its own.
     """
     # No run here yet: the recipe as given, unless a training has left state without its recipe.
     if not folder.recipe.is_file():
         folder.check_recipe()
         return recipe
     trained = load_recipe(str(folder.recipe.resolve()))
-    if trained.name != recipe.name:
+    if trained.name != recipe.name and (other := differing_values(trained, recipe, ("data", "classifier"))):
         raise StateError(
-            f"{folder.path} was trained with recipe '{trained.name}', not '{recipe.name}'",
-            hint=f"leave out RECIPE to use the run's own: carso evaluate --run {folder.path}",
+            f"{folder.path} was trained with recipe '{trained.name}', not '{recipe.name}': "
+            f"{'; '.join(other)}",
+            hint="leave out RECIPE to use the run's own: carso evaluate --run "
+            f"{shlex.quote(str(folder.path))}",
+        )
+    own = [section for section in TRAINING_SECTIONS if section not in INFERENCE_SECTIONS]
+    if other := differing_values(trained, recipe, own):
+        reporter.warning(
+            f"{folder.path} was trained with other values than those of recipe '{recipe.name}', and its own "
+            f"are used: {'; '.join(other)}"
         )
     # Where the images lie may have changed since training; what they are may not.
     data = trained.data.model_copy(update={"root": recipe.data.root or trained.data.root})

@@ -127,7 +127,7 @@ def _find_folder(
     """Return where the evaluation is started or resumed, and its result where it is complete already."""
     folder = evaluation.folder
     if resume and not force:
-        folder = find_to_resume(folder.path.parent, evaluation.identity)
+        folder = find_to_resume(folder.path.parent, evaluation.identity, evaluation.recipe)
         if not folder.summary.is_file():
             return folder, None
         summary = read_json(folder.summary)
@@ -166,6 +166,7 @@ def _claimed(
                     "label": evaluation.plan.label,
                     "recipe": recipe.name,
                     "recipe_hash": recipe_hash(recipe),
+                    "values": recipe.model_dump(mode="json"),
                     "reproduces": recipe.reproduces,
                     "beyond_the_paper": beyond_the_paper(recipe.model_dump(mode="json")),
                     "differs": departures(recipe.model_dump(mode="json"), evaluation.identity),

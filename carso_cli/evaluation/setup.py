@@ -128,7 +128,7 @@ def prepare_evaluation(
     # Weights and data may be downloaded and cached: one process of a machine does it for the others.
     with world.local_main_first():
         if defence is None and classifier is None:
-            recipe = run_recipe(recipe, RunFolder(run))
+            recipe = run_recipe(recipe, RunFolder(run), reporter)
             needs_defence = "defence" in plan.targets
             defence, classifier = load_models(recipe, RunFolder(run), needs_defence=needs_defence)
         models = given_models(

@@ -80,18 +80,24 @@ class Document:
 
     def origin(self, key: Key) -> tuple[int, str]:
         """Return where a value was written, as a number to sort by and in words: a line, or a `--set`."""
+        # What is wrong with a section as a whole is most likely wrong since a `--set` changed a key in it.
+        for changed, override in self.overrides.items():
+            if override and key and changed[: len(key)] == key:
+                return 1 << 30, f"--set {override}"  # after all lines
         # A missing key has no place of its own: it is that of the section around it.
         for length in range(len(key), 0, -1):
             if text := self.overrides.get(key[:length]):
-                return 1 << 30, f"--set {text}"  # after all lines
+                return 1 << 30, f"--set {text}"
             if line := self.lines.get(key[:length]):
                 return line, f"line {line}"
         return 0, ""
 
     def override(self, path: Sequence[str], value: object, text: str) -> None:
         """Set one value as `--set` asks, or without text; sections that are absent or null are created."""
-        # First, so that a problem met below is placed at this `--set`.
-        self.overrides[tuple(path)] = text
+        # First, so that a problem met below is placed at this `--set`; a section's values stand there too.
+        key = tuple(path)
+        self.overrides[key] = text
+        self.lines = {one: line for one, line in self.lines.items() if one[: len(key)] != key or one == key}
         section: dict[str, Any] = self.data
         for depth, part in enumerate(path[:-1], start=1):
             if section.get(part) is None:

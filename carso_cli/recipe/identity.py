@@ -21,6 +21,12 @@ _NEWER_CLASSIFIER_KEYS = {
 }
 """Keys of `classifier.training` that runs from before them do not know, and what these did."""
 
+CLASSIFIER_KEYS = (
+    *("data", "threat", "seed", "precision"),
+    *(f"classifier.{key}" for key in ("depth", "width", "activation", "training")),
+)
+"""What determines a classifier that is trained."""
+
 INFERENCE_SECTIONS = ("precision", "compile", "threat", "evaluation")
 """What may differ between training a purifier and using it; `data.root` too."""
 
@@ -87,6 +93,27 @@ def classifier_training_values(section: ClassifierTraining) -> dict[str, Any]:
     """Return what determines a classifier's training, as runs from before the newer keys stored it."""
     values = section.model_dump(exclude={"initial"})
     return {key: value for key, value in values.items() if value != _NEWER_CLASSIFIER_KEYS.get(key)}
+
+
+def differing_values(stored: Recipe, asked: Recipe, keys: Sequence[str] = TRAINING_SECTIONS) -> list[str]:
+    """Say in which values two recipes differ, by dotted key: `training.epochs was 2, now 3`.
+
+    Args:
+        stored: The recipe that something was made with.
+        asked: The recipe at hand.
+        keys: Dotted keys of what is compared, such as sections.
+    """
+    pairs = [(_value(_hashed_values(stored), key), _value(_hashed_values(asked), key), key) for key in keys]
+    return [text for before, after, key in pairs for text in _differing(before, after, key)]
+
+
+def _differing(before: Any, after: Any, key: str) -> list[str]:  # noqa: ANN401  (any value of a recipe)
+    if isinstance(before, dict) and isinstance(after, dict):
+        names = dict.fromkeys((*before, *after))
+        return [
+            text for name in names for text in _differing(before.get(name), after.get(name), f"{key}.{name}")
+        ]
+    return [] if before == after else [f"{key} was {json.dumps(before)}, now {json.dumps(after)}"]
 
 
 def refuse_other_training(recipe: Recipe, trained: Recipe, overrides: Sequence[str], path: str) -> None:

@@ -19,7 +19,7 @@ from carso_cli.errors import RecipeError
 from carso_cli.io.files import read_limited
 from carso_cli.recipe.document import Document, Problem
 from carso_cli.recipe.identity import verify_checksum_line
-from carso_cli.recipe.messages import HINT, explain, show
+from carso_cli.recipe.messages import HINT, blame_overrides, explain, show
 from carso_cli.recipe.purifier_training import BetaIncrease, LearningRate
 from carso_cli.recipe.schema import Recipe
 from carso_cli.recipe.shipped import find_recipe, recipes_folder
@@ -47,9 +47,11 @@ def load_recipe(reference: str | None = None, overrides: Sequence[str] = ()) -> 
         RecipeError: If it cannot be found, read or carried out; all problems at once.
     """
     path = locate_recipe(reference)
-    recipe = load_recipe_text(_read_file(path), source=str(path), overrides=overrides)
     # A shipped recipe is referred to by its name, which holds in any folder.
-    return recipe if recipes_folder() in path.parents else recipe.read_from(path)
+    shipped = recipes_folder() in path.parents
+    source = f"recipe '{path.stem}'" if shipped else str(path)
+    recipe = load_recipe_text(_read_file(path), source=source, overrides=overrides)
+    return recipe if shipped else recipe.read_from(path)
 
 
 def load_recipe_text(text: str, *, source: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
@@ -84,11 +86,20 @@ def load_recipe_text(text: str, *, source: str = "recipe", overrides: Sequence[s
         document.problems.append(Problem(("threat", "norm"), _NO_EPS))
     try:
         recipe = Recipe.model_validate(document.data)
+        if not document.problems:
+            return recipe
+        problem = explain(document, [])
     except ValidationError as error:
-        raise explain(document, error.errors(include_url=False)) from None
-    if document.problems:
-        raise explain(document, [])
-    return recipe
+        problem = explain(document, error.errors(include_url=False))
+    raise blame_overrides(problem, source) if overrides and _is_valid(text) else problem
+
+
+def _is_valid(text: str) -> bool:
+    try:
+        load_recipe_text(text)
+    except RecipeError:
+        return False
+    return True
 
 
 def locate_recipe(reference: str | None) -> Path:

@@ -42,6 +42,12 @@ def explain(document: Document, errors: Sequence[ErrorDetails]) -> RecipeError:
     return RecipeError("\n".join([f"{document.source} has {count}:", *lines]), hint=HINT)
 
 
+def blame_overrides(error: RecipeError, source: str) -> RecipeError:
+    """Return an error about a recipe as one about the `--set` that alone caused it."""
+    counted, _, rest = error.message.removeprefix(f"{source} has ").partition("\n")
+    return RecipeError(f"--set has {counted.rstrip(':')} with {source}:\n{rest}", hint=error.hint)
+
+
 def _text(error: ErrorDetails, written: Any) -> str:  # noqa: ANN401
     key, kind = tuple(error["loc"]), error["type"]
     if kind == "extra_forbidden":

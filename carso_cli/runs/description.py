@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from carso_cli import __version__
 from carso_cli.errors import RecipeError, StateError
 from carso_cli.io.json_files import read_json, write_atomically, write_json
-from carso_cli.recipe.identity import add_checksum_line
+from carso_cli.recipe.identity import CLASSIFIER_KEYS, TRAINING_SECTIONS, add_checksum_line, differing_values
 from carso_cli.recipe.load import dump_recipe, load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.folder import RunFolder
@@ -60,6 +60,40 @@ def describe_run(
         write_recipe(folder, recipe)
 
 
+def resumed_limit(
+    folder: RunFolder, recipe: Recipe, limit: int | None, kind: str | None = None
+) -> int | None:
+    """Return the `--limit` of a training that is resumed; the one it was started with, where none is given.
+
+    Args:
+        folder: The run.
+        recipe: The resolved recipe that it is to be resumed with.
+        limit: Number of training images asked for.
+        kind: `at` or `clean` where a classifier is trained; None for a purifier.
+
+    Raises:
+        StateError: If recipe or limit are others than at the first start, naming what differs.
+    """
+    try:
+        stored = load_recipe(str(folder.recipe.resolve()))
+        environment = read_json(folder.environment)
+    except (RecipeError, StateError):
+        # `describe_run` writes them again; the saved state tells by hashes whether it belongs to these.
+        return limit
+    found = differing_values(stored, recipe, CLASSIFIER_KEYS if kind else TRAINING_SECTIONS)
+    # Runs from before it was stored do not say.
+    started = environment.get("limit", limit)
+    if limit not in (None, started):
+        found.append(f"--limit was {'not given' if started is None else started}, now {limit}")
+    if found:
+        command = folder.resume_command(*(("train-classifier", "--kind", kind) if kind else ()))
+        raise StateError(
+            f"{folder.path} was started with other options: {'; '.join(found)}",
+            hint=f"resume with the first start's: {command}",
+        )
+    return None if started is None else int(started)
+
+
 def write_recipe(folder: RunFolder, recipe: Recipe) -> None:
     """Write a run's resolved recipe, with its checksum.
 
@@ -82,8 +116,8 @@ def class_names(folder: RunFolder, recipe: Recipe) -> tuple[str, ...]:
     return tuple(str(name) for name in stored)
 
 
-def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Return versions and hardware as JSON-serialisable values."""
+def describe_environment(device: torch.device, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return versions and hardware as JSON-serialisable values, and `more` of them below."""
     # Not at the top: a report reads class names without loading torch.
     import torch
 
@@ -102,6 +136,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
+        **more,
     }
 
 

@@ -14,6 +14,7 @@ attacks/               examples of `carso attack`
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,6 +142,17 @@ class RunFolder:
                 hint="restore it from a copy, or resume its training with --resume, which writes it again",
             )
 
+    def resume_command(self, name: str = "train-purifier", *options: str) -> str:
+        """Return the command that resumes the training, to be pasted into a shell.
+
+        With the run's own recipe, which holds every `--set`; its `--limit` is stored too.
+
+        Args:
+            name: The command.
+            options: Options of it.
+        """
+        return shlex.join(["carso", name, str(self.recipe), *options, "--run", str(self.path), "--resume"])
+
     def read_metrics(self, epochs: int) -> list[dict[str, Any]]:
         """Return the log of training, one line per epoch; empty where nothing was trained here.
 
@@ -157,7 +169,7 @@ class RunFolder:
         if self.trained_here and self.purifier.is_file() and len(lines) != epochs and not early:
             raise StateError(
                 f"{self.metrics} holds {len(lines)} of the {epochs} epochs that were trained",
-                hint=f"carso train-purifier {self.recipe} --run {self.path} --resume writes it again",
+                hint=f"{self.resume_command()} writes it again",
             )
         return lines
 
@@ -170,7 +182,6 @@ class RunFolder:
         if self.purifier.is_file():
             return self.purifier
         if self.trained_here:
-            raise StateError(
-                f"{self.path}: training is not complete", hint=f"finish it with: {command} --resume"
-            )
+            finish = self.resume_command("train-purifier") if self.recipe.is_file() else f"{command} --resume"
+            raise StateError(f"{self.path}: training is not complete", hint=f"finish it with: {finish}")
         raise StateError(f"{self.path} holds no trained purifier", hint=f"train one with: {command}")

@@ -30,6 +30,8 @@ from carso_cli.io.json_files import (
     write_json,
     write_json_lines,
 )
+from carso_cli.recipe.identity import differing_values
+from carso_cli.recipe.schema import Recipe
 from carso_cli.runtime.reporter import Reporter
 
 SCHEMA = 1
@@ -235,13 +237,34 @@ def evaluation_id(identity: Mapping[str, Any]) -> str:
     return f"{identity['attack']}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
+_HASHED = {
+    "images": "other images",
+    "classifier": "other weights of the classifier",
+    "purifier": "other weights of the purifier",
+    "second_classifier": "other weights of the second classifier",
+    "recipe": "another recipe",
+}
+"""What to say of fields whose values are hashes, which would tell a user nothing."""
+
+
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Say in which fields two identities differ, with both values."""
+    """Say in which fields two identities differ, with both values where these are no hashes."""
+    names = [name for name in dict.fromkeys((*wanted, *stored)) if stored.get(name) != wanted.get(name)]
+    # Another number of images is always other images.
+    names = [name for name in names if name != "images" or "n_images" not in names]
+    options = {"n_images": "--limit"}
     return [
-        f"{name} was {short(stored.get(name))}, now {short(wanted.get(name))}"
-        for name in wanted
-        if stored.get(name) != wanted.get(name)
+        _HASHED.get(name)
+        or f"{options.get(name, name)} was {short(stored.get(name))}, now {short(wanted.get(name))}"
+        for name in names
     ]
+
+
+def _recipe_differences(stored: Mapping[str, Any], recipe: Recipe | None) -> list[str]:
+    """Say in which values the recipe of an evaluation differs from another; unknown for an older one."""
+    if recipe is None or "values" not in stored:
+        return []
+    return differing_values(Recipe.model_validate(stored["values"]), recipe)
 
 
 def attacks_exact_view_of(other: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
@@ -302,8 +325,15 @@ def short(value: object) -> str:
     return text[:12] if len(text) == 64 else text
 
 
-def find_to_resume(parent: Path, identity: Mapping[str, Any]) -> EvaluationFolder:
+def find_to_resume(
+    parent: Path, identity: Mapping[str, Any], recipe: Recipe | None = None
+) -> EvaluationFolder:
     """Return the evaluation of this identity in a run's evaluation folder.
+
+    Args:
+        parent: The evaluation folder of the run.
+        identity: What is to be resumed.
+        recipe: The recipe of it, to name the values in which a stored one differs.
 
     Raises:
         StateError: If there is none; where there are others, naming how the nearest differs.
@@ -312,14 +342,17 @@ def find_to_resume(parent: Path, identity: Mapping[str, Any]) -> EvaluationFolde
     stored = [EvaluationFolder(path.parent) for path in sorted(parent.glob("*/settings.json"))]
     if not stored:
         raise StateError(f"{parent} holds no evaluation to resume", hint="leave out --resume to start one")
-    compared: list[tuple[list[str], EvaluationFolder]] = [
-        (differences(read_json(one.settings).get("identity", {}), identity), one)
+    compared = [
+        (differences(settings.get("identity", {}), identity), one, settings)
         # Compared even where the name fits: it holds but 8 digits of the hash.
         for one in ([folder] if folder.exists else stored)
+        for settings in [read_json(one.settings)]
     ]
-    found, folder = min(compared, key=lambda pair: len(pair[0]))
+    found, folder, settings = min(compared, key=lambda each: len(each[0]))
     if found:
         older = "_answers was None" in str(found)
+        if _HASHED["recipe"] in found and (named := _recipe_differences(settings, recipe)):
+            found = [*named, *(text for text in found if text != _HASHED["recipe"])]
         raise StateError(
             f"{folder.path} belongs to another configuration: {'; '.join(found)}",
             hint="it was stored by an earlier version of carso and cannot be told from other code; leave out "

@@ -10,6 +10,7 @@ identity of the run. The same file serves the purifier and the classifier.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -186,7 +187,7 @@ class Checkpoint:
         further = f" and {batches} batches of the next" if batches else ""
         return InterruptedRun(
             f"stopped; {epochs} of {self.epochs} epochs{further} are saved in {self.folder.path}",
-            hint=f"resume with: {self.command} --run {self.folder.path} --resume",
+            hint=f"resume with: {self.command} --run {shlex.quote(str(self.folder.path))} --resume",
         )
 
     def save(self) -> None:

@@ -12,6 +12,7 @@ purpose, epoch, batch), so a run that is killed and resumed ends in the same wei
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ from carso_cli.errors import DataError, NumericsError, RecipeError, UsageError
 from carso_cli.recipe.identity import classifier_training_values, recipe_hash
 from carso_cli.recipe.schema import Kind, Recipe
 from carso_cli.runs.checkpoints import save_tensors
-from carso_cli.runs.description import describe_environment, describe_run
+from carso_cli.runs.description import describe_environment, describe_run, resumed_limit
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.nonfinite import find_nonfinite_layer, require_finite_gradients
 from carso_cli.runtime.precision import autocast, in_precision, to_float32
@@ -133,6 +134,7 @@ def train_classifier(
     classifier = initial_classifier(recipe).to(world.device)
     # After a crash torchrun repeats the first command, which has no --resume.
     resume = world.on_main(lambda: folder.check(resume=resume, restarted=world.restarted))
+    limit = world.on_main(lambda: resumed_limit(folder, recipe, limit, kind)) if resume else limit
     with world.local_main_first():
         images = load_images(recipe, "train", limit=limit, reporter=reporter)
         train, held_out = training_and_followed(recipe, images, reporter)
@@ -145,15 +147,14 @@ def train_classifier(
         # After the state is built, because its tensors are filled in place.
         if resume:
             checkpoint.load(reporter)
-        environment = describe_environment(world.device)
-        world.on_main(lambda: describe_run(folder, recipe, environment, reporter))
+        about = describe_environment(world.device, limit=limit)
+        world.on_main(lambda: describe_run(folder, recipe, about, reporter))
         with checkpoint.interruptible():
             for epoch in range(checkpoint.epochs_done, recipe.classifier.training.epochs):
                 metrics = _train_epoch(setup, state, checkpoint, epoch)
                 checkpoint.finish_epoch(metrics | _validate(setup, state.classifier))
-        weights, header = run / WEIGHTS_FILE, _describe(setup, checkpoint)
-        checkpoint.finish(weights, lambda: save_tensors(weights, state.classifier.state_dict(), header))
-    last = checkpoint.metrics[-1]
+        weights, header, last = run / WEIGHTS_FILE, _describe(setup, checkpoint), checkpoint.metrics[-1]
+        checkpoint.finish(weights, lambda: save_tensors(weights, classifier.state_dict(), header))
     return {**last, "run": str(run), "weights": str(weights), "seconds_total": checkpoint.seconds}
 
 
@@ -226,7 +227,7 @@ def _checkpoint(folder: RunFolder, setup: ClassifierSetup, state: ClassifierStat
         identity,
         {"weights": state.classifier, "momentum": momentum},
         epochs=section.training.epochs,
-        command=f"carso train-classifier {folder.recipe} --kind {setup.kind}",
+        command=f"carso train-classifier {shlex.quote(str(folder.recipe))} --kind {setup.kind}",
         minutes=setup.recipe.training.save_every_minutes,
     )
 

@@ -9,6 +9,7 @@ weights. The processes that torchrun starts share every batch; the main one writ
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from carso_cli.io.checksum import fingerprint
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.checkpoints import save_tensors
-from carso_cli.runs.description import describe_environment, describe_run, peak_memory
+from carso_cli.runs.description import describe_environment, describe_run, peak_memory, resumed_limit
 from carso_cli.runs.folder import STOPPED, RunFolder
 from carso_cli.runtime.reporter import SILENT, Reporter
 from carso_cli.runtime.seed import derive_seed, generator
@@ -104,6 +105,7 @@ def train_purifier(
     ends = math.inf if seconds is None else time.monotonic() + seconds
     if resume:
         recipe = keep_beta_of_run(recipe, folder)
+        limit = world.on_main(lambda: resumed_limit(folder, recipe, limit))
     setup = _set_up(recipe, world.device, limit, reporter, classifier, images)
     state, rates = initial_state(setup), rates_of_run(recipe, None)
     checkpoint = _checkpoint(folder, setup, state, rates)
@@ -113,7 +115,7 @@ def train_purifier(
         # Interrupted before its first state, a run has no header and starts from step 0.
         state.lookahead.taken = header["steps"] if header else 0
         rates |= rates_of_run(recipe, header)
-        environment = {**describe_environment(setup.device), "classes": list(setup.train.classes)}
+        environment = describe_environment(setup.device, classes=list(setup.train.classes), limit=limit)
         world.on_main(lambda: describe_run(folder, recipe, environment, reporter))
         with checkpoint.interruptible():
             # The first of them may be the epoch in progress, of which only the rest is trained.
@@ -202,7 +204,7 @@ def _checkpoint(
         identity,
         parts,
         epochs=recipe.training.epochs,
-        command=f"carso train-purifier {folder.recipe}",
+        command=f"carso train-purifier {shlex.quote(str(folder.recipe))}",
         minutes=recipe.training.save_every_minutes,
         details=lambda: {"steps": state.lookahead.taken, "learning_rate": rates},
     )

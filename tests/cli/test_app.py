@@ -18,6 +18,7 @@ from carso_cli import __version__
 from carso_cli.cli import app, options, processes
 from carso_cli.cli.options import find_recipe_of_run, read_recipe
 from carso_cli.errors import (
+    RESUME,
     CarsoError,
     DataError,
     InterruptedRun,
@@ -92,6 +93,23 @@ def test_success_is_zero(register: Callable[[Command], None], carso: Any) -> Non
 
 def test_a_command_may_choose_its_exit_code(failed: Any) -> None:
     assert failed(typer.Exit(4), 4) == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "resumed"),
+    [
+        ("probe --limit 3 --set 'x=a b' --force", "carso probe --limit 3 --set 'x=a b' --resume"),
+        ("probe --resume", "carso probe --resume"),
+        ("quickstart --run x", "carso quickstart --run x"),
+    ],
+)
+def test_the_command_that_resumes_is_shown_whole(arguments: str, resumed: str) -> None:
+    assert app._resuming(shlex.split(arguments)) == resumed
+
+
+def test_an_interruption_shows_the_command_that_resumes(failed: Any) -> None:
+    shown = failed(InterruptedRun("stopped", hint=RESUME), 130)
+    assert shown == "error: stopped\nhint: resume with: carso probe --resume\n"
 
 
 def test_an_interrupt_is_130(failed: Any) -> None:
@@ -392,6 +410,24 @@ def test_shared_options_refuse_what_they_cannot_mean(
     arguments: str, message: str, probe: dict[str, object], carso: Any
 ) -> None:
     assert message in carso("probe", *arguments.split(), code=2).err
+    assert probe == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        ("probe digits --set training.epochs 3", "training.epochs=3"),
+        ("probe --set data.root 'my data'", "'data.root=my data'"),
+        ("probe --set training.epochs --seed 3", "training.epochs=VALUE"),
+        ("probe --set training.epochs", "training.epochs=VALUE"),
+    ],
+)
+def test_a_set_in_two_words_is_shown_in_one(
+    arguments: str, meant: str, probe: dict[str, object], carso: Any
+) -> None:
+    shown = carso(*shlex.split(arguments), code=2).err
+    assert "has no value: key and value are one word" in shown
+    assert f"hint: write --set {meant}\n" in shown
     assert probe == {}
 
 

@@ -114,8 +114,24 @@ def test_wrong_input(trained: Path, carso: Any, options: tuple[str, ...], messag
 
 
 def test_a_run_of_another_recipe_is_refused(trained: Path, carso: Any) -> None:
-    message = "was trained with recipe 'digits', not 'cifar10'"
+    message = "was trained with recipe 'digits', not 'cifar10': data.name was \"digits\", now \"cifar10\""
     carso("evaluate", "cifar10", "--run", trained, code=5, err=message)
+
+
+@pytest.mark.slow
+def test_a_recipe_that_the_runs_own_extends_may_be_named(trained: Path, carso: Any, tmp_path: Path) -> None:
+    # Trained as `digits`; this one has the same data and classifier, and other values of training.
+    (tmp_path / "mine.yaml").write_text(
+        "extends: digits\nname: mine\ndescription: mine\npurifier: {latent_features: 7}\nthreat: {eps: 0.2}\n"
+    )
+    options = ("--attack", "none", "--limit", "3", "--device", "cpu", "--json", "--force")
+    told = f"warning: {trained} was trained with other values than those of recipe 'mine', and its own"
+    shown = carso("evaluate", tmp_path / "mine.yaml", "--run", trained, *options, err=told)
+    assert "purifier.latent_features was 4, now 7" in shown.err
+    assert shown.json["settings"]["identity"]["eps"] == 0.2
+    alone = carso("evaluate", "--run", trained, *options)
+    assert "was trained with other values" not in alone.err
+    assert alone.json["headline"]["accuracy"] == shown.json["headline"]["accuracy"]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from carso_cli.errors import StateError
 from carso_cli.recipe.load import load_recipe
+from carso_cli.runs.folder import RunFolder
 from carso_cli.training.preflight import estimate_cost, parameter_counts
 
 SHORT = (
@@ -23,7 +26,26 @@ def test_trains_and_says_what_to_do_next(tmp_path: Path, carso: Any) -> None:
     assert "next: carso evaluate --run" in shown.out
     assert (folder / "purifier.safetensors").is_file()
     carso(*arguments, code=2, err="already holds a run")
-    carso(*arguments, "--resume", "--seed", "3", code=5, err="belongs to another run")
+    # The limit is stored: resuming needs the run alone, and says what differs from its first start.
+    resumed = carso("train-purifier", "--run", folder, "--resume", "--device", "cpu", "--json").json
+    assert resumed["images"] == 36
+    told = "started with other options: seed was 0, now 3; --limit was 40, now 50"
+    shown = carso(*arguments, "--limit", "50", "--resume", "--seed", "3", code=5, err=told)
+    hint = next(line for line in shown.err.splitlines() if line.startswith("hint: resume with the first"))
+    words = shlex.split(hint.partition(": carso ")[2])
+    assert words == ["train-purifier", f"{folder}/recipe.yaml", "--run", str(folder), "--resume"]
+    carso(*words)
+
+
+def test_an_unfinished_run_is_finished_with_its_own_recipe(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "my run")
+    folder.path.mkdir()
+    for file in (folder.recipe, folder.state):
+        file.touch()
+    with pytest.raises(StateError) as raised:
+        folder.require_purifier("carso train-purifier RECIPE")
+    own = f"'{folder.recipe}' --run '{folder.path}' --resume"
+    assert raised.value.hint == f"finish it with: carso train-purifier {own}"
 
 
 def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path, carso: Any) -> None:

@@ -22,7 +22,9 @@ def problems(text: str, *overrides: str) -> list[str]:
         load_recipe_text(text, source="mine.yaml", overrides=overrides)
     head, *rest = caught.value.message.splitlines()
     count = "a problem" if len(rest) == 1 else f"{len(rest)} problems"
-    assert head == f"mine.yaml has {count}:"
+    # Every problem placed at a `--set` is one that the file alone does not have.
+    blamed = all(line.startswith("  --set ") for line in rest)
+    assert head == (f"--set has {count} with mine.yaml:" if blamed else f"mine.yaml has {count}:")
     assert "carso recipes show digits" in caught.value.hint
     return [line.strip() for line in rest]
 
@@ -198,9 +200,28 @@ def test_a_value_that_is_not_allowed_says_what_is(override: str, problem: str) -
 )
 def test_values_that_do_not_fit_together(override: str, problem: str) -> None:
     (found,) = problems(COMPLETE, override)
-    holder = override.partition("=")[0].rpartition(".")[0]
-    section = {"training.learning_rate": "training"}.get(holder, holder)
-    assert found == f"line {line_of(COMPLETE, tuple(section.split('.')))}, {section}: {problem}"
+    key = override.partition("=")[0]
+    section = {"training.learning_rate": "training"}.get(key.rpartition(".")[0], key.rpartition(".")[0])
+    assert found == f"--set {override}, {section}: {problem}"
+    # The same in the file is placed there.
+    text = dump_recipe(load_recipe("cifar10")).replace("  eps: 0.03137254901960784", "  eps: 8")
+    (found,) = problems(text)
+    assert found.startswith(f"line {line_of(text, ('threat',))}, threat: eps 8 is more than")
+
+
+def test_a_set_of_a_whole_section_is_the_place_of_its_values() -> None:
+    (found,) = problems(COMPLETE, "training.optimiser={beta1: 2}")
+    assert found.startswith("--set training.optimiser={beta1: 2}, training.optimiser.beta1: 2 is not allowed")
+
+
+def test_a_shipped_recipe_is_called_by_its_name() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("digits", ["evaluation.imagse=3"])
+    head, line = caught.value.message.splitlines()
+    assert head == "--set has a problem with recipe 'digits':"
+    assert line.startswith(
+        "  --set evaluation.imagse=3, evaluation.imagse: unknown key; did you mean 'images'"
+    )
 
 
 def test_items_of_lists_are_placed() -> None:

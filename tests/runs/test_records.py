@@ -9,6 +9,7 @@ import pytest
 
 from carso_cli.errors import StateError
 from carso_cli.io.json_files import append_json_lines
+from carso_cli.recipe.load import load_recipe
 from carso_cli.runs.records import EvaluationFolder, Record, evaluation_id, find_to_resume
 from carso_cli.runtime.reporter import SilentReporter
 
@@ -81,8 +82,27 @@ def test_resuming_names_what_differs(tmp_path: Path) -> None:
     assert find_to_resume(tmp_path, stored).path == folder.path
     with pytest.raises(StateError, match=r"eps was 0\.1, now 0\.2"):
         find_to_resume(tmp_path, {**stored, "eps": 0.2})
-    with pytest.raises(StateError, match=r"purifier was a{12}, now b{12}"):
+    with pytest.raises(StateError, match=r": other weights of the purifier$"):
         find_to_resume(tmp_path, {**stored, "purifier": "b" * 64})
+    # A field that only the stored one has is a difference too.
+    with pytest.raises(StateError, match=r": purifier was|: other weights of the purifier$"):
+        find_to_resume(tmp_path, {"attack": "pgd", "eps": 0.1})
+
+
+def test_resuming_names_values_and_options_in_place_of_hashes(tmp_path: Path) -> None:
+    recipe = load_recipe("digits")
+    stored = {"attack": "pgd", "recipe": "a" * 64, "n_images": 5, "images": "c" * 64}
+    EvaluationFolder(tmp_path / evaluation_id(stored)).start(
+        {"identity": stored, "values": recipe.model_dump(mode="json")}
+    )
+    changed = load_recipe("digits", ["data.holdout=0.1", "purifier.latent_features=7"])
+    wanted = {"attack": "pgd", "recipe": "b" * 64, "n_images": 3, "images": "d" * 64}
+    with pytest.raises(StateError) as raised:
+        find_to_resume(tmp_path, wanted, changed)
+    assert raised.value.message.endswith(
+        "configuration: data.holdout was 0.02, now 0.1; purifier.latent_features was 32, now 7; "
+        "--limit was 5, now 3"
+    )
 
 
 def test_the_nearest_of_several_is_named(tmp_path: Path) -> None:

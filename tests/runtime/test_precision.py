@@ -182,7 +182,7 @@ def test_results_of_another_precision_are_not_gone_on_with(
     options |= {"limit": 10, "target": "classifier"}
     # The precision of an evaluation is chosen apart from that of the training.
     evaluate(recipe_in("bf16"), attack="none", **options)
-    with pytest.raises(StateError, match="recipe was"):
+    with pytest.raises(StateError, match=r"precision was .bf16., now .fp32."):
         evaluate(recipe_in("fp32"), attack="none", resume=True, **options)
-    with pytest.raises(StateError, match="belongs to another run: its recipe is"):
+    with pytest.raises(StateError, match="started with other options: precision was"):
         train_purifier(recipe_in("bf16"), run=run, reporter=SILENT, device="cpu", resume=True)
