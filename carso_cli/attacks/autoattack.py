@@ -120,8 +120,8 @@ class LibraryAPGD(LibraryAttack):
 
     @property
     def name(self) -> str:
-        """`apgd-ce` or `apgd-dlr`."""
-        return f"apgd-{self.loss}"
+        """`apgd-ce`, `apgd-dlr`, or `apgd-t` where it is targeted."""
+        return "apgd-t" if self.targeted else f"apgd-{self.loss}"
 
     def perturb(self, model: LibraryModel, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         """Run it; see `LibraryAttack.perturb`. Returns the fooling or best-loss point, by larger margin."""
@@ -131,7 +131,7 @@ class LibraryAPGD(LibraryAttack):
         if self.targeted:
             targeted = APGDAttack_targeted(model, n_target_classes=_target_classes(model, images), **settings)
             found: Tensor = targeted.perturb(images, labels)
-            return found
+            return self.threat.project(found, images)
         if self.loss == "dlr":
             require_dlr_classes(_classes(model, images))
         # The library multiplies eps into images, so (B, 1, 1, 1) gives each image its own radius.
@@ -158,10 +158,14 @@ class FAB(LibraryAttack):
         targeted: Go towards one class after another; images not fooled stay unchanged.
     """
 
-    name: ClassVar[str] = "fab"
     steps: int
     restarts: int = 1
     targeted: bool = False
+
+    @property
+    def name(self) -> str:
+        """`fab`, or `fab-t` where it is targeted."""
+        return "fab-t" if self.targeted else "fab"
 
     def perturb(self, model: LibraryModel, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         """Run it; see `LibraryAttack.perturb`."""
@@ -172,7 +176,7 @@ class FAB(LibraryAttack):
             attack.targeted = True
             attack.n_target_classes = _target_classes(model, images)
             found: Tensor = attack.perturb(images, labels)
-            return found
+            return self.threat.project(found, images)
         best = BestPoint(images)
         self.offer(best, model, images, images, labels)
         # FAB leaves images unchanged that are wrong already or whose boundary it misses: one gradient step of

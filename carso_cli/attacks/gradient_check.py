@@ -1,6 +1,6 @@
 """Whether a model's gradient says how its output changes: finite differences, and a step against it.
 
-A gradient can be finite, nonzero and wrong. Three measurements find that out, at any images; where an attack
+A gradient can be finite, nonzero and wrong. Four measurements find that out, at any images; where an attack
 ends, they find gradients that are right at the clean images and mislead the attack later:
 
 - *matches*: along the sign of the gradient, and in random directions, a central difference over 0.001 gives
@@ -9,7 +9,10 @@ ends, they find gradients that are right at the clean images and mislead the att
   fail that are exact and useless, such as those of a rippled function.
 - *descends*: a step of eps / 4 against the sign of the gradient lowers the margin by more than any of 8
   random steps of that size. Gradients fail that are right for tiny steps only, such as those of a small
-  differentiable term beside a rounded one.
+  differentiable term beside a rounded one;
+- *predicts*: where a few pixels at random move by eps, the gradient of a random combination of all scores
+  foretells the change, with an error below 0.3 of it, summed over 12 such blocks. Gradients fail that are
+  useless in some of the pixels or for some of the classes only, which the other measurements average away.
 
 They hold for whatever random numbers the model draws, held fixed. The images are split into groups with a
 seed each, since a model may spoil its gradient in some calls only.
@@ -23,8 +26,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from carso_cli.attacks.gradient_sources import Model, margin_gradient
+from carso_cli.attacks.gradient_sources import gradient_of, margin_gradient
 from carso_cli.attacks.losses import margin
+from carso_cli.attacks.model_parts import Model
 from carso_cli.runtime.seed import all_seeded, generator
 
 STEP = 1e-3
@@ -41,6 +45,8 @@ _DIRECTIONS = 6
 """Random directions whose slope is measured too: a gradient that some pixels lack is right along itself."""
 _LASTING = 0.25
 """Least share of its slope that a step of eps / 4 must gain; on ripples a steep slope leads nowhere."""
+_BLOCKS, _BLOCK_SHARE, _ERROR = 12, 1 / 16, 0.3
+"""Blocks of pixels that are moved, the share of pixels in a large one, the largest error that is right."""
 _GROUPS = 8
 """Groups of images, each with its own seed: a gradient may be spoilt in some calls only."""
 
@@ -57,6 +63,8 @@ class GradientCheck:
         judged: Images whose slope is large enough for a finite difference to be told from rounding.
         descends: Share of images at which a step against the gradient does better than random steps.
         lasts: Share of images at which that step gains a quarter of what the slope promises, or more.
+        predicts: Share of the images that can be judged at which it foretells the moves of blocks of pixels.
+        foretold: Images at which those moves change the scores by more than rounding.
         images: B.
     """
 
@@ -67,6 +75,8 @@ class GradientCheck:
     judged: int = 0
     descends: float = 0.0
     lasts: float = 0.0
+    predicts: float = 0.0
+    foretold: int = 0
     images: int = 0
 
 
@@ -90,9 +100,11 @@ def check_gradient(
     found = [part for part in parts if part is not None]
     if len(found) < len(parts) or not found:
         return GradientCheck(path=False, images=len(images))
+    masks, blocks = zip(*found, strict=True)
     finite, usable, judged, matches, descends, lasts = (
-        int(torch.cat(each).sum()) for each in zip(*found, strict=True)
+        int(torch.cat(each).sum()) for each in zip(*masks, strict=True)
     )
+    predicts, foretold = _foretold(torch.cat(blocks, dim=1))
     of = max(len(images), 1)
     return GradientCheck(
         path=True,
@@ -102,14 +114,19 @@ def check_gradient(
         judged=judged,
         descends=descends / of,
         lasts=lasts / of,
+        predicts=predicts / max(foretold, 1),
+        foretold=foretold,
         images=len(images),
     )
 
 
 def _check(
     function: Model, images: Tensor, labels: Tensor, eps: float, seed: int
-) -> tuple[Tensor, ...] | None:
-    """Return (B,) masks of one group in the order of `GradientCheck`'s fields; None without a path."""
+) -> tuple[tuple[Tensor, ...], Tensor] | None:
+    """Return (B,) masks of one group in the order of `GradientCheck`'s fields, and errors in blocks.
+
+    None where there is no gradient path.
+    """
     gradient = margin_gradient(function, images, labels, seed)
     if gradient is None:
         return None
@@ -155,7 +172,68 @@ def _check(
     gained = start - value(images - eps / 4 * direction)
     descends = usable & (gained > best)
     lasts = usable & (gained >= _LASTING * eps / 4 * slope)
-    return finite, usable, judged, matches, descends, lasts
+    return (finite, usable, judged, matches, descends, lasts), _block_errors(function, images, eps, seed)
+
+
+def _foretold(errors: Tensor) -> tuple[int, int]:
+    """Return how many images the gradient is right at, of how many, from (sizes, B) errors in blocks."""
+    # Small blocks drown in rounding, large ones bend: whichever suits the model is taken, for all images.
+    judged = errors.isfinite()
+    means = torch.where(judged, errors.clamp(max=1.0), 1.0).mean(dim=1)
+    best = errors[int(means.argmin())]
+    return int((best < _ERROR).sum()), int(best.isfinite().sum())
+
+
+def _block_errors(function: Model, images: Tensor, eps: float, seed: int) -> Tensor:
+    """Return (sizes, B) errors of the gradient over moves of blocks; infinite where rounding hides the moves.
+
+    An error is the sum of what the gradient fails to foretell, as a share of the larger of both sums.
+    """
+    source = generator(seed, "blocks")
+
+    @torch.no_grad()
+    def scores(at: Tensor) -> Tensor:
+        with all_seeded(seed):
+            return function(at).double()
+
+    start = scores(images)
+    # All classes at once: a term in any of their scores shows in every image.
+    weights = torch.randn(start.shape, generator=source).to(start)
+    gradient = gradient_of(lambda at: (function(at) * weights.to(at)).sum(dim=1), images, seed)
+    sizes = sorted(
+        {max(round(images[0].numel() ** 0.5 / 2), 1), max(round(images[0].numel() * _BLOCK_SHARE), 1)}
+    )
+    if gradient is None:
+        return torch.full((len(sizes), len(images)), torch.inf, dtype=torch.float64)
+
+    def combined(one: Tensor, other: Tensor) -> Tensor:
+        # Differences first: a class that is never meant may score so low that its rounding hides the others.
+        return torch.nan_to_num((one - other) * weights).sum(dim=1)
+
+    signs = torch.where(gradient >= 0, 1.0, -1.0)
+    step = eps / 2 * signs
+    ahead, behind = (images + step).clamp(0, 1), (images - step).clamp(0, 1)
+    tiny = [
+        combined(
+            scores(images + _TINY * (torch.randint(0, 2, images.shape, generator=source).to(images) * 2 - 1)),
+            start,
+        )
+        for _ in range(_TINY_STEPS)
+    ]
+    precision = torch.finfo(torch.float32).eps * (start.abs() * weights.abs()).amax(dim=1)
+    rounding = torch.maximum(precision, _OVER_TINY * torch.stack(tiny).abs().amax(dim=0))
+    found = []
+    for size in sizes:
+        wrong, whole = torch.zeros_like(start[:, 0]), torch.zeros_like(start[:, 0])
+        for _ in range(_BLOCKS):
+            block = torch.rand(images.shape, generator=source).to(images) * images[0].numel() < size
+            up, down = torch.where(block, ahead, images), torch.where(block, behind, images)
+            change = combined(scores(up), scores(down))
+            told = ((up - down).double() * gradient.double()).flatten(1).sum(dim=1)
+            wrong += (change - told).abs()
+            whole += torch.maximum(change.abs(), told.abs())
+        found.append(torch.where(whole > _BLOCKS * rounding, wrong / whole, torch.inf))
+    return torch.stack(found).cpu()
 
 
 def _slopes_agree(

@@ -14,6 +14,9 @@ good one. `find_sources` runs a model on a few images, looks at every module, an
 - `straight-through`: modules that keep the shape of their input, and that torch does not ship (or that the
   caller names), have the gradient of the identity: BPDA around each.
 
+Where none of these has a right gradient, two more may lead somewhere: `smoothed`
+(`carso_cli.attacks.smoothing`) and `distilled` (`carso_cli.attacks.distillation`).
+
 Each is a function of images to scores that an attack can follow; what an attack finds is always scored on the
 model itself. A source whose scores and gradients are those of an earlier one is left out.
 """
@@ -22,25 +25,24 @@ from __future__ import annotations
 
 import functools
 import itertools
-import random
-import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from carso_cli.attacks.losses import margin
+from carso_cli.attacks.model_parts import Model as Model
+from carso_cli.attacks.model_parts import named_modules as named_modules
+from carso_cli.attacks.model_parts import own_generators, reseeded
 from carso_cli.errors import UsageError, nearest
 from carso_cli.runtime.seed import all_seeded
 
-Model = Callable[[Tensor], Tensor]
-
 OUTPUT, LAYER, GRAFT, INNER, STRAIGHT_THROUGH = "output", "layer", "graft", "inner", "straight-through"
+SMOOTHED, DISTILLED = "smoothed", "distilled"
 EXACT = (OUTPUT, LAYER)
 """Sources that differentiate the model's own forward pass, nothing replaced."""
 _AGREES = 0.98
@@ -69,8 +71,17 @@ class GradientSource:
     function: Model
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Map (B, channels, H, W) images to (B, C) scores."""
-        return self.function(images)
+        """Map (B, channels, H, W) images to (B, C) scores; classes ruled out score below the others."""
+        return finite_scores(self.function(images))
+
+
+def finite_scores(answer: Tensor) -> Tensor:
+    """Return (B, C) scores in which -infinity, that of a class ruled out, is below the others by 1."""
+    ruled_out = answer == -torch.inf
+    if not bool(ruled_out.any()):
+        return answer
+    lowest = answer.masked_fill(ruled_out, torch.inf).amin(dim=1, keepdim=True)
+    return torch.where(ruled_out, lowest - 1, answer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,75 +126,10 @@ def find_sources(
     generators = own_generators(model)
     if generators:
         found = [
-            replace(source, function=functools.partial(_reseeded, source.function, generators))
+            replace(source, function=functools.partial(reseeded, source.function, generators))
             for source in found
         ]
     return _distinct(found, images, scores[: len(images)].argmax(dim=1), seed)
-
-
-def named_modules(model: Model) -> dict[str, nn.Module]:
-    """Return the modules that a model consists of, by name; for a function, those that it refers to.
-
-    A function's modules are looked for in its closure, its defaults, the globals that it names, and the
-    object that it is a method of.
-    """
-    if isinstance(model, nn.Module):
-        return {name: module for name, module in model.named_modules() if name}
-    found: dict[str, nn.Module] = {}
-    for name, value in _referred(model):
-        if isinstance(value, nn.Module):
-            found |= {f"{name}.{inner}".rstrip("."): module for inner, module in value.named_modules()}
-    return found
-
-
-def _referred(function: object) -> Iterator[tuple[str, Any]]:
-    if isinstance(function, functools.partial):
-        values = (*function.args, *function.keywords.values())
-        yield from ((f"argument{number}", value) for number, value in enumerate(values))
-        yield from _referred(function.func)
-    elif isinstance(function, types.MethodType):
-        yield from vars(function.__self__).items() if hasattr(function.__self__, "__dict__") else ()
-        yield from _referred(function.__func__)
-    elif isinstance(function, types.FunctionType):
-        inner = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
-        for name, cell in inner:
-            value = cell.cell_contents
-            yield name, value
-            if isinstance(value, types.FunctionType):
-                yield from _referred(value)
-        for name in function.__code__.co_names:
-            if name in function.__globals__:
-                yield name, function.__globals__[name]
-    elif hasattr(function, "__dict__"):
-        yield from vars(function).items()
-
-
-def own_generators(model: Model) -> list[Any]:
-    """Return the generators of random numbers that a model and its modules keep for themselves."""
-    modules = [*named_modules(model).values(), *([model] if isinstance(model, nn.Module) else [])]
-    values = [value for module in modules for value in vars(module).values()]
-    if not isinstance(model, nn.Module):
-        values += [value for _, value in _referred(model)]
-    kinds = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
-    return list({id(value): value for value in values if isinstance(value, kinds)}.values())
-
-
-def follow_global_seed(model: Model) -> Model:
-    """Return a model whose own generators are seeded from torch's global one before each call."""
-    generators = own_generators(model)
-    return functools.partial(_reseeded, model, generators) if generators else model
-
-
-def _reseeded(function: Model, generators: Sequence[Any], images: Tensor) -> Tensor:
-    number = int(torch.randint(2**31, ()))
-    for own in generators:
-        if isinstance(own, torch.Generator):
-            own.manual_seed(number)
-        elif isinstance(own, np.random.Generator):
-            own.bit_generator.state = type(own.bit_generator)(number).state
-        else:
-            own.seed(number)
-    return function(images)
 
 
 def _trace(model: Model, modules: dict[str, nn.Module], images: Tensor) -> tuple[Tensor, list[_Call]]:
@@ -383,9 +329,20 @@ def margin_gradient(function: Model, images: Tensor, labels: Tensor, seed: int) 
         labels: (B,) int64.
         seed: Seed of whatever is random in the function.
     """
+    return gradient_of(lambda at: margin(function(at), labels), images, seed)
+
+
+def gradient_of(value: Model, images: Tensor, seed: int) -> Tensor | None:
+    """Return the gradient of (B,) values at the images, (B, channels, H, W); None where there is no path.
+
+    Args:
+        value: Images to (B,) values.
+        images: (B, channels, H, W).
+        seed: Seed of whatever is random in it.
+    """
     leaf = images.detach().clone().requires_grad_()
     with torch.enable_grad(), all_seeded(seed):
-        values = margin(function(leaf), labels)
+        values = value(leaf)
         if not values.requires_grad:
             return None
         gradients = torch.autograd.grad(values.sum(), leaf, allow_unused=True)

@@ -102,6 +102,14 @@ def _apgd(request: _Request, *, loss: str) -> Attack:
     return request.make("apgd:APGD", loss=loss, steps=steps, restarts=restarts, eot_samples=eot_samples)
 
 
+def _apgd_t(request: _Request) -> Attack:
+    return request.make("autoattack:LibraryAPGD", loss="dlr", steps=request.budget.apgd_steps, targeted=True)
+
+
+def _fab_t(request: _Request) -> Attack:
+    return request.make("autoattack:FAB", steps=request.budget.apgd_steps, targeted=True)
+
+
 def _targeted(request: _Request) -> Attack:
     steps, eot_samples = request.budget.apgd_steps, request.budget.eot_draws
     return request.make("targeted_apgd:TargetedAPGD", steps=steps, eot_samples=eot_samples)
@@ -165,7 +173,9 @@ ATTACKS: dict[str, Callable[[_Request], Attack]] = {
     "apgd-ce": partial(_apgd, loss="ce"),
     "apgd-dlr": partial(_apgd, loss="dlr"),
     "apgd-targeted": _targeted,
+    "apgd-t": _apgd_t,
     "fab": _fab,
+    "fab-t": _fab_t,
     "square": _square,
     "aa": _aa,
     "rand-aa": _rand_aa,
@@ -184,7 +194,9 @@ DESCRIPTIONS = {
     "apgd-ce": "Auto-PGD on the cross-entropy; with EoT on a random model",
     "apgd-dlr": "Auto-PGD on the difference of logits ratio; with EoT on a random model",
     "apgd-targeted": "Auto-PGD towards each of nine other classes",
+    "apgd-t": "AutoAttack's: Auto-PGD on the targeted difference of logits ratio",
     "fab": "the nearest decision boundary; on frozen latents of a random model",
+    "fab-t": "AutoAttack's: the nearest boundary of each of nine other classes",
     "square": "random search without gradients",
     "aa": "AutoAttack, standard: APGD-CE, targeted APGD, targeted FAB, Square",
     "rand-aa": "AutoAttack for random models: APGD-CE and APGD-DLR with EoT",
@@ -201,8 +213,8 @@ DESCRIPTIONS = {
     "transfer-classifier": "made against the bare classifier",
 }
 """What each attack does, in a few words."""
-DETERMINISTIC_ONLY = ("aa",)
-"""Attacks that need a model without randomness; against the defence `rand-aa` takes their place."""
+DETERMINISTIC_ONLY = ("aa", "apgd-t", "fab-t")
+"""AutoAttack and its targeted parts need a model without randomness; `rand-aa` takes their place."""
 DEFENCE_ONLY = TRANSFERS
 """Attacks that have no meaning against a bare classifier."""
 

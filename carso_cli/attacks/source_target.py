@@ -50,7 +50,8 @@ class SourceTarget:
         if self._scale is None:
             spread = scores.detach().std(dim=1).nanmedian()
             self._scale = torch.where(spread > 0, _SPREAD / spread, torch.ones_like(spread))
-        return scores * self._scale
+        # Libraries write what follows from scores into tensors of the images' type.
+        return (scores * self._scale).to(images.dtype)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

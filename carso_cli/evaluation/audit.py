@@ -22,8 +22,8 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from carso_cli import __version__
-from carso_cli.attacks.gradient_sources import Model
 from carso_cli.attacks.losses import cross_entropy
+from carso_cli.attacks.model_parts import Model
 from carso_cli.data.image_set import ordered_batches
 from carso_cli.distributed.world import join
 from carso_cli.evaluation.attack_batch import interruptible

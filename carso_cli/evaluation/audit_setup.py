@@ -12,20 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from carso_cli import __version__
+from carso_cli.attacks.distillation import distil
 from carso_cli.attacks.gradient_check import GradientCheck, check_gradient
 from carso_cli.attacks.gradient_sources import (
+    DISTILLED,
     OUTPUT,
     GradientSource,
-    Model,
     find_sources,
 )
+from carso_cli.attacks.model_parts import Model
 from carso_cli.attacks.registry import Budget
+from carso_cli.attacks.smoothing import smoothed
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.build import choose_device
 from carso_cli.data.image_set import ImageSet, balanced_subset
 from carso_cli.errors import DataError, UsageError, nearest
 from carso_cli.evaluation.attack_batch import Setting
-from carso_cli.evaluation.audit_checks import FAITHFUL, pixel_radius
+from carso_cli.evaluation.audit_checks import FAITHFUL, is_right, pixel_radius
 from carso_cli.evaluation.models import AuditedModel, all_weights, answers_of
 from carso_cli.evaluation.probes import Facts, probe
 from carso_cli.evaluation.protocols import GIVEN, UNPERTURBED, Job, Plan
@@ -117,18 +120,10 @@ def prepare_audit(
     """Probe a model, find its gradient sources, and plan the attacks; see `audit`."""
     eps, norm, seed = options.get("eps", 8 / 255), options.get("norm", "linf"), options.get("seed", 0)
     budget = options.get("budget", "standard")
-    if budget not in BUDGETS:
-        raise UsageError(
-            f"--budget {budget} is not allowed; use {', '.join(BUDGETS)}", hint=nearest(budget, BUDGETS)
-        )
-    if problem := too_large(eps, norm):
-        raise UsageError(f"--eps: {problem}")
-    size, device, threat = (
-        BUDGETS[budget],
-        choose_device(options.get("device", "auto")),
-        ThreatModel(norm, eps),
-    )
     image_set, given = _limited(as_image_set(images, labels), options, seed)
+    _require_allowed(budget, eps, norm, image_set)
+    size, threat = BUDGETS[budget], ThreatModel(norm, eps)
+    device = choose_device(options.get("device", "auto"))
     if isinstance(model, nn.Module):
         model.to(device).eval()
     pixels, truth = image_set.pixels(slice(None)).to(device), image_set.labels.to(device)
@@ -139,16 +134,17 @@ def prepare_audit(
     few = spread(len(image_set), CHECKED)
     found = find_sources(model, pixels[few], eps=radius, bpda=options.get("bpda", ()), seed=seed)
     surrogates = options.get("surrogates", ())
-    for surrogate in surrogates:
-        _require_classes(surrogate, pixels[few], facts.classes)
-    found += [
-        GradientSource(f"{SURROGATE} {number}", SURROGATE, 0.0, surrogate)
-        for number, surrogate in enumerate(surrogates, start=1)
-    ]
-    checks = {
-        source.name: check_gradient(source, pixels[few], truth[few], eps=radius, seed=seed)
-        for source in found
-    }
+    found += _surrogate_sources(surrogates, pixels[few], facts.classes)
+    checks: dict[str, GradientCheck] = {}
+
+    def check(sources: Sequence[GradientSource]) -> None:
+        for source in sources:
+            checks[source.name] = check_gradient(source, pixels[few], truth[few], eps=radius, seed=seed)
+
+    check(found)
+    added = _last_resorts(found, checks, pixels, radius, seed)
+    check(added)
+    found += added
     followed = _followed(found, checks, size.sources)
     sources = {source.name: source for source in found}
     audited = AuditedModel(model, None, {}, device, 1, sources=sources, is_random=facts.random)
@@ -168,14 +164,38 @@ def prepare_audit(
     return Prepared(setting, plan, facts, sources, checks, _identity(budget, setting, plan, identity), budget)
 
 
-@torch.no_grad()
-def _require_classes(surrogate: Model, images: Tensor, classes: int) -> None:
-    shape = tuple(surrogate(images).shape)
-    if shape != (len(images), classes):
+def _require_allowed(budget: str, eps: float, norm: str, images: ImageSet) -> None:
+    if budget not in BUDGETS:
         raise UsageError(
-            f"a surrogate answers shape {shape} for {len(images)} images; the model has {classes} classes",
-            hint="a surrogate needs the classes of the model that is audited, in the same order",
+            f"--budget {budget} is not allowed; use {', '.join(BUDGETS)}", hint=nearest(budget, BUDGETS)
         )
+    if problem := too_large(eps, norm):
+        raise UsageError(f"--eps: {problem}")
+    # No two images of this size lie farther apart.
+    longest = float(images.images[0].numel()) ** 0.5
+    if norm == "l2" and eps > longest:
+        raise UsageError(
+            f"--eps: {eps:g} under l2 is more than {longest:.4g}, the distance from black to white of images "
+            f"of this size",
+            hint="usual is 0.5 for 32x32 pixels, in pixel units of images in [0, 1]",
+        )
+
+
+@torch.no_grad()
+def _surrogate_sources(surrogates: Sequence[Model], images: Tensor, classes: int) -> list[GradientSource]:
+    found = []
+    for number, surrogate in enumerate(surrogates, start=1):
+        if isinstance(surrogate, nn.Module):
+            surrogate.to(images.device).eval()
+        shape = tuple(surrogate(images).shape)
+        if shape != (len(images), classes):
+            raise UsageError(
+                f"a surrogate answers shape {shape} for {len(images)} images; the model has {classes} "
+                "classes",
+                hint="a surrogate needs the classes of the model that is audited, in the same order",
+            )
+        found.append(GradientSource(f"{SURROGATE} {number}", SURROGATE, 0.0, surrogate))
+    return found
 
 
 def _identity(budget: str, setting: Setting, plan: Plan, models: dict[str, Any]) -> dict[str, Any]:
@@ -263,11 +283,33 @@ def as_image_set(images: Images, labels: Tensor | None) -> ImageSet:
     return ImageSet(pixels, truth, torch.arange(len(truth)), classes)
 
 
+def _last_resorts(
+    found: Sequence[GradientSource],
+    checks: dict[str, GradientCheck],
+    images: Tensor,
+    eps: float,
+    seed: int,
+) -> list[GradientSource]:
+    """Return sources for a model without a right gradient: its own, smoothed; a network distilled from it."""
+    if any(source.kind in FAITHFUL and is_right(checks[source.name]) for source in found):
+        return []
+    output = found[0]
+    if _leads(checks[output.name]):
+        return [smoothed(output, eps / 2)]
+    if any(_leads(checks[source.name]) for source in found):
+        return []
+    return [GradientSource(DISTILLED, DISTILLED, 0.0, distil(output, images, eps=eps, seed=seed))]
+
+
+def _leads(check: GradientCheck) -> bool:
+    return check.path and check.nonzero > 0
+
+
 def _followed(
     sources: Sequence[GradientSource], checks: dict[str, GradientCheck], most: int
 ) -> list[GradientSource]:
     """Return the sources to attack: those whose gradient leads somewhere, the best first."""
-    alive = [source for source in sources if checks[source.name].path and checks[source.name].nonzero > 0]
+    alive = [source for source in sources if _leads(checks[source.name])]
 
     def quality(source: GradientSource) -> tuple[bool, float]:
         check = checks[source.name]
@@ -280,9 +322,12 @@ def _plan(followed: Sequence[GradientSource], facts: Facts, given: bool) -> Plan
     """Return the jobs: the unperturbed images, noise, every source's attacks, a black box, given examples."""
     attacks: list[tuple[str, str | None]] = [("noise", None)]
     attacks += [("apgd-targeted", source.name) for source in followed]
-    attacks += [("apgd-ce", source.name) for source in followed[:1]]
+    # AutoAttack, part by part; for a random model what of it has a version with EoT.
+    parts = ["apgd-ce"]
     if not facts.random:
-        attacks += [("fab", source.name) for source in followed[:1]]
+        # As in AutoAttack, the targeted difference of logits ratio needs four classes.
+        parts += ["apgd-t", "fab-t"] if facts.classes >= 4 else ["apgd-dlr"] * (facts.classes == 3) + ["fab"]
+    attacks += [(part, source.name) for source in followed[:1] for part in parts]
     attacks += [("square", OUTPUT)]
     attacks += [(GIVEN, None)] if given else []
     clean = Job("classifier", UNPERTURBED)

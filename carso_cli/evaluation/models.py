@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from carso_cli.attacks.defence_target import AttackedDefence, DefenceTarget
-from carso_cli.attacks.gradient_sources import OUTPUT, GradientSource, follow_global_seed, named_modules
+from carso_cli.attacks.gradient_sources import OUTPUT, GradientSource, finite_scores
+from carso_cli.attacks.model_parts import follow_global_seed, named_modules
 from carso_cli.attacks.passes import samples_per_pass
 from carso_cli.attacks.source_target import SourceTarget
 from carso_cli.attacks.target import AttackTarget, ClassifierTarget, Model
@@ -273,7 +274,7 @@ def answers_of(model: Model, images: Tensor, seed: int) -> str:
     digits.
     """
     with all_seeded(seed):
-        scores = model(images).detach().double().cpu().flatten()
+        scores = finite_scores(model(images).detach()).double().cpu().flatten()
     scores = torch.nan_to_num(scores, nan=-1.0, posinf=1e30, neginf=-1e30)
     scale = float(scores.abs().max().clamp_min(1e-300))
     signs = torch.randint(0, 2, (3, len(scores)), generator=generator(0, "answers")).double() * 2 - 1

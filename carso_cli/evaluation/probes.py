@@ -17,12 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from carso_cli.attacks.gradient_sources import (
-    Model,
-    are_probabilities,
-    follow_global_seed,
-    margin_gradient,
-)
+from carso_cli.attacks.gradient_sources import are_probabilities, finite_scores, margin_gradient
+from carso_cli.attacks.model_parts import Model, follow_global_seed
 from carso_cli.errors import CarsoError, UsageError
 from carso_cli.evaluation.sanity_checks import Check, at_least, at_most, not_run
 from carso_cli.runtime.seed import all_seeded, generator
@@ -90,14 +86,17 @@ def probe(
             f"the labels go up to {int(labels.max())}, and the model has {classes} classes",
             hint="give labels from 0, in the order of the model's classes",
         )
-    # Near the images too, and several times: a model may be random off the clean images, or now and then.
+    # Near the images too, where decisions change, and several times: a model may be random there only, or now
+    # and then.
     signs = torch.randint(0, 2, few.shape, generator=generator(seed, "near")).to(few) * 2 - 1
-    asked = torch.cat([few, (few + eps * signs).clamp(0, 1)])
-    reference = _ask(model, asked, seed)
-    seedable = all([_alike(reference, _ask(model, asked, seed)) for _ in range(_REPEATS)])
-    is_random = not all(
-        [_alike(reference, _ask(model, asked, seed + number)) for number in range(1, 1 + _REPEATS)]
-    )
+    asked = torch.cat([few, (few + eps * signs).clamp(0, 1), _at_edges(model, few, seed)])
+
+    def near(number: int) -> Tensor:
+        return _ask(model, asked, seed + number, changed=True)
+
+    reference = near(0)
+    seedable = all([_alike(reference, near(0)) for _ in range(_REPEATS)])
+    is_random = not all([_alike(reference, near(number)) for number in range(1, 1 + _REPEATS)])
     # A random model may draw once per call, for the whole batch.
     calls = 10 if is_random else 1
     accuracy = sum(_accuracy(model, images, labels, batch_size) for _ in range(calls)) / calls
@@ -114,8 +113,10 @@ def probe(
 
 
 @torch.no_grad()
-def _ask(model: Model, images: Tensor, seed: int) -> Tensor:
+def _ask(model: Model, images: Tensor, seed: int, *, changed: bool = False) -> Tensor:
     """Return a model's scores, (B, C), with its random numbers fixed.
+
+    `changed` says that the images are no clean ones: to these a detector may answer NaN, which becomes 0.
 
     Raises:
         UsageError: If the answer is of another kind, naming it and what to do.
@@ -131,7 +132,15 @@ def _ask(model: Model, images: Tensor, seed: int) -> Tensor:
             f"the model fails on images of shape {tuple(images.shape)}: {type(error).__name__}: {first}",
             hint="it must map (B, channels, height, width) images in [0, 1] to (B, classes) scores",
         ) from error
-    return _require_scores(answer, len(images))
+    scores = _require_scores(answer, len(images))
+    # A class may be ruled out by -infinity, but not all of them.
+    bad = (scores.isnan() | (scores == torch.inf)).any(dim=1) | (scores == -torch.inf).all(dim=1)
+    if bool(bad.any()) and not changed:
+        raise UsageError(
+            f"{int(bad.sum())} of {len(images)} answers hold NaN or an infinity",
+            hint="the model must give finite scores on unperturbed images; -infinity may rule classes out",
+        )
+    return torch.where(bad[:, None], 0.0, finite_scores(scores))
 
 
 def _require_scores(answer: object, batch: int) -> Tensor:
@@ -151,12 +160,17 @@ def _require_scores(answer: object, batch: int) -> Tensor:
             f"the model answers {str(answer.dtype).removeprefix('torch.')} numbers",
             hint="return floating-point scores: decisions alone, or integers, leave nothing to attack",
         )
-    if not bool(answer.isfinite().all()):
-        raise UsageError(
-            f"{int((~answer.isfinite().all(dim=1)).sum())} of {batch} answers hold NaN or an infinity",
-            hint="the model must give finite scores on unperturbed images",
-        )
     return answer.detach()
+
+
+def _at_edges(model: Model, images: Tensor, seed: int) -> Tensor:
+    """Return points between neighbouring images at which the decision changes, where it does."""
+    other, share = images.roll(1, dims=0), torch.full((len(images), 1, 1, 1), 0.5).to(images)
+    own = _ask(model, images, seed).argmax(dim=1)
+    for halving in range(2, 10):
+        stays = _ask(model, torch.lerp(images, other, share), seed, changed=True).argmax(dim=1) == own
+        share += torch.where(stays, 1.0, -1.0)[:, None, None, None].to(share) / 2**halving
+    return torch.lerp(images, other, share)
 
 
 def _copy(model: Model) -> Model | None:
@@ -205,7 +219,7 @@ def _own_image_only(model: Model, images: Tensor, seed: int, seedable: bool) -> 
     half = len(images) // 2
     noise = torch.rand(images[half:].shape, generator=generator(seed, "probe"), dtype=images.dtype)
     mixed = torch.cat([images[:half], noise.to(images)])
-    own, beside = _ask(model, images, seed)[:half], _ask(model, mixed, seed)[:half]
+    own, beside = (_ask(model, asked, seed, changed=True)[:half] for asked in (images, mixed))
     scale = own.abs().max().clamp_min(1e-30)
     return at_most(
         name,
@@ -226,7 +240,7 @@ def _no_memory(untouched: Model | None, images: Tensor, seed: int, unknown: bool
     signs = torch.randint(0, 2, images.shape, generator=generator(seed, "memory")).to(images) * 2 - 1
     near = (images + 0.02 * signs).clamp(0, 1)
     _ask(asked, images, seed)
-    first, later = _ask(fresh, near, seed), _ask(asked, near, seed)
+    first, later = (_ask(one, near, seed, changed=True) for one in (fresh, asked))
     scale = first.abs().max().clamp_min(1e-30)
     return at_most(
         name,

@@ -154,12 +154,16 @@ class ModelScorer:
 
     @torch.no_grad()
     def __call__(self, examples: Tensor, labels: Tensor, indices: Sequence[int], draw_set: str) -> Score:
-        """Score examples; see `DefenceScorer`. A score that is not finite is the lowest of all."""
+        """Score examples; see `DefenceScorer`. An answer that holds NaN is wrong."""
         answers = []
         for draw in range(self.draws):
             with all_seeded(self.seed, "scoring", draw_set, draw, indices[0]):
                 answers.append(self.model(examples).detach().float())
-        scores = torch.nan_to_num(torch.stack(answers, dim=1), nan=-1e30, posinf=1e30, neginf=-1e30)
+        scores = torch.stack(answers, dim=1)
+        # NaN has an argmax, which may be the label: instead, the label is below all others.
+        wrong = -1e30 * torch.nn.functional.one_hot(labels, scores.shape[2]).to(scores)[:, None]
+        scores = torch.where(scores.isnan().any(dim=2, keepdim=True), wrong, scores)
+        scores = torch.nan_to_num(scores, posinf=1e30, neginf=-1e30)
         return _tally(scores.argmax(dim=2), scores, labels)
 
 

@@ -10,6 +10,8 @@ REASONS = {
     "batch-independence": "an image's answer depends on the other images of its batch",
     "no-memory": "the model remembers what it was asked before",
     "repeatable": "under fixed seeds it answers otherwise each time",
+    "deterministic": "the model is random on attacked images only, and was attacked as if it were not",
+    "finite-answers": "the model answers NaN to attacked images, which counts as wrong",
     "input-kept": "the model changes the images that it is given",
     "above-chance": "the clean accuracy is at chance, or the images are too few to tell",
     "faithful-gradient": "no gradient that the attacks could follow is that of the model's decision",

@@ -37,7 +37,12 @@ def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
     # Named one by one: fork_rng warns where it has to take several GPUs by itself.
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive_seed(seed, *purpose))
+        number = derive_seed(seed, *purpose)
+        if devices or torch.backends.mps.is_available():
+            torch.manual_seed(number)
+        else:
+            # `torch.manual_seed` would note its stack for each accelerator that might come: 1 ms a call.
+            torch.default_generator.manual_seed(number)
         yield
 
 

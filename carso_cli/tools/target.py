@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from carso_cli.attacks.gradient_sources import Model, named_modules
+from carso_cli.attacks.model_parts import Model, named_modules
 from carso_cli.build import build_classifier, load_defence, load_images
 from carso_cli.classifiers.robustbench_zoo import ZOO, find_entry, load_zoo_model
 from carso_cli.data.arrays import read_arrays

@@ -29,6 +29,7 @@ RIGHT: dict[str, Callable[[], Function]] = {
     "noise": lambda: models.Noise(load("robust"), 0.3),
     "dropout": lambda: models.Dropout(load("robust")),
     "dead class": lambda: models.DeadClass(load("robust")),
+    "masked classes": lambda: models.MaskedClasses(load("robust")),
 }
 WRONG: dict[str, Callable[[], Function]] = {
     "decoy": lambda: models.Decoy(load("plain"), Network().eval()),
@@ -38,12 +39,15 @@ WRONG: dict[str, Callable[[], Function]] = {
     "half detached": lambda: models.HalfDetached(load("plain"), load("norm")),
     "by gradient mode": lambda: models.ByGradientMode(load("plain"), Network().eval()),
     "winners": lambda: load("winners"),
+    "ripple": lambda: models.Ripple(load("plain")),
+    "ripple in a quarter": lambda: models.ChannelRipple(load("robust")),
+    "saw in two classes": lambda: models.PartSaw(load("robust")),
 }
 
 
 def checked(function: Function, count: int = 40) -> Any:
     images, labels = held_out_images(count)
-    return check_gradient(function, images, labels, eps=EPS)
+    return check_gradient(GradientSource(OUTPUT, OUTPUT, 1.0, function), images, labels, eps=EPS)
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -53,6 +57,8 @@ def test_a_right_gradient_passes(name: str) -> None:
     assert found.judged >= 20
     assert found.matches >= 0.9
     assert found.descends >= 0.8
+    assert found.foretold >= 20
+    assert found.predicts >= 0.9
 
 
 @pytest.mark.slow
@@ -61,7 +67,14 @@ def test_a_wrong_gradient_fails(name: str) -> None:
     torch.manual_seed(0)
     found = checked(WRONG[name]())
     assert found.path
-    assert found.matches < 0.9 or found.descends < 0.8
+    assert found.matches < 0.9 or found.descends < 0.8 or found.predicts < 0.8
+
+
+@pytest.mark.parametrize("kind", [models.Ripple, models.ChannelRipple, models.PartSaw])
+def test_blocks_of_pixels_tell_what_whole_images_average_away(kind: Any) -> None:
+    found = checked(kind(load("plain")))
+    assert found.foretold >= 35
+    assert found.predicts <= 0.6
 
 
 def test_no_path_zero_and_nan_are_told_apart() -> None:

@@ -20,13 +20,10 @@ from carso_cli.attacks.gradient_sources import (
     LAYER,
     OUTPUT,
     STRAIGHT_THROUGH,
-    Model,
     find_sources,
-    follow_global_seed,
     margin_gradient,
-    named_modules,
-    own_generators,
 )
+from carso_cli.attacks.model_parts import Model, follow_global_seed, named_modules, own_generators
 from carso_cli.errors import UsageError
 from carso_cli.runtime.seed import all_seeded
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from carso_cli.attacks.gradient_sources import OUTPUT, GradientSource, Model
+from carso_cli.attacks.gradient_sources import OUTPUT, GradientSource
 from carso_cli.attacks.losses import cross_entropy, margin
+from carso_cli.attacks.model_parts import Model
 from carso_cli.attacks.source_target import SourceTarget
 from carso_cli.attacks.target import AttackTarget
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from carso_cli.attacks.gradient_sources import OUTPUT, GradientSource, Model
+from carso_cli.attacks.gradient_sources import OUTPUT, GradientSource
 from carso_cli.attacks.losses import margin
+from carso_cli.attacks.model_parts import Model
 from carso_cli.attacks.source_target import SourceTarget
 from carso_cli.attacks.target import ClassifierTarget
 from carso_cli.attacks.targeted_apgd import TargetedAPGD

@@ -194,6 +194,7 @@ ZOO: dict[str, Entry] = {
     "probabilities": _sound(lambda: models.Probabilities(_robust()), _robust),
     "log-probabilities": _sound(lambda: models.LogProbabilities(_plain()), _plain),
     "dead-class": _sound(lambda: models.DeadClass(_robust())),
+    "masked-classes": _sound(lambda: models.MaskedClasses(_robust()), _robust),
     "in-place": _sound(_in_place, _robust),
     "float64": _sound(lambda: models.InFloat64(_robust().double()), _robust),
     "bfloat16": _sound(lambda: models.InBFloat16(_robust()), _robust),
@@ -216,6 +217,8 @@ ZOO: dict[str, Entry] = {
     "median": _masked(lambda: models.Median(_plain()), lambda: models.Median(_plain()), _plain),
     "ripple": _masked(lambda: models.Ripple(_plain()), _plain, _undone(models.Ripple)),
     "bare-ripple": _masked(_bare(lambda: models.Ripple(_plain())), _plain, _undone(models.Ripple)),
+    "channel-ripple": _masked(lambda: models.ChannelRipple(_plain()), _plain, _undone(models.ChannelRipple)),
+    "part-saw": _masked(lambda: models.PartSaw(_plain())),
     "anti-adversary": _masked(
         lambda: models.AntiAdversary(_plain()), _plain, lambda: models.AntiAdversary(_plain())
     ),
@@ -233,6 +236,7 @@ ZOO: dict[str, Entry] = {
     "without-gradient": _masked(lambda: models.WithoutGradient(_plain())),
     "inference-mode": _masked(lambda: models.InInferenceMode(_plain())),
     "detector": _masked(lambda: models.Detector(_plain()), _detector, _plain),
+    "nan-detector": _masked(lambda: models.NaNDetector(_plain()), _detector, _plain),
     "majority-vote": _masked(
         lambda: models.MajorityVote(*_members()), _votes, lambda: models.Mean(*_members())
     ),
@@ -254,6 +258,9 @@ ZOO: dict[str, Entry] = {
         lambda: models.NoiseOffClean(_plain(), 0.3),
         random=True,
     ),
+    "edge-noise": _masked(
+        lambda: models.EdgeNoise(_plain(), 2), _plain, lambda: models.EdgeNoise(_plain(), 2), random=True
+    ),
 }
 
 TRUTH: dict[str, tuple[float, float]] = {
@@ -265,6 +272,7 @@ TRUTH: dict[str, tuple[float, float]] = {
     "probabilities": (0.7900, 0.7850),
     "log-probabilities": (0.5000, 0.4850),
     "dead-class": (0.7900, 0.7850),
+    "masked-classes": (0.7900, 0.7850),
     "in-place": (0.7900, 0.7850),
     "float64": (0.7900, 0.7850),
     "bfloat16": (0.7900, 0.7850),
@@ -284,6 +292,8 @@ TRUTH: dict[str, tuple[float, float]] = {
     "median": (0.0800, 0.0850),
     "ripple": (0.5200, 0.5050),
     "bare-ripple": (0.5200, 0.5050),
+    "channel-ripple": (0.5100, 0.5050),
+    "part-saw": (0.4900, 0.4800),
     "anti-adversary": (0.5000, 0.4850),
     "winners": (0.3300, 0.3150),
     "distilled": (0.5000, 0.4850),
@@ -299,6 +309,7 @@ TRUTH: dict[str, tuple[float, float]] = {
     "without-gradient": (0.5000, 0.4850),
     "inference-mode": (0.5000, 0.4850),
     "detector": (0.1200, 0.1100),
+    "nan-detector": (0.0000, 0.0000),
     "majority-vote": (0.5800, 0.5550),
     "half-detached": (0.6000, 0.6100),
     "batch-statistics": (0.5400, 0.5200),
@@ -308,6 +319,7 @@ TRUTH: dict[str, tuple[float, float]] = {
     "pruning": (0.4612, 0.4520),
     "noisy-quantised": (0.4912, 0.4832),
     "noise-off-clean": (0.3203, 0.3114),
+    "edge-noise": (0.4911, 0.4707),
 }
 """Robust accuracy on the first 100 and the first 200 held-out images.
 

@@ -62,6 +62,13 @@ class DeadClass(Around):
         return F.pad(scores, (0, 1), value=-1e4)
 
 
+class MaskedClasses(Around):
+    """Two classes more, which are ruled out."""
+
+    def finish(self, scores: Tensor) -> Tensor:
+        return F.pad(scores, (0, 2), value=-torch.inf)
+
+
 class Distilled(Around):
     """Probabilities at the temperature 1/40, as after distillation at 40 (Papernot et al., 2016)."""
 
@@ -200,6 +207,24 @@ class Ripple(Around):
         return images + self.height * torch.sin(self.frequency * images)
 
 
+class ChannelRipple(Ripple):
+    """The same in a quarter of the pixels."""
+
+    def prepare(self, images: Tensor) -> Tensor:
+        some = torch.zeros_like(images)
+        some[..., ::2, ::2] = 1
+        return torch.lerp(images, super().prepare(images), some)
+
+
+class PartSaw(Around):
+    """Adds a wave of the mean brightness to the scores of two classes, too small to change a decision."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores = super().forward(images).clone()
+        scores[:, 3:5] += 0.05 * torch.sin(1000 * images.flatten(1).sum(dim=1))[:, None]
+        return scores
+
+
 class AntiAdversary(Around):
     """Moves each image towards its own decision first (Alfarra et al., 2022); that move has no gradient."""
 
@@ -244,6 +269,12 @@ class Detector(Around):
         return torch.where((edge_ink(images) > self.limit)[:, None], constant, scores)
 
 
+class NaNDetector(Detector):
+    """Answers NaN instead."""
+
+    sure = torch.nan
+
+
 def edge_ink(images: Tensor) -> Tensor:
     """Return the mean of the first column of pixels, (B,); a digit hardly ever reaches it."""
     return images[..., 0].mean(dim=(1, 2))
@@ -281,6 +312,17 @@ class NoiseOffClean(Noise):
     def prepare(self, images: Tensor) -> Tensor:
         odd = (edge_ink(images) > Detector.limit)[:, None, None, None]
         return torch.where(odd, super().prepare(images), images)
+
+
+class EdgeNoise(Noise):
+    """Random where two classes score nearly alike, and nowhere else."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.net(images)
+        first, second = scores.detach().topk(2, dim=1).values.unbind(dim=1)
+        return torch.where(
+            (first - second < 1)[:, None], scores + self.sigma * torch.randn_like(scores), scores
+        )
 
 
 class Dropout(Around):

@@ -49,8 +49,10 @@ class TrickAttack:
         """Return the share of draws in which the model is right, (B,)."""
         model = self.make()
         with torch.no_grad():
-            answers = [model(images.clone()).argmax(dim=1) == labels for _ in range(draws)]
-        return torch.stack(answers).float().mean(dim=0)
+            answers = [model(images.clone()) for _ in range(draws)]
+        # NaN is no answer.
+        right = [(answer.argmax(dim=1) == labels) & ~answer.isnan().any(dim=1) for answer in answers]
+        return torch.stack(right).float().mean(dim=0)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return for each image the share of fresh draws in which the model withstands, (M,)."""

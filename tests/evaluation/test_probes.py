@@ -146,6 +146,30 @@ def test_chance_without_a_known_cause_names_none() -> None:
     assert ":" not in found.meaning
 
 
+def test_classes_that_are_ruled_out_by_infinity_are_scores() -> None:
+    robust = load("robust")
+    facts = probed(lambda images: torch.nn.functional.pad(robust(images), (0, 1), value=-torch.inf))
+    assert (facts.classes, facts.random, facts.clean_accuracy > 0.9) == (11, False, True)
+    with pytest.raises(UsageError, match="32 of 32 answers hold NaN or an infinity"):
+        probed(lambda images: torch.full((len(images), 10), -torch.inf))
+
+
+def test_nan_is_refused_on_clean_images_alone() -> None:
+    plain, (images, labels) = load("plain"), held_out_images(100)
+
+    def detector(asked: Any) -> Any:
+        known = ((asked[:, None] - images).abs().amax(dim=(2, 3, 4)) < 1e-3).any(dim=1)
+        return torch.where(known[:, None], plain(asked), torch.nan)
+
+    facts = probe(detector, images, labels, eps=EPS)
+    assert not facts.random
+    assert facts.clean_accuracy > 0.9
+
+
+def test_noise_that_is_there_at_the_edges_alone_is_found() -> None:
+    assert probed(models.EdgeNoise(load("plain"), 1)).random
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [
