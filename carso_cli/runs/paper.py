@@ -25,7 +25,8 @@ _BUDGET = ("n_samples", "aggregation", "apgd_steps", "eot_draws", "pgd_eot_steps
 """Fields of an evaluation's identity that the paper states."""
 _OF_THE_SCHEDULE = re.compile(r"training\.(learning_rate\.\w+_epochs|beta_increase\.\w+)")
 _NO_MATTER = re.compile(
-    r"data\.(root|name)|classifier\.(at|clean|training)(\..*)?|training\.(initial|save_every_epochs)"
+    r"data\.(root|name|follow)|classifier\.(at|clean|training)(\..*)?"
+    r"|training\.(initial|save_every_epochs|save_every_minutes)"
 )
 
 

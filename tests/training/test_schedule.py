@@ -15,6 +15,7 @@ from carso_cli.io.json_files import read_json_lines
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.load import load_recipe
 from carso_cli.runs.checkpoints import load_tensors, save_tensors
+from carso_cli.runs.paper import departures
 from carso_cli.runtime.reporter import SILENT
 from carso_cli.training.followed import training_and_followed
 from carso_cli.training.optim import learning_rate
@@ -102,6 +103,8 @@ def test_without_holdout_every_image_is_trained_on_and_some_are_followed() -> No
     on_test = load_recipe("digits", ["data.holdout=0", "data.follow=test"])
     assert len(training_and_followed(on_test, images, SILENT)[1]) == 355
     assert recipe_hash(on_test, TRAINING_SECTIONS) == recipe_hash(recipe, TRAINING_SECTIONS)
+    paper = load_recipe("cifar10", ["data.follow=test", "training.save_every_minutes=1"])
+    assert departures(paper.model_dump(mode="json")) == ()
 
 
 @pytest.mark.parametrize(("limit", "left"), [(None, 1413), (100, 98), (3, 3)])
