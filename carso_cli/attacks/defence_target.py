@@ -15,49 +15,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from carso_cli.attacks.losses import Loss
 from carso_cli.attacks.passes import Passes
+from carso_cli.attacks.random_defence import RandomDefence
 from carso_cli.attacks.target import VJP, ExpectedLoss, LossGradient, gradient_at, vjp_of
 from carso_cli.errors import UsageError
 
 View = str | Callable[[Tensor], Tensor]
 """Name of a defence's output view, or a function from (B, N, C) sample logits to (B, C) logits."""
-
-
-class AttackedDefence(Protocol):
-    """The part of `carso_cli.defence.defended_model.Defence` that attacks use."""
-
-    n_samples: int
-
-    @property
-    def classifier(self) -> Callable[[Tensor], Tensor]:
-        """The classifier whose representation conditions the purifier: images to (B, C) logits."""
-
-    @property
-    def second_classifier(self) -> Callable[[Tensor], Tensor]:
-        """The classifier of the reconstructions."""
-
-    def condition(self, images: Tensor) -> Tensor:
-        """Map images to (B, F) conditions; deterministic. A condition may have any shape after B."""
-
-    def draw_latents(
-        self, batch: int, n_samples: int | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Draw (batch, N, Z) latents."""
-
-    def decode(self, condition: Tensor, latents: Tensor) -> Tensor:
-        """Decode (B, F) and (B, N, Z) into reconstructions (B, N, channels, H, W)."""
-
-    def sample_logits(self, condition: Tensor, latents: Tensor) -> Tensor:
-        """Decode and classify: (B, F) and (B, N, Z) to (B, N, C)."""
-
-    def aggregate(self, sample_logits: Tensor, view: str = ...) -> Tensor:
-        """Aggregate (B, N, C) sample logits into (B, C)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +49,7 @@ class DefenceTarget:
         UsageError: If the N reconstructions of an image do not fit into a pass.
     """
 
-    defence: AttackedDefence
+    defence: RandomDefence
     view: View
     samples_per_pass: int
     generator: torch.Generator

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from carso_cli.attacks.attack import Attack
-from carso_cli.attacks.defence_target import AttackedDefence, DefenceTarget
+from carso_cli.attacks.defence_target import DefenceTarget
+from carso_cli.attacks.random_defence import RandomDefence
 from carso_cli.attacks.target import AttackTarget, ClassifierTarget
 from carso_cli.errors import UsageError
 
@@ -58,7 +59,7 @@ class Transfer(Attack):
 class _StraightThrough:
     """The defence with the image as its own condition, and the identity as the purifier's Jacobian."""
 
-    def __init__(self, defence: AttackedDefence) -> None:
+    def __init__(self, defence: RandomDefence) -> None:
         self.defence = defence
         self.classifier = defence.classifier
         self.second_classifier = defence.second_classifier

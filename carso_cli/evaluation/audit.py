@@ -24,6 +24,7 @@ from torch import Tensor
 from carso_cli import __version__
 from carso_cli.attacks.losses import cross_entropy
 from carso_cli.attacks.model_parts import Model
+from carso_cli.attacks.random_defence import RandomDefence
 from carso_cli.data.image_set import ordered_batches
 from carso_cli.distributed.world import join
 from carso_cli.evaluation.attack_batch import interruptible
@@ -44,7 +45,7 @@ from carso_cli.runtime.reporter import Reporter
 
 
 def audit(
-    model: Model,
+    model: Model | RandomDefence,
     images: Images,
     labels: Tensor | None = None,
     *,
@@ -55,7 +56,8 @@ def audit(
 
     Args:
         model: (B, channels, H, W) images in [0, 1] to (B, C) scores; a module or any callable, deterministic
-            or random. A module is put into evaluation mode.
+            or random. A module is put into evaluation mode. A `RandomDefence`, which says of itself what
+            is random, is attacked faster.
         images: (M, channels, H, W) float32 in [0, 1] or uint8; an `ImageSet`; or batches of images and
             labels, such as a DataLoader.
         labels: (M,) int64; None where the images bring theirs.
@@ -156,7 +158,7 @@ def _run(
 
 
 def estimate_audit(
-    model: Model,
+    model: Model | RandomDefence,
     images: Images,
     labels: Tensor | None = None,
     **options: Unpack[AuditOptions],

@@ -21,6 +21,7 @@ from carso_cli.attacks.gradient_sources import (
     find_sources,
 )
 from carso_cli.attacks.model_parts import Model
+from carso_cli.attacks.random_defence import ExactScores, RandomDefence
 from carso_cli.attacks.registry import Budget
 from carso_cli.attacks.smoothing import smoothed
 from carso_cli.attacks.threat_model import ThreatModel
@@ -38,6 +39,8 @@ from carso_cli.recipe.section import too_large
 
 SURROGATE = "surrogate"
 """Kind of a source that the caller gives."""
+_SAMPLES_PER_PASS = 4096
+"""Samples of a random defence in one pass, at most; where memory does not hold them, passes shrink."""
 CHECKED = 32
 """Images on which gradients are checked."""
 
@@ -115,7 +118,7 @@ class Prepared:
 
 
 def prepare_audit(
-    model: Model, images: Images, labels: Tensor | None, **options: Unpack[AuditOptions]
+    given_model: Model | RandomDefence, images: Images, labels: Tensor | None, **options: Unpack[AuditOptions]
 ) -> Prepared:
     """Probe a model, find its gradient sources, and plan the attacks; see `audit`."""
     eps, norm, seed = options.get("eps", 8 / 255), options.get("norm", "linf"), options.get("seed", 0)
@@ -124,8 +127,7 @@ def prepare_audit(
     _require_allowed(budget, eps, norm, image_set)
     size, threat = BUDGETS[budget], ThreatModel(norm, eps)
     device = choose_device(options.get("device", "auto"))
-    if isinstance(model, nn.Module):
-        model.to(device).eval()
+    model, defence = _on_device(given_model, device)
     pixels, truth = image_set.pixels(slice(None)).to(device), image_set.labels.to(device)
     if given is not None:
         _require_in_ball(given.to(device), pixels, threat)
@@ -147,7 +149,8 @@ def prepare_audit(
     found += added
     followed = _followed(found, checks, size.sources)
     sources = {source.name: source for source in found}
-    audited = AuditedModel(model, None, {}, device, 1, sources=sources, is_random=facts.random)
+    per_pass = max(_SAMPLES_PER_PASS, defence.n_samples if defence else 1)
+    audited = AuditedModel(model, defence, {}, device, per_pass, sources=sources, is_random=facts.random)
     plan = _plan(followed, facts, given is not None)
     samples = 1
     if facts.random and (job := plan.strongest) is not None:
@@ -162,6 +165,15 @@ def prepare_audit(
         "surrogates": [answers_of(one, pixels[few], seed) for one in surrogates],
     }
     return Prepared(setting, plan, facts, sources, checks, _identity(budget, setting, plan, identity), budget)
+
+
+def _on_device(model: Model | RandomDefence, device: torch.device) -> tuple[Model, RandomDefence | None]:
+    """Return a model as a function of images, and the model itself where it says what of it is random."""
+    if isinstance(model, nn.Module):
+        model.to(device).eval()
+    if isinstance(model, RandomDefence):
+        return ExactScores(model), model
+    return model, None
 
 
 def _require_allowed(budget: str, eps: float, norm: str, images: ImageSet) -> None:

@@ -18,10 +18,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from carso_cli.attacks.defence_target import AttackedDefence, DefenceTarget
+from carso_cli.attacks.defence_target import DefenceTarget
 from carso_cli.attacks.gradient_sources import OUTPUT, GradientSource, finite_scores
 from carso_cli.attacks.model_parts import follow_global_seed, named_modules
 from carso_cli.attacks.passes import samples_per_pass
+from carso_cli.attacks.random_defence import RandomDefence
 from carso_cli.attacks.source_target import SourceTarget
 from carso_cli.attacks.target import AttackTarget, ClassifierTarget, Model
 from carso_cli.build import build_classifier, build_second_classifier, load_purifier
@@ -53,7 +54,7 @@ class Models:
     """
 
     classifier: Model
-    defence: AttackedDefence | None
+    defence: RandomDefence | None
     checksums: dict[str, str | None]
     device: torch.device
     samples_per_pass: int
@@ -77,7 +78,7 @@ class Models:
             return ClassifierScorer(self.classifier)
         return DefenceScorer(self.require_defence(), seed, draws, self.samples_per_pass)
 
-    def require_defence(self) -> AttackedDefence:
+    def require_defence(self) -> RandomDefence:
         """Return the defence.
 
         Raises:
@@ -92,6 +93,8 @@ class Models:
 class AuditedModel(Models):
     """Any model under audit, as `classifier`, with the sources of gradients that attacks may follow.
 
+    A `defence` beside it is the same model, where it says of itself what is random.
+
     Args:
         sources: Its gradient sources by name.
         is_random: Whether two calls on the same images may differ.
@@ -103,6 +106,9 @@ class AuditedModel(Models):
     def target(self, job: Job, seed: int, block: int | str) -> AttackTarget:
         """Return the target of a job: the model, by way of the job's source; its output for a black box."""
         source = self.sources[job.view or OUTPUT]
+        if self.defence is not None and source.name == OUTPUT:
+            latents = generator(seed, "attack latents", job.key, block)
+            return DefenceTarget(self.defence, "exact", self.samples_per_pass, latents)
         return SourceTarget(
             source, stochastic=self.is_random, seed=derive_seed(seed, "model", job.key, str(block))
         )
@@ -183,7 +189,7 @@ def given_models(
     recipe: Recipe,
     device: torch.device,
     *,
-    defence: AttackedDefence | None = None,
+    defence: RandomDefence | None = None,
     classifier: Model | None = None,
     n_samples: int | None = None,
     aggregation: str | None = None,
@@ -231,7 +237,7 @@ def given_models(
     return Models(quick, defence, checksums, device, per_pass)
 
 
-def adjusted(defence: AttackedDefence, **changes: object) -> AttackedDefence:
+def adjusted(defence: RandomDefence, **changes: object) -> RandomDefence:
     """Return the same models with another `n_samples`, `aggregation` or `precision`."""
     # Shallow: the weights are shared, and the caller's defence keeps its own settings.
     changed = copy.copy(defence)
@@ -240,7 +246,7 @@ def adjusted(defence: AttackedDefence, **changes: object) -> AttackedDefence:
     return changed
 
 
-def _one_image(defence: AttackedDefence, recipe: Recipe, device: torch.device) -> Tensor:
+def _one_image(defence: RandomDefence, recipe: Recipe, device: torch.device) -> Tensor:
     """Return the logits of the N reconstructions of one image, with the graph back to its condition."""
     size = recipe.data.image_size
     with torch.no_grad():
@@ -250,7 +256,7 @@ def _one_image(defence: AttackedDefence, recipe: Recipe, device: torch.device) -
     )
 
 
-def all_weights(model: Model | AttackedDefence) -> dict[str, Tensor]:
+def all_weights(model: Model | RandomDefence) -> dict[str, Tensor]:
     """Return every parameter and buffer of a model by name; of a function, those that it refers to."""
     if isinstance(model, nn.Module):
         return dict(model.state_dict())
@@ -260,7 +266,7 @@ def all_weights(model: Model | AttackedDefence) -> dict[str, Tensor]:
     return found
 
 
-def _checksum(model: Model | AttackedDefence) -> str | None:
+def _checksum(model: Model | RandomDefence) -> str | None:
     """Return the SHA-256 of a model's weights; None where no weights are found."""
     weights = all_weights(model)
     return fingerprint(weights) if weights else None
@@ -283,7 +289,7 @@ def answers_of(model: Model, images: Tensor, seed: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def defence_scores(defence: AttackedDefence, seed: int, images: Tensor) -> Tensor:
+def defence_scores(defence: RandomDefence, seed: int, images: Tensor) -> Tensor:
     """Return the (B, C) exact logits of one sample of a defence, its latents those of a seed."""
     latents = defence.draw_latents(len(images), defence.n_samples, generator(seed, "answers"))
     return defence.aggregate(defence.sample_logits(defence.condition(images), latents), "exact")

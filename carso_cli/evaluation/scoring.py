@@ -15,9 +15,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from carso_cli.attacks.defence_target import AttackedDefence
 from carso_cli.attacks.losses import cross_entropy, margin
 from carso_cli.attacks.passes import Passes
+from carso_cli.attacks.random_defence import RandomDefence
 from carso_cli.attacks.target import Model
 from carso_cli.runtime.nonfinite import require_finite_logits
 from carso_cli.runtime.seed import all_seeded, generator
@@ -86,7 +86,7 @@ class DefenceScorer:
         samples_per_pass: Most reconstructions decoded and classified in one pass.
     """
 
-    defence: AttackedDefence
+    defence: RandomDefence
     seed: int
     draws: int
     samples_per_pass: int

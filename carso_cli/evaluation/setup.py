@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from carso_cli.attacks.defence_target import AttackedDefence
+from carso_cli.attacks.random_defence import RandomDefence
 from carso_cli.attacks.target import Model
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.build import device_for, load_images
@@ -58,7 +58,7 @@ class EvaluationOptions(TypedDict, total=False):
     """Aggregation rule."""
     view: str | None
     """View of the defence to attack; `exact` for single attacks when left out."""
-    defence: AttackedDefence | None
+    defence: RandomDefence | None
     """Evaluate this defence instead of the run's."""
     classifier: Model | None
     """Evaluate this classifier; the defence's own when left out."""
