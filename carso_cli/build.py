@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -14,24 +15,32 @@ from torch import nn
 from carso_cli.attacks.gradient_sources import Model, are_probabilities, named_modules
 from carso_cli.classifiers.architectures import Blueprint
 from carso_cli.classifiers.given import GivenClassifier
+from carso_cli.classifiers.layer_choice import default_layers
 from carso_cli.classifiers.load import check_classifier, load_classifier
 from carso_cli.classifiers.robustbench_zoo import ZOO, find_entry, load_zoo_model
 from carso_cli.classifiers.weights import load_strict, require_finite
 from carso_cli.data.datasets import load_split
 from carso_cli.data.image_set import ImageSet, balanced_subset, held_out_count
 from carso_cli.defence.defended_model import Defence
-from carso_cli.defence.representation import RULE, extract_representation, overwrites_outputs
+from carso_cli.defence.representation import (
+    RULE,
+    extract_representation,
+    module_shapes,
+    overwrites_outputs,
+)
 from carso_cli.defence.vae import Purifier
 from carso_cli.distributed.world import device_of_process
 from carso_cli.errors import DataError, RecipeError, StateError, UsageError, WeightsError
 from carso_cli.io.checksum import fingerprint
+from carso_cli.io.json_files import read_json
 from carso_cli.recipe.load import load_recipe
-from carso_cli.recipe.schema import Recipe
+from carso_cli.recipe.schema import AUTO, Recipe
 from carso_cli.runs.checkpoints import load_tensors
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.precision import set_tf32
 from carso_cli.runtime.reporter import Reporter, SilentReporter
 
+_LEVELS = 4
 TRAINING_IMAGES = {
     **{"digits": 1442, "mnist": 60_000, "fashion-mnist": 60_000},
     **{"cifar10": 50_000, "cifar100": 50_000, "tinyimagenet200": 100_000},
@@ -105,6 +114,8 @@ def build_classifier(recipe: Recipe, kind: str, device: torch.device | str = "cp
         dataset=recipe.data.name,
         recipe=recipe.reference,
         kind=kind,
+        folders=search_folders(recipe),
+        of_run=recipe.file is not None and RunFolder(recipe.file.parent).purifier.is_file(),
     )
     classifier = classifier.to(device)
     # Of a user's own code it is not known that it takes the layout: `view` after a convolution does not.
@@ -146,12 +157,30 @@ def channels_last(module: nn.Module) -> nn.Module:
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
+def search_folders(recipe: Recipe) -> list[Path]:
+    """Return the folders in which a recipe's relative paths are looked for, after the working directory.
+
+    They are those around its file, three levels up, and the one in which a run was trained.
+    """
+    if recipe.file is None:
+        return []
+    inside = recipe.file.resolve().parent
+    folders = [inside, *inside.parents][:_LEVELS]
+    # A run that was moved alone has left its weights and images where they were.
+    with suppress(StateError):
+        trained_in = read_json(RunFolder(inside).environment).get("working_folder")
+        folders += [Path(trained_in)] if isinstance(trained_in, str) else []
+    return folders
+
+
 def untrained_classifier(recipe: Recipe) -> nn.Module:
-    """Build the recipe's classifier with initial weights, on torch's default device.
+    """Build the recipe's classifier with initial weights; that of an entry point has its own.
 
     Raises:
-        RecipeError: If its architecture is unknown, or comes with its weights from an entry point.
+        RecipeError: If its architecture is unknown.
     """
+    if recipe.classifier.family == "external":
+        return build_classifier(recipe, recipe.representation.kind)
     return _blueprint(recipe).build()
 
 
@@ -160,6 +189,7 @@ def _blueprint(recipe: Recipe) -> Blueprint:
     return Blueprint(
         family=section.family,
         architecture=section.architecture,
+        options=section.architecture_options,
         depth=section.depth,
         width=section.width,
         activation=section.activation,
@@ -195,6 +225,27 @@ def user_classifier(classifier: Model, recipe: Recipe) -> nn.Module:
     return classifier
 
 
+def with_layers(recipe: Recipe, classifier: nn.Module) -> Recipe:
+    """Return a recipe with `layers: auto` replaced by the layers that `carso extract --list` proposes.
+
+    Raises:
+        UsageError: If there are none in this classifier.
+    """
+    if recipe.representation.layers != (AUTO,):
+        return recipe
+    device = next(classifier.parameters(), torch.empty(0)).device
+    size = recipe.data.image_size
+    image = torch.zeros(1, recipe.data.channels, size, size, device=device)
+    layers = default_layers(classifier, module_shapes(classifier, image))
+    if not layers:
+        raise UsageError(
+            "representation.layers: auto finds no convolution that gives square maps in this classifier",
+            hint="list its layers with: carso extract RECIPE --list, and name some",
+        )
+    section = recipe.representation.model_copy(update={"layers": layers})
+    return recipe.model_copy(update={"representation": section})
+
+
 def layer_shapes(classifier: nn.Module, recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """Return layer name to the shape of its output for one image, without the batch axis."""
     # The user's own classifier may lie on a GPU, or have no parameters at all.
@@ -223,19 +274,23 @@ def load_images(
     recipe: Recipe, split: str, *, limit: int | None = None, reporter: Reporter | None = None
 ) -> ImageSet:
     """Load one split of the recipe's data, cut to a class-balanced subset of `limit` images."""
-    data = recipe.data
+    data, folders = recipe.data, search_folders(recipe)
     if data.name == "given":
         raise DataError(
             f"the images of recipe '{recipe.name}' were handed over, and cannot be loaded again",
             hint="carso audit RUN --data IMAGES names images for a run",
         )
+    root = Path(data.root).expanduser() if data.root else None
+    if root is not None and not root.exists():
+        root = next((found for folder in folders if (found := folder / root).exists()), root)
     images = load_split(
         data.name,
         "train" if split == "train" else "test",
         classes=data.classes,
         channels=data.channels,
         image_size=data.image_size,
-        root=Path(data.root) if data.root else None,
+        root=root,
+        folders=folders,
         source=data.train if split == "train" else data.test,
         other_source=data.test if split == "train" else data.train,
         reporter=reporter or SilentReporter(),

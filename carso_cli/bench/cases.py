@@ -18,7 +18,7 @@ from carso_cli.attacks.losses import cross_entropy
 from carso_cli.attacks.target import ClassifierTarget
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.bench.naive_baseline import NaiveBaseline, NaiveTraining
-from carso_cli.build import build_classifier, build_purifier, channels_last, untrained_classifier
+from carso_cli.build import build_purifier, channels_last, untrained_classifier, with_layers
 from carso_cli.classifiers.inference import inference_copy
 from carso_cli.data.image_set import ImageSet
 from carso_cli.defence.defended_model import Defence
@@ -123,9 +123,8 @@ def set_up(
     training = recipe.training.model_copy(update={"initial": None})
     recipe = recipe.model_copy(update={"threat": threat, "training": training})
     with seeded(recipe.seed, "bench weights"):
-        external = recipe.classifier.family == "external"
-        kind = recipe.representation.kind
-        classifier = build_classifier(recipe, kind) if external else untrained_classifier(recipe)
+        classifier = untrained_classifier(recipe)
+        recipe = with_layers(recipe, classifier)
         purifier = build_purifier(recipe, classifier)
     for module in (classifier, purifier):
         # As in training and evaluation; the baseline copies its weights into contiguous memory.

@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from carso_cli.classifiers.wide_resnet import WideResNet
 from carso_cli.errors import MissingError, RecipeError, nearest
 from carso_cli.runtime.third_party import prepare, quiet
 
+# Beginnings of arguments that load, download or describe weights.
+_OF_WEIGHTS = ("pretrained", "weights", "checkpoint", "cache_dir", "hf_", "progress")
 LIBRARIES = ("torchvision", "timm")
 
 
@@ -35,6 +37,8 @@ class Blueprint:
         image_size: Height and width of the images.
         mean: Per-channel mean of the training images, in [0, 1].
         std: Per-channel standard deviation of the same.
+        options: Arguments of the library's constructor; `cifar_stem` is ours: a ResNet's 7x7 convolution
+            becomes 3x3 without stride, and the pooling after it nothing.
     """
 
     family: str
@@ -47,6 +51,7 @@ class Blueprint:
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self) -> nn.Module:
         """Build the classifier with initial weights, on torch's default device.
@@ -74,21 +79,57 @@ class Blueprint:
                 f"torchvision's {self.architecture} takes 3 channels; the recipe says {self.channels}",
                 hint="set data.channels=3, which repeats grey images, or use classifier.family=timm",
             )
-        library = _library(self.family)
-        with quiet():
-            network = (
-                # Never downloaded here: weights come from the recipe's file, which is checked.
-                library.get_model(self.architecture, weights=None, num_classes=self.classes)
-                if self.family == "torchvision"
-                else library.create_model(
-                    self.architecture, pretrained=False, num_classes=self.classes, in_chans=self.channels
-                )
-            )
+        network = self._network(_library(self.family))
         # In-place activations would overwrite the layer outputs that the representation records.
         for module in network.modules():
             if hasattr(module, "inplace"):
-                module.inplace = False
+                setattr(module, "inplace", False)  # noqa: B010  (torch declares no such attribute)
         return Standardised(network, self.mean, self.std)
+
+    def _network(self, library: Any) -> nn.Module:  # noqa: ANN401  (a module)
+        options = dict(self.options)
+        cifar_stem = options.pop("cifar_stem", False)
+        # Never downloaded here, nor read by the library: weights come from the recipe's file.
+        if refused := [name for name in options if name.startswith(_OF_WEIGHTS)]:
+            raise RecipeError(
+                f"classifier.architecture_options: '{refused[0]}' is not allowed; weights come from a file",
+                hint="name the file of weights in classifier.at.file",
+            )
+        try:
+            with quiet():
+                network: nn.Module = (
+                    library.get_model(self.architecture, weights=None, num_classes=self.classes, **options)
+                    if self.family == "torchvision"
+                    else library.create_model(
+                        self.architecture,
+                        pretrained=False,
+                        num_classes=self.classes,
+                        in_chans=self.channels,
+                        **options,
+                    )
+                )
+        # Whatever a constructor makes of arguments that it does not take.
+        except Exception as error:
+            if not self.options:
+                raise
+            raise RecipeError(
+                f"{self.family}'s {self.architecture} cannot be built with classifier.architecture_options "
+                f"{dict(self.options)}: {error}",
+                hint="they are the arguments of its constructor, such as img_size and patch_size of a ViT",
+            ) from error
+        return _with_cifar_stem(network, self.architecture or "") if cifar_stem else network
+
+
+def _with_cifar_stem(network: nn.Module, name: str) -> nn.Module:
+    """Replace the stem that quarters an image by one that keeps its size, as is usual for 32 pixels."""
+    stem, pool = getattr(network, "conv1", None), getattr(network, "maxpool", None)
+    if not isinstance(stem, nn.Conv2d) or not isinstance(pool, nn.Module):
+        raise RecipeError(
+            f"architecture_options: cifar_stem is for ResNets with conv1 and maxpool; {name} has none"
+        )
+    network.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, padding=1, bias=stem.bias is not None)
+    network.maxpool = nn.Identity()
+    return network
 
 
 class Standardised(nn.Module):

@@ -32,6 +32,7 @@ from carso_cli.io.checksum import file_digest
 from carso_cli.io.download import fetch_command, recorded_problem
 from carso_cli.io.paths import weights_home
 
+_GREY = 0.5
 ENTRY_POINT_GROUP = "carso.classifiers"
 
 
@@ -44,6 +45,8 @@ def load_classifier(
     dataset: str,
     recipe: str,
     kind: str,
+    folders: Sequence[Path] = (),
+    of_run: bool = False,
 ) -> nn.Module:
     """Load a classifier, frozen and in evaluation mode.
 
@@ -55,6 +58,8 @@ def load_classifier(
         dataset: Name of the data set.
         recipe: What a command line names the recipe by, for the commands that get missing weights.
         kind: `at` or `clean`, for the same.
+        folders: Where relative files are looked for too, after the working directory.
+        of_run: Whether the recipe is that of a trained run, which needs the weights of its training.
 
     Raises:
         RecipeError: If a name is unknown, the architecture is not the named one's, or the classifier does not
@@ -67,7 +72,7 @@ def load_classifier(
         built = _from_entry_point(name or "", blueprint.family, source)
         return _frozen_checked(built, blueprint, f"entry point '{name}'")
     if source == "file":
-        path = find_weights(file or "", blueprint.family, recipe, kind)
+        path = find_weights(file or "", blueprint.family, recipe, kind, folders=folders, of_run=of_run)
     else:
         record = find_record(source, name or "", dataset)
         _check_architecture(record, blueprint)
@@ -87,16 +92,26 @@ def load_classifier(
     return classifier.eval().requires_grad_(False)
 
 
-def find_weights(file: str, family: str, recipe: str, kind: str) -> Path:
+def find_weights(
+    file: str, family: str, recipe: str, kind: str, *, folders: Sequence[Path] = (), of_run: bool = False
+) -> Path:
     """Find a weights file, as given or in the caches; arguments as of `load_classifier`.
 
     Raises:
         WeightsError: If it is missing; the message says where it was looked for and how to get it.
     """
-    places = weights_places(file, family)
+    places = weights_places(file, family, folders)
     if found := next(filter(Path.is_file, places), None):
         return found
-    if file in PUBLISHED_FILES:
+    if folder := next(filter(Path.is_dir, places), None):
+        raise WeightsError(f"the classifier's weights, {folder}, are a folder; a file is needed")
+    if of_run and file not in PUBLISHED_FILES:
+        # Not to train them again: the run's purifier fits no other weights.
+        hint = (
+            "this run needs the very file of its training: copy it to "
+            f"{weights_home() / Path(file).name}, or use the run from the folder where it was trained"
+        )
+    elif file in PUBLISHED_FILES:
         hint = _fetching(PUBLISHED_FILES[file], recipe, weights_home() / file)
     elif family == "wide-resnet":
         hint = f"train them with: carso train-classifier {recipe} --kind {kind}"
@@ -105,9 +120,14 @@ def find_weights(file: str, family: str, recipe: str, kind: str) -> Path:
     raise WeightsError(f"the classifier's weights '{file}' are missing; {_looked_for(places)}", hint=hint)
 
 
-def weights_places(file: str, family: str) -> tuple[Path, ...]:
-    """Return where a weights file is looked for: as given, in CARSO_HOME, in torchvision's own cache."""
-    places = (Path(os.path.expanduser(file)), weights_home() / file)
+def weights_places(file: str, family: str, folders: Sequence[Path] = ()) -> tuple[Path, ...]:
+    """Return where a weights file is looked for: as given, in some folders, and in the caches.
+
+    These are CARSO_HOME, by path and by name alone, and torchvision's own.
+    """
+    given, home = Path(os.path.expanduser(file)), weights_home()
+    around = () if given.is_absolute() else tuple(folder / given for folder in folders)
+    places = tuple(dict.fromkeys((given, *around, home / file, home / given.name)))
     return (*places, Path(hub.get_dir()) / "checkpoints" / file) if family == "torchvision" else places
 
 
@@ -239,10 +259,11 @@ def check_classifier(
     # A module without parameters is taken for one on the CPU.
     parameter = next(classifier.parameters(), torch.empty(0))
     # Grey is in range for every classifier, and no data need be read.
-    image = torch.full((1, channels, image_size, image_size), 0.5, device=parameter.device)
+    image = torch.full((1, channels, image_size, image_size), _GREY, device=parameter.device)
     try:
         with torch.no_grad():
             logits: object = classifier(image)
+            changed = not bool((image == _GREY).all())
     # The user's code may raise anything; the message must say for which image.
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
@@ -251,7 +272,15 @@ def check_classifier(
             hint="data.channels and data.image_size must be those that it was trained on",
         ) from error
     if not isinstance(logits, Tensor):
-        raise RecipeError(f"{name} returns a {type(logits).__name__}, not a tensor of logits")
+        raise RecipeError(
+            f"{name} returns a {type(logits).__name__}, not a tensor of logits",
+            hint="wrap it in a module whose forward returns the logits alone",
+        )
+    if changed:
+        raise RecipeError(
+            f"{name} changes the images that it is given",
+            hint="an operation in place works on its input: let it begin with images = images.clone()",
+        )
     if logits.shape != (1, classes):
         raise RecipeError(
             f"{name} returns {tuple(logits.shape)} for one image; the recipe's {classes} classes need "

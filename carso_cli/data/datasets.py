@@ -58,6 +58,7 @@ def load_split(
     source: str | None,
     reporter: Reporter,
     other_source: str | None = None,
+    folders: Sequence[Path] = (),
 ) -> ImageSet:
     """Load one split of a data set into memory.
 
@@ -68,14 +69,13 @@ def load_split(
         channels: 3, or 1 for grey; images are converted.
         image_size: Height and width stated for the images, in pixels.
         root: Folder searched for the data; the `data` folder of CARSO_HOME when None.
-        source: For `image-folder` (and, if wanted, `tinyimagenet200`): the split's folder or zip file;
-            absolute, or relative to `root` or to the working directory.
+        source: For `image-folder` or `tinyimagenet200`: folder or zip file, perhaps relative to `root`.
         reporter: Where progress and warnings go.
         other_source: The other split's `source`, whose class names are compared before decoding.
+        folders: Where `source` may lie too, beside `root` and the working directory.
 
     Raises:
-        UsageError: If the name or the split is unknown, or a source is given where none is taken.
-        DataError: If the images are absent, damaged, or not what was stated.
+        UsageError, DataError: If what is named is unknown; if images are absent, damaged, or not as stated.
     """
     _check_request(name, split, classes, channels, image_size, source)
     # `os.path` leaves an unknown `~name` as it is, where `Path.expanduser` raises.
@@ -86,7 +86,7 @@ def load_split(
         return load_cifar_split(name, split, channels=channels, root=folder, reporter=reporter)
     if name in MNIST_FOLDERS:
         return load_mnist_split(name, split, channels=channels, root=folder, reporter=reporter)
-    path = resolve_source(source, folder) if source else None
+    path = resolve_source(source, folder, folders) if source else None
     if name == "tinyimagenet200":
         return load_tinyimagenet_split(
             split,
@@ -107,7 +107,7 @@ def load_split(
         image_size=image_size,
         reporter=reporter,
         # Merely looked for: where it is absent, this split alone can still be used.
-        other_path=_first_of(source_places(other_source, folder)) if other_source else None,
+        other_path=_first_of(source_places(other_source, folder, folders)) if other_source else None,
     )
 
 
@@ -127,13 +127,13 @@ def find_data(name: str, *, root: Path | None, source: str | None = None) -> Pat
     return find_tinyimagenet(folder) if name == "tinyimagenet200" else None
 
 
-def resolve_source(source: str, root: Path) -> Path:
+def resolve_source(source: str, root: Path, folders: Sequence[Path] = ()) -> Path:
     """Return the folder or zip file that a recipe names.
 
     Raises:
         DataError: If it is in none of the places where it may be.
     """
-    places = source_places(source, root)
+    places = source_places(source, root, folders)
     if (found := _first_of(places)) is not None:
         return found
     raise DataError(
@@ -142,10 +142,12 @@ def resolve_source(source: str, root: Path) -> Path:
     )
 
 
-def source_places(source: str, root: Path) -> list[Path]:
+def source_places(source: str, root: Path, folders: Sequence[Path] = ()) -> list[Path]:
     """Return where a folder or zip file that a recipe names may lie, the first choice first."""
     path = Path(os.path.expanduser(source))
-    return [path] if path.is_absolute() else [root / path, Path.cwd() / path]
+    if path.is_absolute():
+        return [path]
+    return list(dict.fromkeys(folder / path for folder in (root, Path.cwd(), *folders)))
 
 
 def _first_of(places: Sequence[Path]) -> Path | None:

@@ -68,6 +68,10 @@ class ImageSet:
         # `to` has copied the pixels, so that dividing in place leaves `images` alone.
         return chosen if chosen.is_floating_point() else chosen.to(torch.float32).div_(255.0)
 
+    def some(self, count: int) -> ImageSet:
+        """Return at most `count` images, evenly spread over the set."""
+        return self.select(torch.linspace(0, len(self) - 1, min(count, len(self))).round().long())
+
     def to(self, device: torch.device | str) -> ImageSet:
         """Return the same set with its images on a device; labels and indices stay on the CPU."""
         return replace(self, images=self.images.to(device))

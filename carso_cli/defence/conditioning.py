@@ -16,6 +16,10 @@ from carso_cli.defence.representation import IMAGE
 from carso_cli.errors import UsageError
 
 LEAKY_SLOPE = 0.2
+# Class, distillation and register tokens before those of the image.
+_PREFIX_TOKENS = 8
+# 8 GiB in float32: four times as much in training, with gradients and the optimiser's two moments.
+_MOST_WEIGHTS = 2**31
 
 
 def convolutions_for(image_size: int) -> int:
@@ -63,6 +67,30 @@ def image_encoder(channels: int, size: int) -> tuple[nn.Sequential, int]:
     return nn.Sequential(*blocks), channels * size * size
 
 
+def map_shape(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """Return (channels, size, size) of a layer's output as the encoder reads it; None if it is no square map.
+
+    Tokens (T, D) of a transformer are the largest square map of D channels that T holds; those before it,
+    such as the class token, are left out. Of (size, size, channels), as Swin gives, the channels come first.
+    """
+    if len(shape) == 2 and (side := math.isqrt(shape[0])) > 1 and shape[0] - side**2 <= _PREFIX_TOKENS:
+        return shape[1], side, side
+    if len(shape) == 3 and shape[1] == shape[2]:
+        return shape[0], shape[1], shape[2]
+    if len(shape) == 3 and shape[0] == shape[1]:
+        return shape[2], shape[0], shape[1]
+    return None
+
+
+def as_map(output: Tensor) -> Tensor:
+    """Turn a layer's output (B, ...) into (B, channels, size, size), by the rule of `map_shape`."""
+    if output.ndim == 3:
+        side = math.isqrt(output.shape[1])
+        image = output[:, output.shape[1] - side**2 :].transpose(1, 2)
+        return image.reshape(image.shape[0], image.shape[1], side, side)
+    return output if output.shape[2] == output.shape[3] else output.permute(0, 3, 1, 2)
+
+
 class RepresentationEncoder(nn.Module):
     """Compress the internal representation into the condition.
 
@@ -83,19 +111,26 @@ class RepresentationEncoder(nn.Module):
         self.layers = tuple(layer_shapes)
         encoders, features = [], 0
         for layer, shape in layer_shapes.items():
-            if len(shape) != 3 or shape[1] != shape[2]:
+            if (found := map_shape(tuple(shape))) is None:
                 raise UsageError(
-                    f"layer '{layer}' gives outputs of shape {tuple(shape)} per image; "
-                    "the purifier needs square multi-channel maps (channels, size, size)"
+                    f"layer '{layer}' gives outputs of shape {tuple(shape)} per image; the purifier needs "
+                    "square multi-channel maps (channels, size, size), or tokens (T, D) that are one"
                 )
             # By halving channels, as for a layer, one channel of an image would be left.
             encoder, encoded = (
-                image_encoder(shape[0], shape[1])
+                image_encoder(found[0], found[1])
                 if layer == IMAGE
-                else layer_encoder(shape[0], shape[1], convolutions)
+                else layer_encoder(found[0], found[1], convolutions)
             )
             encoders.append(encoder)
             features += encoded
+        if features * condition_features > _MOST_WEIGHTS:
+            raise UsageError(
+                f"the layers give {features:,} features, which {condition_features} condition features would "
+                f"need {features * condition_features:,} weights to compress; at most {_MOST_WEIGHTS:,} are "
+                "possible",
+                hint="name layers with smaller maps, or lower purifier.condition_features",
+            )
         # 147,040 for the paper's classifier at 32 pixels, 377,600 at 64.
         self.concatenated_features = features
         self.layer_encoders = nn.ModuleList(encoders)
@@ -108,7 +143,7 @@ class RepresentationEncoder(nn.Module):
     def forward(self, representation: Mapping[str, Tensor]) -> Tensor:
         """Map layer name to (B, channels, h, w) into the condition, (B, condition_features)."""
         encoded = [
-            encoder(representation[layer]).flatten(1)
+            encoder(as_map(representation[layer])).flatten(1)
             # In the recipe's order, whatever the mapping's: the compressor's columns belong to it.
             for layer, encoder in zip(self.layers, self.layer_encoders, strict=True)
         ]

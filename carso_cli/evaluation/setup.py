@@ -11,6 +11,7 @@ from carso_cli.attacks.random_defence import RandomDefence
 from carso_cli.attacks.target import Model
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.build import device_for, load_images
+from carso_cli.classifiers.usable import FEW, warn_at_chance
 from carso_cli.data.image_set import ImageSet, ordered_batches
 from carso_cli.distributed.world import join
 from carso_cli.errors import UsageError
@@ -141,6 +142,10 @@ def prepare_evaluation(
             reporter=reporter,
         )
         images = options.get("images") or load_images(recipe, "test", limit=limit, reporter=reporter)
+    if options.get("classifier") is None and options.get("defence") is None:
+        shown = images.some(FEW)
+        pixels = shown.pixels(slice(None)).to(device)
+        warn_at_chance(models.classifier, pixels, shown.labels, len(shown.classes), reporter)
     seed = options.get("seed")
     setting = Setting(
         models=models,

@@ -68,6 +68,7 @@ def _hashed_values(recipe: Recipe) -> dict[str, Any]:
     for section, key, default in (
         (classifier, "architecture", None),
         (classifier, "given", None),
+        (classifier, "architecture_options", {}),
         (classifier["training"], "initial", None),
         *((classifier["training"], key, default) for key, default in _NEWER_CLASSIFIER_KEYS.items()),
         (values["purifier"], "input_share", 0),

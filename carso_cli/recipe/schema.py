@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path, PurePath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
@@ -35,6 +35,10 @@ Aggregation = Literal["doubly-exponential", "logit-mean", "probability-mean", "m
 View = Literal["exact", "log-probability", "released"]
 Kind = Literal["at", "clean"]
 Precision = Literal["fp32", "tf32", "bf16"]
+
+
+AUTO = "auto"
+"""In place of layers: those that the rule behind Table 7 chooses."""
 
 
 class Data(Section):
@@ -132,6 +136,9 @@ class Classifier(Section):
     """For `given`: what names the model on a command line."""
     architecture: Text | None = None
     """Name that torchvision or timm has for the architecture; its weights come from a file."""
+    architecture_options: dict[Text, Any] = Field(default_factory=dict)
+    """Arguments of its constructor (`{img_size: 32, patch_size: 4}`); `cifar_stem: true` gives a ResNet
+    a stem that keeps the size of small images."""
     depth: Annotated[int, Field(ge=10, strict=True)] = 28
     width: PositiveInt = 10
     activation: Literal["relu", "silu"] = "silu"
@@ -140,6 +147,10 @@ class Classifier(Section):
     clean: Weights | None = None
     """Cleanly trained weights, for the ablation of Appendix D."""
     training: ClassifierTraining = ClassifierTraining()
+
+    def __hash__(self) -> int:
+        """Hash by value: the options are a mapping, which has no hash of its own."""
+        return hash(self.model_dump_json())
 
     @model_validator(mode="after")
     def _depth_fits(self) -> Self:
@@ -156,9 +167,15 @@ class Classifier(Section):
         if named != (self.architecture is not None):
             needs = "needs" if named else "takes no"
             raise ValueError(f"family '{self.family}' {needs} 'architecture'")
+        if self.architecture_options and not named:
+            raise ValueError(f"family '{self.family}' takes no 'architecture_options'")
         if named and any(weights and weights.source != "file" for weights in (self.at, self.clean)):
             raise ValueError(f"family '{self.family}' takes weights of source 'file' only")
         return self
+
+
+def _auto(value: object) -> object:
+    return (AUTO,) if value == AUTO else value
 
 
 class Representation(Section):
@@ -166,8 +183,10 @@ class Representation(Section):
 
     kind: Kind = "at"
     """Training of the first classifier instance, which yields the representation."""
-    layers: Annotated[tuple[Text, ...], Field(min_length=1)]
-    """Names of modules; `image`, beyond the paper, stands for the classifier's input itself."""
+    layers: Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_auto)]
+    """Names as in `carso extract RECIPE --list`; `auto` takes those that it proposes. An output is what
+    the layer returns, and of a layer that runs twice, the first; `image`,
+    beyond the paper, stands for the classifier's input itself."""
 
     @model_validator(mode="after")
     def _unique(self) -> Self:
@@ -270,6 +289,11 @@ class Recipe(Section):
         found = self.model_copy()
         found._path = str(path)
         return found
+
+    @property
+    def file(self) -> Path | None:
+        """The user's file that it was read from; None for a shipped recipe or one made in Python."""
+        return Path(self._path) if self._path else None
 
     @property
     def reference(self) -> str:

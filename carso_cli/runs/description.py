@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import sys
@@ -133,6 +134,7 @@ def describe_environment(device: torch.device, **more: Any) -> dict[str, Any]:  
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": versions,
+        "working_folder": os.getcwd(),
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),

@@ -16,6 +16,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal
 
+from carso_cli.build import search_folders
 from carso_cli.classifiers.architectures import check_architecture
 from carso_cli.classifiers.load import ENTRY_POINT_GROUP, robustbench_places, weights_places
 from carso_cli.classifiers.registry import PUBLISHED_FILES, find_record
@@ -30,7 +31,7 @@ from carso_cli.data.mnist import TITLES, mnist_files
 from carso_cli.errors import DataError, RecipeError, WeightsError
 from carso_cli.io.checksum import file_digest
 from carso_cli.io.download import fetch, fetch_command, recorded_problem
-from carso_cli.io.paths import data_home
+from carso_cli.io.paths import data_home, weights_home
 from carso_cli.recipe.schema import Recipe, Weights
 from carso_cli.recipe.shipped import start_command
 from carso_cli.runtime.reporter import Reporter
@@ -261,9 +262,9 @@ def _weights_item(recipe: Recipe, kind: str, weights: Weights, required: bool) -
         return Item(kind, name, PRESENT if offered else MISSING, required, place, note=note)
     if weights.source == "file":
         what = weights.file or ""
-        published, places = PUBLISHED_FILES.get(what), weights_places(what, family)
+        published, places = PUBLISHED_FILES.get(what), weights_places(what, family, search_folders(recipe))
         # `train-classifier` writes where it is called; anything else is put into CARSO_HOME.
-        belongs = places[0 if family == "wide-resnet" and published is None else 1]
+        belongs = places[0] if family == "wide-resnet" and published is None else weights_home() / what
     else:
         record = find_record(weights.source, name, recipe.data.name)
         if weights.source == "shipped":

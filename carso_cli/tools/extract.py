@@ -18,6 +18,7 @@ from carso_cli.build import (
     load_images,
     untrained_classifier,
     user_classifier,
+    with_layers,
 )
 from carso_cli.classifiers.layer_choice import default_layers
 from carso_cli.data.decode import read_images
@@ -67,6 +68,7 @@ def list_layers(recipe: Recipe, *, pattern: str = "*", kind: str | None = None) 
     # Modules that do not run, or return no single tensor, cannot be part of a representation.
     chosen = match_layers(pattern, [name for name in layer_names(classifier) if name in shapes])
     modules = dict(classifier.named_modules())
+    recipe = with_layers(recipe, classifier)
     in_recipe, proposed = set(recipe.representation.layers), set(default_layers(classifier, shapes))
     return [
         Layer(name, type(modules[name]).__name__, shapes[name][1], name in in_recipe, name in proposed)
@@ -119,6 +121,7 @@ def extract(
     """
     target = device_for(recipe, device)
     classifier = build_classifier(recipe, kind or recipe.representation.kind, target)
+    recipe = with_layers(recipe, classifier)
     layers = match_layers(pattern, layer_names(classifier)) if pattern else list(recipe.representation.layers)
     pixels, extra = _inputs(recipe, split, files, limit, reporter)
     parts: dict[str, list[Tensor]] = {layer: [] for layer in layers}

@@ -6,12 +6,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from carso_cli.build import build_purifier, channels_last, device_for, training_images, untrained_classifier
+from carso_cli.build import (
+    build_purifier,
+    channels_last,
+    device_for,
+    training_images,
+    untrained_classifier,
+    with_layers,
+)
+from carso_cli.classifiers.usable import check_gradient
 from carso_cli.data.image_set import ImageSet
 from carso_cli.defence.elbo import negative_elbo
 from carso_cli.defence.representation import extract_representation
@@ -31,7 +40,8 @@ _IMAGES = 8
 
 def parameter_counts(recipe: Recipe) -> dict[str, int]:
     """Count parameters part by part, on the meta device: nothing is allocated."""
-    with torch.device("meta"):
+    # An entry point may load its weights, which the meta device would not take.
+    with nullcontext() if recipe.classifier.family == "external" else torch.device("meta"):
         classifier = untrained_classifier(recipe)
         purifier = build_purifier(recipe, classifier)
     encoder = purifier.representation_encoder
@@ -71,7 +81,12 @@ def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = N
     refuse_trades(recipe)
     target = device_for(recipe, device)
     # Frozen, as in training: gradients of its weights would cost time that training does not spend.
-    classifier = channels_last(untrained_classifier(recipe).to(target).eval().requires_grad_(False))
+    classifier = untrained_classifier(recipe).to(target).eval().requires_grad_(False)
+    if recipe.classifier.family == "external":
+        check_gradient(classifier, channels=recipe.data.channels, image_size=recipe.data.image_size)
+    else:
+        channels_last(classifier)
+    recipe = with_layers(recipe, classifier)
     per_image = seconds_per_image(recipe, classifier, target)
     count = training_images(recipe, limit)
     return {

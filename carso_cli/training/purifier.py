@@ -25,7 +25,9 @@ from carso_cli.build import (
     device_for,
     load_images,
     user_classifier,
+    with_layers,
 )
+from carso_cli.classifiers.usable import FEW, check_gradient, warn_at_chance
 from carso_cli.data.image_set import ImageSet, balanced_subset, ordered_batches
 from carso_cli.defence.defended_model import Defence
 from carso_cli.defence.representation import RULE
@@ -107,7 +109,8 @@ def train_purifier(
         recipe = keep_beta_of_run(recipe, folder)
         limit = world.on_main(lambda: resumed_limit(folder, recipe, limit))
     setup = _set_up(recipe, world.device, limit, reporter, classifier, images)
-    state, rates = initial_state(setup), rates_of_run(recipe, None)
+    # With the layers that `auto` stands for, which the run stores.
+    recipe, state, rates = setup.recipe, initial_state(setup), rates_of_run(setup.recipe, None)
     checkpoint = _checkpoint(folder, setup, state, rates)
     # Not before weights and images are there: a command that cannot start leaves nothing behind.
     with world.main_holds(lambda: folder.claimed(resume=resume, reporter=reporter)):
@@ -155,6 +158,10 @@ def _set_up(
         else user_classifier(classifier, recipe)
     )
     frozen = frozen.to(device)
+    recipe = with_layers(recipe, frozen)
+    # Those of libraries and our own have gradients; code of a user may have none.
+    if classifier is not None or recipe.classifier.family == "external":
+        check_gradient(frozen, channels=recipe.data.channels, image_size=recipe.data.image_size)
     with join(device).local_main_first():
         if images is None:
             images = load_images(recipe, "train", limit=limit, reporter=reporter)
@@ -162,6 +169,9 @@ def _set_up(
             images = balanced_subset(images, limit, recipe.seed)
         train, held_out = training_and_followed(recipe, images, reporter)
     check_images(len(train))
+    few = train.some(FEW)
+    pixels = few.pixels(slice(None)).to(device)
+    warn_at_chance(frozen, pixels, few.labels, len(few.classes), reporter)
     perturb = BalancedBatch(recipe, frozen, reporter)
     # The defence under attack changes with every step: examples against it are not reused.
     cache = AdversarialCache(recipe.training.attack_mix.reuse if recipe.training.objective == "elbo" else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from torch import Tensor, hub, nn
 
 from carso_cli.classifiers.architectures import Blueprint, Standardised
 from carso_cli.classifiers.load import check_classifier, load_classifier
-from carso_cli.defence.representation import extract_representation
-from carso_cli.errors import RecipeError, WeightsError
+from carso_cli.defence.conditioning import RepresentationEncoder, as_map, map_shape
+from carso_cli.defence.representation import extract_representation, module_shapes
+from carso_cli.errors import RecipeError, UsageError, WeightsError
 from carso_cli.io.paths import weights_home
+from carso_cli.recipe.identity import recipe_hash
+from carso_cli.recipe.load import dump_recipe, load_recipe, load_recipe_text
 from carso_cli.runtime.third_party import prepare, quiet
 
 prepare()
@@ -171,3 +175,93 @@ class Returning(nn.Module):
 def test_what_is_no_classifier(value: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         check_classifier(Returning(value), classes=2, channels=1, image_size=4)
+
+
+def test_a_vit_of_small_patches_loads_and_its_tokens_are_maps(tmp_path: Path) -> None:
+    options = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    network = perturbed(timm.create_model("vit_tiny_patch16_224", num_classes=7, **options)).eval()
+    save_file(network.state_dict(), tmp_path / "vit.safetensors")
+    form = replace(blueprint("timm", "vit_tiny_patch16_224", size=32), options=options)
+    classifier, images = load(form, str(tmp_path / "vit.safetensors")), torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(classifier(images), network(standardise(images)))
+    tokens = extract_representation(classifier, images, ["network.blocks.0"])["network.blocks.0"]
+    assert tokens.shape == (2, 65, 24)
+    encoder = RepresentationEncoder({"network.blocks.0": (65, 24)}, 5, 3).eval()
+    mapped = RepresentationEncoder({"network.blocks.0": (24, 8, 8)}, 5, 3).eval()
+    mapped.load_state_dict(encoder.state_dict())
+    # Token 1 + 8 r + c is that of row r and column c; token 0 is the class token.
+    maps = torch.stack(
+        [torch.stack([tokens[:, 1 + 8 * row + column] for column in range(8)], 2) for row in range(8)], 2
+    )
+    torch.testing.assert_close(encoder({"network.blocks.0": tokens}), mapped({"network.blocks.0": maps}))
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((49, 6), (6, 7, 7)),
+        ((50, 6), (6, 7, 7)),
+        ((201, 6), (6, 14, 14)),
+        ((5, 5, 9), (9, 5, 5)),
+        ((9, 5, 5), (9, 5, 5)),
+        ((60, 6), None),
+        ((1, 6), None),
+        ((6,), None),
+        ((3, 4, 5), None),
+    ],
+)
+def test_which_outputs_are_maps(shape: tuple[int, ...], expected: tuple[int, ...] | None) -> None:
+    assert map_shape(shape) == expected
+    if expected:
+        assert as_map(torch.rand(2, *shape)).shape == (2, *expected)
+
+
+@pytest.mark.parametrize(("family", "name"), [("torchvision", "resnet18"), ("timm", "resnet18")])
+def test_a_cifar_stem_keeps_the_size_of_small_images(family: str, name: str) -> None:
+    form = replace(blueprint(family, name, size=32), options={"cifar_stem": True})
+    classifier = form.build().eval()
+    shapes = module_shapes(classifier, torch.rand(1, 3, 32, 32))
+    assert shapes["network.conv1"][1] == (64, 32, 32)
+    assert shapes["network.layer1"][1] == (64, 32, 32)
+    assert shapes["network.layer4"][1] == (512, 4, 4)
+    assert classifier.state_dict()["network.conv1.weight"].shape == (64, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "options", "message"),
+    [
+        ("timm", "resnet18", {"img_sizes": 32}, "resnet18 cannot be built with"),
+        ("torchvision", "resnet18", {"img_size": 32}, "resnet18 cannot be built with"),
+        ("torchvision", "vit_b_16", {"image_size": 33}, "vit_b_16 cannot be built with"),
+        ("timm", "resnet18", {"checkpoint_path": "x.pth"}, "'checkpoint_path' is not allowed"),
+        ("timm", "resnet18", {"pretrained": True}, "'pretrained' is not allowed"),
+        ("torchvision", "resnet18", {"weights": "DEFAULT"}, "'weights' is not allowed"),
+        ("torchvision", "vgg11", {"cifar_stem": True}, "cifar_stem is for ResNets"),
+    ],
+)
+def test_options_that_do_not_fit_are_told(
+    family: str, name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        replace(blueprint(family, name, size=32), options=options).build()
+
+
+def test_options_are_keys_of_a_recipe_and_count_in_its_hash() -> None:
+    change = "classifier={family: timm, architecture: vit_tiny_patch16_224, clean: null, "
+    weights = "at: {source: file, file: vit.pt}"
+    plain = load_recipe("cifar10", [f"{change}{weights}}}"])
+    chosen = load_recipe(
+        "cifar10", [f"{change}{weights}, architecture_options: {{img_size: 32, patch_size: 4}}}}"]
+    )
+    assert chosen.classifier.architecture_options == {"img_size": 32, "patch_size": 4}
+    assert load_recipe_text(dump_recipe(chosen)) == chosen
+    assert recipe_hash(chosen) != recipe_hash(plain)
+    assert len({chosen, plain}) == 2
+    with pytest.raises(RecipeError, match="takes no 'architecture_options'"):
+        load_recipe("cifar10", ["classifier.architecture_options={a: 1}"])
+
+
+def test_too_many_features_are_refused_with_the_reason() -> None:
+    # 32 channels of 98 x 98 are left by one convolution.
+    with pytest.raises(UsageError, match=r"the layers give 307,328 features.* need 30,732,800,000 weights"):
+        RepresentationEncoder({"a": (64, 100, 100)}, 100_000, 1)
