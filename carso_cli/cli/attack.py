@@ -32,7 +32,9 @@ ResizeOption = Annotated[bool, typer.Option("--resize/--no-resize", help="Crop a
 OutOption = Annotated[
     Path | None,
     options.optional(
-        "--out", metavar="FILE", help="Safetensors file to write (default: RUN/attacks/ATTACK-TARGET)."
+        "--out",
+        metavar="FILE",
+        help="File to write, .safetensors or .npz (default: RUN/attacks/ATTACK-TARGET.safetensors).",
     ),
 ]
 

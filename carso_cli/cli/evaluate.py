@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,9 +11,10 @@ import typer
 
 from carso_cli.attacks.registry import ATTACKS, PROTOCOLS
 from carso_cli.cli import options
-from carso_cli.cli.console import duration, figure, print_json, print_result, show_table
+from carso_cli.cli.console import duration, figure, messages, print_json, print_result, show_table
 from carso_cli.cli.evaluation_tables import show_evaluation, verdict_of
 from carso_cli.cli.progress import RichReporter
+from carso_cli.distributed.launch import launch
 from carso_cli.errors import SanityCheckError
 
 if TYPE_CHECKING:
@@ -86,11 +88,25 @@ def command(
     summary = evaluate(
         recipe_of_run, run=folder, reporter=RichReporter(), resume=resume, force=force, **chosen
     )
+    _draw(summary, folder)
     print_result(summary, partial(show_evaluation, tables=tables, verbose=verbose), as_json=json)
     # After the result is stored and shown: a failed check changes the exit code, not the measurement.
     trusted, verdict = verdict_of(summary)
     if strict and not trusted:
         raise SanityCheckError(verdict, hint="the result is stored; each check says what its failure means")
+
+
+def _draw(summary: Mapping[str, Any], run: Path) -> None:
+    """Write the picture of the accuracies beside the records, in every format."""
+    if launch().rank:
+        return
+    from carso_cli.reports.plots import accuracy_plot
+    from carso_cli.runs.folder import RunFolder
+    from carso_cli.runs.records import evaluation_id
+
+    folder = RunFolder(run).inside("evaluation", evaluation_id(summary["settings"]["identity"]))
+    written = accuracy_plot(summary).save(folder)
+    messages().print(f"picture: {written[0]}, and as SVG and PDF", soft_wrap=True)
 
 
 def _show_cost(recipe: Recipe, folder: Path, chosen: Any, *, as_json: bool) -> None:  # noqa: ANN401

@@ -27,9 +27,9 @@ from carso_cli.evaluation.protocols import Job
 from carso_cli.evaluation.scoring import REPORT, SELECTION, Score
 from carso_cli.evaluation.setup import Evaluation, EvaluationOptions, prepare_evaluation
 from carso_cli.io.json_files import ensure_folder
-from carso_cli.pictures.grids import amplified, decision_caption, save_grid
+from carso_cli.pictures.grids import Row, amplified, save_grid
 from carso_cli.recipe.schema import Recipe
-from carso_cli.runs.checkpoints import save_tensors
+from carso_cli.runs.checkpoints import save_npz, save_tensors
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.intervals import wilson
 from carso_cli.runtime.reporter import Reporter
@@ -57,7 +57,8 @@ def attack(
         run: Run folder.
         reporter: Where progress goes.
         name: A single attack, such as `pgd-eot`.
-        out: File to write, the PNG beside it; `<run>/attacks/<attack>-<target>.safetensors` when None.
+        out: Safetensors or npz file to write, the pictures beside it; when None,
+            `<run>/attacks/<attack>-<target>.safetensors`.
         files: Image files to attack instead of the recipe's test split.
         resize: Crop and resize image files to the recipe's size.
         options: As for `evaluate`; `target` is the defence when left out.
@@ -70,11 +71,7 @@ def attack(
         UsageError: If a protocol is named, or the attack does not fit the target.
         DataError: If an image file cannot be used.
     """
-    if name in PROTOCOLS:
-        raise UsageError(
-            f"'{name}' is a protocol, a set of attacks; examples are made by one",
-            hint=f"use one of its attacks, such as {PROTOCOLS[name].defence[0]}",
-        )
+    _check_request(name, out)
     # One target, as one file holds one set of examples; `evaluate` would take both where none is named.
     options["attack"], options["target"] = name, options.get("target") or "defence"
     if files:
@@ -84,6 +81,8 @@ def attack(
     # `prepare_evaluation` has joined already; joining twice changes nothing.
     world = join(evaluation.setting.models.device)
     path = out or RunFolder(run).inside("attacks") / f"{name}-{job.target}.safetensors"
+    # Each file has its own picture, so that `a.npz` and `a.safetensors` do not share one.
+    picture = path.with_suffix(".png") if path.suffix == ".safetensors" else Path(f"{path}.png")
     world.on_main(lambda: ensure_folder(path.parent))
     if files:
         # On every process, and before any is attacked: an attack needs a label to move away from.
@@ -91,10 +90,25 @@ def attack(
     clean, tensors = _make_examples(evaluation, job, world, world.reporter(reporter))
     label_source, source = ("prediction", [str(file) for file in files]) if files else ("data", "test")
     about = {"target": job.target, "label_source": label_source, "source": source, "version": __version__}
-    world.on_main(lambda: save_tensors(path, tensors, {**evaluation.identity, **about}))
-    world.on_main(lambda: _draw(path.with_suffix(".png"), evaluation.setting, job, tensors))
-    where = {"out": str(path), "picture": str(path.with_suffix(".png"))}
+    save = save_npz if path.suffix == ".npz" else save_tensors
+    world.on_main(lambda: save(path, tensors, {**evaluation.identity, **about}))
+    decided = torch.cat([score.predicted for score in clean])[:SHOWN]
+    world.on_main(lambda: _draw(picture, evaluation.setting, job, tensors, decided))
+    where = {"out": str(path), "picture": str(picture)}
     return {**where, "attack": name, "target": job.target, **_figures(evaluation.setting, clean, tensors)}
+
+
+def _check_request(name: str, out: Path | None) -> None:
+    if out is not None and out.suffix not in (".safetensors", ".npz"):
+        raise UsageError(
+            f"--out {out}: examples are written as .safetensors or .npz, not '{out.suffix}'",
+            hint=f"--out {out.with_suffix('.safetensors')}",
+        )
+    if name in PROTOCOLS:
+        raise UsageError(
+            f"'{name}' is a protocol, a set of attacks; examples are made by one",
+            hint=f"use one of its attacks, such as {PROTOCOLS[name].defence[0]}",
+        )
 
 
 def _make_examples(
@@ -161,26 +175,31 @@ def _with_predicted_labels(evaluation: Evaluation, job: Job) -> Evaluation:
     return replace(evaluation, setting=replace(setting, images=replace(setting.images, labels=labels)))
 
 
-def _draw(path: Path, setting: Setting, job: Job, tensors: Mapping[str, Tensor]) -> None:
-    """Draw the first images: clean, perturbation amplified, adversarial, and one reconstruction."""
+def _draw(path: Path, setting: Setting, job: Job, tensors: Mapping[str, Tensor], clean: Tensor) -> None:
+    """Draw the first images: clean, perturbation amplified, perturbed, and one reconstruction.
+
+    Args:
+        path: The PNG.
+        setting: Models, images, seed.
+        job: The attack.
+        tensors: What is saved.
+        clean: (SHOWN,) decisions on the unperturbed images.
+    """
     shown = {name: tensor[:SHOWN] for name, tensor in tensors.items()}
     change = shown["adversarial"] - shown["images"]
     # The floor serves attacks that change nothing, such as `none`.
     largest = max(float(change.abs().max()), 1e-6)
+    names = setting.images.classes
     rows = [
-        ("clean", shown["images"]),
-        (f"change\nx {0.5 / largest:.3g}", amplified(change, largest)),
-        ("adversarial", shown["adversarial"]),
+        Row("clean", shown["images"], [names[said] for said in clean.tolist()]),
+        # Around mid-grey.
+        Row(f"change\n× {0.5 / largest:.3g}", amplified(change, largest)),
+        Row("perturbed", shown["adversarial"], [names[said] for said in shown["predictions"].tolist()], True),
     ]
     if job.target == "defence":
         defence, source = setting.models.require_defence(), generator(setting.seed, "picture")
         with torch.no_grad():
             condition = defence.condition(shown["adversarial"].to(setting.models.device))
             drawn = defence.decode(condition, defence.draw_latents(len(condition), 1, source))
-        rows.append(("one recon-\nstruction", drawn[:, 0].cpu()))
-    names = setting.images.classes
-    captions = [
-        decision_caption(names[label], names[said])
-        for label, said in zip(shown["labels"].tolist(), shown["predictions"].tolist(), strict=True)
-    ]
-    save_grid(path, rows, captions)
+        rows.append(Row("one recon-\nstruction\nof it", drawn[:, 0].cpu(), (), True))
+    save_grid(path, rows, [names[label] for label in shown["labels"].tolist()])

@@ -15,7 +15,7 @@ from carso_cli.evaluation.audit_report import AuditReport
 from carso_cli.evaluation.audit_setup import BUDGETS, AuditBudget
 from carso_cli.evaluation.protocols import UNPERTURBED
 from carso_cli.io.json_files import read_json_lines, write_atomically, write_json
-from carso_cli.pictures.grids import amplified, decision_caption, render_grid
+from carso_cli.pictures.grids import Row, amplified, render_grid
 from carso_cli.recipe.load import load_recipe
 from carso_cli.reports.harden_page import harden_page
 from carso_cli.runs.folder import RunFolder
@@ -165,19 +165,17 @@ def draw_examples(root: Path, defence: Defence, images: ImageSet) -> bytes:
     with torch.no_grad():
         latents = defence.draw_latents(len(few), 1)
         purified = [defence.purify(each, latents=latents)[:, 0] for each in (clean, attacked)]
-        decisions = defence(attacked, latents=latents, view="exact").argmax(dim=1).tolist()
-    names = images.classes
-    captions = [
-        decision_caption(names[label], names[decision])
-        for label, decision in zip(labels.tolist(), decisions, strict=True)
-    ]
+        decisions = [
+            [images.classes[place] for place in defence(each, latents=latents, view="exact").argmax(dim=1)]
+            for each in (clean, attacked)
+        ]
     # Under l2 a pixel may change by more than a share of the radius that the eye would see.
     largest = max(float((attacked - clean).abs().max()), 1e-6)
     rows = [
-        ("image", clean),
-        ("purified", purified[0]),
-        ("change", amplified(attacked - clean, largest)),
-        ("attacked", attacked),
-        ("purified", purified[1]),
+        Row("clean", clean, decisions[0]),
+        Row("purified", purified[0]),
+        Row(f"change\n× {0.5 / largest:.3g}", amplified(attacked - clean, largest)),
+        Row("attacked", attacked, decisions[1], perturbed=True),
+        Row("purified", purified[1], perturbed=True),
     ]
-    return render_grid(rows, captions)
+    return render_grid(rows, [images.classes[label] for label in labels])

@@ -14,6 +14,9 @@ from math import isnan, nan
 from typing import Any, NamedTuple
 
 Axes = Any
+KINDS = ("png", "svg", "pdf")
+"""Formats in which every picture is written."""
+_UNDATED = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 _WIDTH, _HEIGHT = 4.6, 3.1
 _PIXELS_PER_INCH = 150
 _DASHES = ("-", "--", "-.", ":", "-")
@@ -138,6 +141,11 @@ class Picture:
                 ends = interval[::-1] if flat else interval
                 # All three are given, or this would take the next curve's colour, dash and marker.
                 axes.plot(*ends, color=line.get_color(), transform=beside, **bars)
+            # matplotlib ignores shifted lines when it chooses a range: they might lie outside of it.
+            axes.update_datalim([*zip(*data, strict=True)])
+            for (place, _), bounds in intervals:
+                axes.update_datalim([(end, place) if flat else (place, end) for end in bounds])
+        axes.autoscale_view()
         if len(self.curves) > 1:
             axes.legend()
         if flat:
@@ -174,7 +182,7 @@ def render(
 
     Args:
         pictures: At least one.
-        kind: `png` or `svg`.
+        kind: `png`, `svg` or `pdf`.
         style: Colours.
         titles: Whether to write their titles above them.
 
@@ -191,15 +199,21 @@ def render(
     size = (_WIDTH * columns, max(_HEIGHT, 0.3 * rows + 1.0) * lines)
     with rc_context(style.parameters()):
         figure = Figure(figsize=size, dpi=_PIXELS_PER_INCH, layout="constrained")
-        spots = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
-        # Not strict: an odd number of pictures leaves one place free.
-        for axes, picture in zip(spots, pictures, strict=False):
+        # Half columns, so that a last picture without a neighbour stands in the middle.
+        grid = figure.add_gridspec(lines, 2 * columns)
+        for number, picture in enumerate(pictures):
+            alone = columns == 2 and number == len(pictures) - 1 and number % 2 == 0
+            first = 1 if alone else 2 * (number % columns)
+            axes = figure.add_subplot(grid[number // columns, first : first + 2])
             picture.draw(axes)
             if titles:
                 axes.set_title(picture.title)
-        for axes in spots[len(pictures) :]:
-            axes.set_axis_off()
-        buffer = BytesIO()
-        # The date that matplotlib writes into an SVG would make the same picture differ every time.
-        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        return figure_bytes(figure, kind)
+
+
+def figure_bytes(figure: Any, kind: str) -> bytes:  # noqa: ANN401  (matplotlib's own type)
+    """Return a matplotlib figure as the content of a file: `png`, `svg` or `pdf`."""
+    buffer = BytesIO()
+    # The date that matplotlib writes would make the same picture differ every time.
+    figure.savefig(buffer, format=kind, metadata=_UNDATED[kind])
     return buffer.getvalue()

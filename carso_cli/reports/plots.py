@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from carso_cli.build import load_defence
 from carso_cli.defence.answer import classify
 from carso_cli.errors import CarsoError
 from carso_cli.io.json_files import write_atomically
-from carso_cli.pictures.curves import DARK, LIGHT, Curve, Picture, Point, Style, render
-from carso_cli.pictures.grids import decision_caption, render_grid
+from carso_cli.pictures.curves import DARK, KINDS, LIGHT, Curve, Picture, Point, Style, render
+from carso_cli.pictures.grids import Row, amplified, render_grid
 from carso_cli.recipe.load import load_recipe
 from carso_cli.reports.stored import StoredEvaluation, StoredRun
 from carso_cli.runs.checkpoints import load_tensors
@@ -46,24 +44,24 @@ class Plot:
         name: Stem of the file name.
         pictures: Curves.
         rows: A grid of images instead; see `carso_cli.pictures.grids.render_grid`.
-        captions: One per column of the grid.
+        labels: Name of the class of each column of the grid.
         caption: What the grid was drawn from.
     """
 
     name: str
     pictures: Sequence[Picture] = ()
-    rows: Sequence[tuple[str, Tensor]] = ()
-    captions: Sequence[str] = ()
+    rows: Sequence[Row] = ()
+    labels: Sequence[str] = ()
     caption: str = ""
 
     def save(self, folder: Path) -> list[Path]:
-        """Write `NAME.png` and `NAME.svg`, atomically; return the paths.
+        """Write `NAME.png`, `.svg` and `.pdf`, atomically; return the paths.
 
         Raises:
             CarsoError: If they cannot be written.
         """
         paths = []
-        for kind in ("png", "svg"):
+        for kind in KINDS:
             paths.append(folder / f"{self.name}.{kind}")
             content = render(self.pictures, kind) if self.pictures else self._grid(kind, LIGHT)
             write_atomically(paths[-1], content)
@@ -85,7 +83,29 @@ class Plot:
         return shown
 
     def _grid(self, kind: str, style: Style) -> bytes:
-        return render_grid(self.rows, self.captions, kind, ink=style.ink, paper=style.paper)
+        return render_grid(self.rows, self.labels, kind, ink=style.ink, paper=style.paper)
+
+
+def accuracy_plot(summary: Mapping[str, Any]) -> Plot:
+    """Return one evaluation's accuracies with their intervals, by target and attack.
+
+    Args:
+        summary: What `evaluate` returned.
+    """
+    curves = []
+    for target in ("classifier", "defence"):
+        rows = [row for row in summary["results"] if row["target"] == target]
+        # "none" is a name of the command line.
+        names = ["clean" if row["attack"] == "none" else row["attack"] for row in rows]
+        points = [(name, row) for name, row in zip(names, rows, strict=True)]
+        if target == summary["headline"]["target"] and len(rows) > 2:
+            points.append(("worst case", summary["headline"]))
+        curves += [_curve(target, points)] if points else []
+    identity = summary["settings"]["identity"]
+    title = f"{summary['recipe']}: {summary['attack']}, {identity['norm']}, eps {identity['eps']:.4g}"
+    caption = f"{summary['n_images']} images, bars: 95% Wilson intervals"
+    label = f"accuracy on {summary['n_images']} images, 95% intervals"
+    return Plot("accuracy", [Picture(title, curves, label, caption, "choice", limits=(-0.03, 1.03))])
 
 
 def draw_plots(run: StoredRun, reporter: Reporter, device: str) -> list[Plot]:
@@ -255,15 +275,23 @@ def reconstruction_grid(run: Path, device: str) -> Plot | None:
     seed = int(metadata["seed"])
     # Latents follow from the seed and an image's pixels, so the same report draws the same picture.
     before, after = classify(defence, images, seed), classify(defence, perturbed, seed)
-    rows = [("input", images), ("perturbed", perturbed)]
-    rows += [(f"sample {number + 1}", after.reconstructions[:, number]) for number in range(_GRID_SAMPLES)]
-    rows.append(("mean", after.reconstructions.mean(dim=1)))
-    rows.append(("mean,\nunperturbed", before.reconstructions.mean(dim=1)))
-    decisions = zip(tensors["labels"][:_GRID_IMAGES].tolist(), after.decision.tolist(), strict=True)
-    captions = [decision_caption(names[label], names[decision]) for label, decision in decisions]
+    change, largest = perturbed - images, max(float((perturbed - images).abs().max()), 1e-6)
+    rows = [
+        Row("clean", images, [names[place] for place in before.decision.tolist()]),
+        Row(f"change\n× {0.5 / largest:.3g}", amplified(change, largest)),
+        Row("perturbed", perturbed, [names[place] for place in after.decision.tolist()], perturbed=True),
+        *(
+            Row(f"sample {n + 1}\nof perturbed", after.reconstructions[:, n], perturbed=True)
+            for n in range(_GRID_SAMPLES)
+        ),
+        Row("mean\nof perturbed", after.reconstructions.mean(dim=1), perturbed=True),
+        Row("mean\nof clean", before.reconstructions.mean(dim=1)),
+    ]
+    labels = [names[label] for label in tensors["labels"][:_GRID_IMAGES].tolist()]
     caption = (
-        f"Above each column: label > decision of the defence on the perturbed image, N = {_GRID_SAMPLES}. "
+        f"Above each column its class, below images the decision of the defence, N = {_GRID_SAMPLES}; "
+        "framed: perturbed. "
         f"From {stored[0]}: {metadata['attack']}, eps {metadata['eps']:.4g} under {metadata['norm']}, "
         f"seed {seed}. The samples are those of the perturbed image."
     )
-    return Plot("reconstructions", (), rows, captions, caption)
+    return Plot("reconstructions", (), rows, labels, caption)

@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,20 @@ def _write(path: Path, copied: dict[str, Tensor], metadata: Mapping[str, Any]) -
     header[CHECKSUM_KEY] = json.dumps(tensors_checksum(copied, metadata))
     # Not `save_file`, which writes in place: a kill would leave half a file.
     write_atomically(path, save(copied, metadata=header))
+
+
+def save_npz(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors as NumPy arrays, and the metadata as JSON text under `metadata`, atomically.
+
+    Raises:
+        CarsoError: If the file cannot be written; an earlier file is then intact.
+    """
+    import numpy as np
+
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+    buffer = BytesIO()
+    np.savez(buffer, **arrays, metadata=np.array(json.dumps(metadata, allow_nan=False)))  # type: ignore[arg-type]
+    write_atomically(path, buffer.getvalue())
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -26,7 +26,7 @@ from carso_cli.defence.answer import classify
 from carso_cli.defence.defended_model import Defence
 from carso_cli.errors import DataError
 from carso_cli.io.json_files import ensure_folder
-from carso_cli.pictures.grids import save_grid, save_image
+from carso_cli.pictures.grids import Row, save_grid, save_image
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.description import class_names
@@ -102,7 +102,7 @@ def predict(
         "aggregation": defence.aggregation,
         "seed": chosen,
         "images": rows,
-        "grid": None if save is None else _save_grid(save, shown),
+        "grid": None if save is None else _save_grid(save, shown, [row["class"] for row in rows]),
     }
 
 
@@ -136,12 +136,13 @@ def _save_reconstructions(folder: Path, number: int, source: Path, samples: Tens
     return [str(folder / f"{name}-{part}.png") for part in pictures]
 
 
-def _save_grid(folder: Path, shown: Sequence[tuple[Tensor, Tensor]]) -> str:
-    """Write `grid.png`: input, samples and their mean of the first images."""
+def _save_grid(folder: Path, shown: Sequence[tuple[Tensor, Tensor]], classes: Sequence[str]) -> str:
+    """Write `grid.png`, `.svg` and `.pdf`: input with decision, samples and mean of the first images."""
     images, samples = (torch.stack(tensors) for tensors in zip(*shown, strict=True))
-    rows = [("input", images)]
-    rows += [(f"sample {number + 1}", samples[:, number]) for number in range(samples.shape[1])]
-    rows.append(("mean", samples.mean(dim=1)))
+    # Nobody knows the labels of these images, so no decision is marked as right or wrong.
+    rows = [Row("input,\ndecision", images, classes[: len(images)])]
+    rows += [Row(f"sample {number + 1}", samples[:, number]) for number in range(samples.shape[1])]
+    rows.append(Row("mean", samples.mean(dim=1)))
     save_grid(folder / "grid.png", rows)
     return str(folder / "grid.png")
 

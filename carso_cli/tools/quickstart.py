@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from carso_cli.build import load_defence
 from carso_cli.defence.defended_model import Defence
 from carso_cli.evaluation.attack import attack
 from carso_cli.evaluation.run import evaluate
-from carso_cli.pictures.grids import save_grid
+from carso_cli.pictures.grids import Row, save_grid
 from carso_cli.recipe.load import load_recipe
 from carso_cli.runs.checkpoints import load_tensors
+from carso_cli.runs.description import class_names
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import Reporter
 from carso_cli.runtime.seed import generator
@@ -60,19 +62,21 @@ def quickstart(*, run: Path, reporter: Reporter, device: str = "auto") -> dict[s
     found = attack(recipe, run=run, reporter=reporter, name="pgd", limit=_SHOWN, device=device)
     tensors, _ = load_tensors(Path(found["out"]))
     picture = run / "quickstart.png"
-    _draw(picture, load_defence(run, device=device), tensors["images"], tensors["adversarial"])
+    _draw(picture, load_defence(run, device=device), tensors, class_names(folder, recipe))
     return {**summary, "picture": str(picture), "training": training}
 
 
 @torch.no_grad()
-def _draw(path: Path, defence: Defence, images: Tensor, perturbed: Tensor) -> None:
-    """Draw inputs and perturbed inputs, each above a few of their reconstructions."""
+def _draw(path: Path, defence: Defence, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
+    """Draw inputs and perturbed inputs with decisions, each above a few of their reconstructions."""
+    images, perturbed = tensors["images"], tensors["adversarial"]
     device = defence.purifier.mean.device
     # The same latents for both inputs, so that the perturbation alone makes the difference.
     latents = defence.draw_latents(len(images), _SAMPLES_SHOWN, generator(0, "picture"))
     rows = []
-    for heading, inputs in (("input", images), ("perturbed\n(PGD)", perturbed)):
-        rows.append((heading, inputs))
+    for heading, inputs, framed in (("clean", images, False), ("perturbed\n(PGD)", perturbed, True)):
         samples = defence.purify(inputs.to(device), latents=latents)
-        rows += [(f"sample {n + 1}", samples[:, n]) for n in range(_SAMPLES_SHOWN)]
-    save_grid(path, rows)
+        decided = defence(inputs.to(device), latents=latents, view="exact").argmax(dim=1)
+        rows.append(Row(heading, inputs, [names[place] for place in decided.tolist()], framed))
+        rows += [Row(f"sample {n + 1}", samples[:, n], (), framed) for n in range(_SAMPLES_SHOWN)]
+    save_grid(path, rows, [names[label] for label in tensors["labels"].tolist()])

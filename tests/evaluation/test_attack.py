@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -51,6 +53,21 @@ def test_examples_are_saved_with_what_is_known_of_them(toys: ModuleType, tmp_pat
         # The defence adds a row: one reconstruction.
         assert picture.format == "PNG"
         assert picture.height > (430 if target == "defence" else 350)
+
+
+def test_a_file_is_what_its_suffix_says_and_has_its_own_picture(toys: ModuleType, tmp_path: Path) -> None:
+    results = [make(toys, tmp_path, out=tmp_path / name) for name in ("a.npz", "a.safetensors")]
+    with np.load(tmp_path / "a.npz") as arrays:
+        tensors, metadata = load_tensors(tmp_path / "a.safetensors")
+        assert {*arrays} == {*tensors, "metadata"}
+        np.testing.assert_array_equal(arrays["adversarial"], tensors["adversarial"].numpy())
+        assert json.loads(str(arrays["metadata"]))["attack"] == metadata["attack"] == "pgd-eot"
+    assert len({result["picture"] for result in results}) == 2
+    for result in results:
+        for kind in (".png", ".svg", ".pdf"):
+            assert Path(result["picture"]).with_suffix(kind).is_file()
+    with pytest.raises(UsageError, match=r"written as \.safetensors or \.npz, not '\.pt'"):
+        make(toys, tmp_path, out=tmp_path / "a.pt")
 
 
 def test_image_files_take_the_targets_decision_as_label(tmp_path: Path, toys: ModuleType) -> None:

@@ -6,7 +6,7 @@ import io
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from carso_cli.pictures.curves import DARK, LIGHT, Curve, Picture, Point, Style, render
 
@@ -41,6 +41,20 @@ def test_the_axis_holds_every_point_and_little_more() -> None:
     assert axes.get_xlim() == pytest.approx((-0.005, 0.105))
 
 
+def test_no_interval_lies_outside_of_the_picture() -> None:
+    low, high = axes_of(Picture("t", [CURVE, CURVE], "N")).get_ylim()
+    assert low < 0.1
+    assert 0.7 < high < 0.8
+
+
+def test_a_picture_without_a_neighbour_leaves_no_empty_place() -> None:
+    drawn = Image.open(io.BytesIO(render([PICTURE] * 3))).convert("L")
+    lower = drawn.crop((0, drawn.height // 2, drawn.width, drawn.height))
+    # In the middle: as far from the left edge as from the right one, but for the labels of its axis.
+    left, _, right, _ = ImageOps.invert(lower).getbbox() or (0, 0, 0, 0)
+    assert abs(left - (drawn.width - right)) < drawn.width // 10
+
+
 def test_choices_are_drawn_from_top_to_bottom() -> None:
     clean = Curve("clean", (Point("all", 0.9, 0.8, 0.95), Point("last", 0.4)))
     attacked = Curve("attacked", (Point("last", 0.2, 0.1, 0.3),))
@@ -58,6 +72,9 @@ def test_choices_are_drawn_from_top_to_bottom() -> None:
 @pytest.mark.parametrize("style", [LIGHT, DARK])
 def test_files_are_what_they_say_and_always_the_same(style: Style) -> None:
     png, svg = render([PICTURE], "png", style), render([PICTURE], "svg", style)
+    pdf = render([PICTURE], "pdf", style)
+    assert pdf.startswith(b"%PDF-")
+    assert render([PICTURE], "pdf", style) == pdf
     image = Image.open(io.BytesIO(png))
     assert image.format == "PNG"
     corner = image.convert("RGB").getpixel((0, 0))

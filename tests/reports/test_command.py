@@ -156,7 +156,7 @@ def test_page_and_pictures(run: Path, tmp_path: Path, capsys: Capture) -> None:
     assert shown.out == ""
     assert f"written: {page}" in shown.err
     assert sorted(path.name for path in pictures.iterdir()) == [
-        *("eps.png", "eps.svg", "training.png", "training.svg")
+        *("eps.pdf", "eps.png", "eps.svg", "training.pdf", "training.png", "training.svg")
     ]
     text = page.read_text()
     for part in (

@@ -112,7 +112,7 @@ def test_reconstructions_are_written_under_harmless_names(
     assert names == [
         *(f"0001-digit_0-{part}.png" for part in ("mean", "sample-1", "sample-2")),
         *(f"0002-digit_1-{part}.png" for part in ("mean", "sample-1", "sample-2")),
-        "grid.png",
+        *("grid.pdf", "grid.png", "grid.svg"),
     ]
     assert result["grid"] == str(tmp_path / "out" / "grid.png")
     saved = [path for row in result["images"] for path in row["saved"]]
