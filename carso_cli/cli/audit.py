@@ -102,7 +102,7 @@ StrictOption = Annotated[
     bool, typer.Option("--strict", help="Exit with code 4 if the number is not trusted.")
 ]
 HtmlOption = Annotated[
-    Path | None, optional("--html", metavar="FILE", help="Write the result as a page, too.")
+    bool, typer.Option("--html", help="Write the result as a page, too: audit.html in --out, or here.")
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Load everything and show the predicted time; attack nothing.")
@@ -125,7 +125,7 @@ def command(
     seed: SeedOption = None,
     device: DeviceOption = "auto",
     resume: ResumeOption = False,
-    html: HtmlOption = None,
+    html: HtmlOption = False,
     strict: StrictOption = False,
     json: JsonOption = False,
     dry_run: DryRunOption = False,
@@ -146,8 +146,6 @@ def command(
         "seed": seed or 0,
         "device": device,
     }
-    if html is not None and not html.absolute().parent.is_dir():
-        raise UsageError(f"--html {html}: the folder does not exist", hint="create it, or name another file")
     if problem := too_large(options["eps"], norm):
         raise UsageError(f"--eps: {problem}")
     chosen = {"limit": limit, "resize": resize, "seed": seed or 0}
@@ -159,9 +157,10 @@ def command(
     from carso_cli.evaluation.audit import audit
 
     report = audit(named.model, images.pixels, images.labels, reporter=RichReporter(), **_typed(options))
-    if html is not None:
-        report.to_html(html)
-        messages().print(f"{html} written", soft_wrap=True)
+    if html:
+        page = (out or Path()) / "audit.html"
+        report.to_html(page)
+        messages().print(f"{page} written", soft_wrap=True)
     if json:
         print_json(report.summary)
     else:

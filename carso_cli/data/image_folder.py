@@ -98,7 +98,7 @@ def list_split(tree: FileTree, split: str) -> Listing:
     folder = _find_named(tree, split) or _find_unnamed(tree, split)
     if folder is None:
         raise DataError(
-            f"{tree.path} holds no {split} split; it holds the folders {name_some(tree.subfolders(''))}",
+            f"{tree.path} holds no {split} split; {_told(tree.subfolders(''))}",
             hint=_LAYOUT,
         )
     # It has no label, and to leave it out would change the data set in silence.
@@ -237,6 +237,10 @@ def check_same_classes(train: tuple[Sequence[str], str], test: tuple[Sequence[st
         "the splits hold different classes: " + ("; ".join(lacks) or "the same names in another order"),
         hint="every class needs images in both splits: add what is missing or remove it from the other split",
     )
+
+
+def _told(folders: Sequence[str]) -> str:
+    return f"it holds the folders {name_some(folders)}" if folders else "it holds no folder"
 
 
 def name_some(names: Sequence[str], limit: int = 5) -> str:

@@ -35,6 +35,7 @@ from carso_cli.runs.folder import RunFolder
 from carso_cli.runtime.reporter import Reporter
 from carso_cli.tools.user_code import load_user_model, split_reference
 
+_WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pkl", ".h5", ".onnx", ".npz", ".npy", ".tar")
 _FORMS = (
     "name FILE.py:FUNCTION, PACKAGE.MODULE:FUNCTION, a run folder, a recipe, or robustbench:NAME; "
     "`carso recipes ls` lists recipes"
@@ -128,6 +129,12 @@ def load_target(
         raise UsageError(
             f"{text} names a file and nothing in it",
             hint=f"write {text}:NAME, where NAME is a function or class that returns the model",
+        )
+    if path.suffix.lower() in _WEIGHTS and path.is_file():
+        raise UsageError(
+            f"{text} is a file of weights, and holds no code of the model that they belong to",
+            hint="name a function of a Python file that builds the model, loads them with torch.load(FILE, "
+            "weights_only=True) or safetensors, and returns it: carso audit model.py:build",
         )
     return _recipe(text, reporter, device, bare)
 
@@ -232,6 +239,10 @@ def load_target_images(
         assert source is not None
         found = load_labelled(source, reporter=reporter, limit=limit, resize=resize, seed=seed)
     fitted = fit_channels(found, target)
+    if fitted.images.shape[1] < found.images.shape[1]:
+        reporter.info(f"{target.name} takes 1 channel; the images have 3 equal ones, of which 1 is kept")
+    elif fitted.images.shape[1] > found.images.shape[1]:
+        reporter.info(f"{target.name} takes 3 channels; the grey images are shown in each of them")
     reporter.info(f"{fitted.source}: {describe(fitted)}")
     return fitted
 

@@ -59,12 +59,12 @@ ARGUMENTS = ["audit", "model.py:build", "--data", "images.npz", "--eps", "0.1", 
 
 
 def test_the_first_line_is_the_number(folder: Path, capsys: Capture) -> None:
-    assert carso([*ARGUMENTS, "--html", "page.html"]) == 0
+    assert carso([*ARGUMENTS, "--html"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("robust accuracy 0.500 [0.30, 0.70] on 20 images: trusted")
     assert max(len(line.rstrip()) for line in lines[2:]) <= 80
     assert "apgd-targeted" in "\n".join(lines)
-    assert "robust accuracy 0.500" in (folder / "page.html").read_text()
+    assert "robust accuracy 0.500" in (folder / "audit.html").read_text()
 
 
 def test_json_is_the_summary_alone(folder: Path, capsys: Capture) -> None:
@@ -110,6 +110,9 @@ def test_a_dry_run_attacks_nothing(folder: Path, capsys: Capture) -> None:
         (["model.py:build", "--data", "web.npz"], 3, "web.npz is a web page"),
         (["model.py:build", "--data", "images.npz", "--eps", "-1"], 2, "'-1' is not allowed"),
         (["model.py:build", "--data", "images.npz", "--eps", "8"], 2, "--eps: "),
+        (["model.py:build", "--data", "images.npz", "--eps", "20", "--norm", "l2"], 2, "black to white"),
+        (["few.pt", "--data", "images.npz"], 2, "few.pt is a file of weights"),
+        (["model.py:build", "--data", "empty"], 3, "it holds no folder"),
         (["model.py:build", "--data", "images.npz", "--adversarial", "few.pt"], 3, "(3, 3, 6, 9)"),
     ],
 )
@@ -118,10 +121,21 @@ def test_what_cannot_be_carried_out(
 ) -> None:
     (folder / "web.npz").write_text("<html>404</html>")
     torch.save(torch.rand(3, 3, 6, 9), folder / "few.pt")
+    (folder / "empty").mkdir()
     assert carso(["audit", *arguments]) == code
     told = capsys.readouterr().err
     assert said in told
     assert "bug in carso" not in told
+
+
+def test_channels_that_are_equal_are_reduced_and_that_is_said(folder: Path, capsys: Capture) -> None:
+    (folder / "grey.py").write_text(
+        MODEL.replace("mean = images", "assert images.shape[1] == 1; mean = images")
+    )
+    grey = np.random.default_rng(0).uniform(0.2, 0.8, (8, 1, 6, 9)).astype(np.float32).repeat(3, axis=1)
+    np.savez(folder / "grey.npz", images=grey, labels=np.arange(8) % 2)
+    assert carso(["audit", "grey.py:build", "--data", "grey.npz", "--dry-run"]) == 0
+    assert "3 equal ones, of which 1 is kept" in " ".join(capsys.readouterr().err.split())
 
 
 def test_help_says_that_the_file_is_executed(capsys: Capture) -> None:
