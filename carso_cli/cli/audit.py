@@ -217,5 +217,5 @@ def _show_cost(target: Target, images: LabelledImages, options: dict[str, Any], 
     settings = [[name, str(value)] for name, value in shown.items()]
     output().print(table(("setting", ""), settings, title="carso audit"))
     rows = [[job["job"], duration(job["seconds"])] for job in cost["jobs"]]
-    rows.append(["in all, at most about", duration(cost["seconds"])])
+    rows.append(["in all, about", duration(cost["seconds"])])
     output().print(table(("job", "time"), rows, title="predicted time on this device", numeric=("time",)))

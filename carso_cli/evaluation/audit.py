@@ -22,7 +22,6 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from carso_cli import __version__
-from carso_cli.attacks.losses import cross_entropy
 from carso_cli.attacks.model_parts import Model
 from carso_cli.attacks.random_defence import RandomDefence
 from carso_cli.data.image_set import ordered_batches
@@ -31,6 +30,7 @@ from carso_cli.evaluation.attack_batch import interruptible
 from carso_cli.evaluation.audit_checks import audit_checks
 from carso_cli.evaluation.audit_report import AuditReport
 from carso_cli.evaluation.audit_setup import BUDGETS, CHECKED, AuditOptions, Images, Prepared, prepare_audit
+from carso_cli.evaluation.audit_time import predict_audit
 from carso_cli.evaluation.protocols import UNPERTURBED
 from carso_cli.evaluation.rerun_checks import spread
 from carso_cli.evaluation.run import run_jobs
@@ -92,8 +92,8 @@ def audit(
                     "jobs": [job.key for job in prepared.plan.jobs],
                 }
             )
-        seconds = sum(job["seconds"] for job in _predict(prepared))
-        shown.info(f"{options.get('name', 'model')}: at most about {seconds:.0f} s of attacks")
+        seconds = sum(job["seconds"] for job in predict_audit(prepared))
+        shown.info(f"{options.get('name', 'model')}: about {seconds:.0f} s")
         stack.enter_context(interruptible(folder.path))
         summary, records = _run(prepared, folder, options.get("name", "model"), shown, started)
         write_json(folder.summary, summary)
@@ -166,42 +166,12 @@ def estimate_audit(
     """Return what an audit would do and how long it would take, from one gradient on a few images.
 
     Returns:
-        `n_images`, `jobs` (`job`, `seconds`) and `seconds`, an upper bound: images that are broken leave the
-        queue.
+        `n_images`, `jobs` (`job`, `seconds`) and `seconds`.
     """
     prepared = prepare_audit(model, images, labels, **options)
-    jobs = _predict(prepared)
+    jobs = predict_audit(prepared)
     return {
         "n_images": len(prepared.setting.images),
         "jobs": jobs,
         "seconds": sum(job["seconds"] for job in jobs),
     }
-
-
-def _predict(prepared: Prepared) -> list[dict[str, Any]]:
-    """Return each job with the seconds that it takes while no image is broken."""
-    setting, size = prepared.setting, BUDGETS[prepared.budget]
-    batch = setting.batch(range(min(8, len(setting.images))))
-    job = prepared.plan.strongest or prepared.plan.jobs[0]
-    target = setting.models.target(job, setting.seed, "estimate")
-    started = time.perf_counter()
-    if prepared.plan.strongest is None:
-        target(batch.images)
-    else:
-        target.loss_and_gradient(batch.images, batch.labels, cross_entropy, 1)
-    per_image = (time.perf_counter() - started) / len(batch.images) * len(setting.images)
-    per_image *= setting.budget.eot_draws
-    targets = min(9, prepared.facts.classes - 1)
-    passes = {
-        "apgd-targeted": size.steps * targets,
-        "apgd-ce": size.steps,
-        "fab": 3 * size.steps,
-        "square": size.queries / 2,
-    }
-    return [
-        {
-            "job": f"{one.attack} on {one.view or 'the model'}",
-            "seconds": passes.get(one.attack, 1) * per_image,
-        }
-        for one in prepared.plan.jobs
-    ]
