@@ -87,14 +87,16 @@ class GradientRecorder:
         done = torch.zeros_like(nan) if aimless is None else aimless
         if answer is not None:
             done = answer.correct <= 0
-        # Sums and not shares, as batches and restarts of unequal size are added up before dividing.
-        counts: dict[str, float] = {
-            "gradients": len(entries),
-            "nan": int(nan.sum()),
-            "inf": int((entries.isinf().any(dim=1) & ~nan).sum()),
-            "zero": int(((entries == 0).all(dim=1) & ~done).sum()),
-            "unusable": int((~(entries.isfinite() & (entries != 0)).any(dim=1)).sum()),
+        found = {
+            "nan": nan,
+            "inf": entries.isinf().any(dim=1) & ~nan,
+            "zero": (entries == 0).all(dim=1) & ~done,
+            "unusable": ~(entries.isfinite() & (entries != 0)).any(dim=1),
         }
+        # Sums and not shares, as batches and restarts of unequal size are added up before dividing; in one
+        # list, since each number that is read waits for the device.
+        sums = torch.stack(tuple(found.values())).sum(dim=1).tolist()
+        counts: dict[str, float] = {"gradients": len(entries), **dict(zip(found, sums, strict=True))}
         if answer is not None:
             # One infinite loss would hide all the others in a mean.
             finite = answer.loss[torch.isfinite(answer.loss)]

@@ -24,7 +24,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the best other logit minus the label's, (B,); positive if wrong."""
     of_label = logits.gather(1, labels[:, None])[:, 0]
-    is_label = F.one_hot(labels, logits.shape[1]).bool()
+    # Not `one_hot`, which waits for the device to check its argument.
+    is_label = labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
     # A masked copy: written in place, the logits would change under their own graph and other losses.
     return logits.masked_fill(is_label, -torch.inf).amax(dim=1) - of_label
 

@@ -52,19 +52,21 @@ class PGD(Attack):
     def start(self, images: Tensor) -> Tensor:
         """Return the change that each of (B, channels, H, W) images starts with, as advertorch draws it.
 
-        It depends on the seed, on B and on an image's place among the B.
+        It depends on the seed, on B and on an image's place among the B, and not on the device.
         """
-        change = torch.zeros_like(images)
         if not self.random_start:
-            return change
+            return torch.zeros_like(images)
         prepare()
         from advertorch.attacks.utils import rand_init_delta
 
+        # On the CPU: a GPU's generator would draw other numbers from the same seed.
+        clean = images.cpu()
         with seeded(self.seed, "pgd-start"):
-            change = rand_init_delta(change, images, self._order, self._radii(images), 0.0, 1.0)
+            radii = self._radii(images).cpu()
+            change = rand_init_delta(torch.zeros_like(clean), clean, self._order, radii, 0.0, 1.0)
         # advertorch cuts a second time here; the same rounding keeps the start equal to its own bit for bit.
-        inside: Tensor = (images + change).clamp(0.0, 1.0)
-        return inside - images
+        inside: Tensor = (clean + change).clamp(0.0, 1.0)
+        return (inside - clean).to(images.device)
 
     def run_from(self, start: Tensor, target: AttackTarget | Model, images: Tensor, labels: Tensor) -> Tensor:
         """Perturb images from a given start: the change of each, (B, channels, H, W)."""

@@ -37,7 +37,8 @@ class ThreatModel:
             raise UsageError(f"unknown norm '{self.norm}'; known are linf, l2")
         # As a tensor, since a recipe gives a float and training one radius per image.
         radii = torch.as_tensor(self.eps)
-        if radii.ndim > 1 or not bool(torch.isfinite(radii).all()) or bool((radii < 0).any()):
+        # One answer for all, since each `bool` waits for the device.
+        if radii.ndim > 1 or not bool((radii.isfinite() & (radii >= 0)).all()):
             raise UsageError(f"eps must be one number of at least 0, or one per image, not {self.eps}")
 
     def radii(self, images: Tensor) -> Tensor:

@@ -61,6 +61,7 @@ class Bench:
         recipe: The recipe; its norm counts as linf and its aggregation as the paper's.
         device: Where everything is.
         batch_size: Images of every case; None for the recipe's own, cut on a CPU.
+        halved: How often a batch is halved, for memory.
         classifier: Classifier, frozen.
         purifier: Purifier, frozen.
         reporter: Where messages go.
@@ -72,6 +73,7 @@ class Bench:
     classifier: nn.Module
     purifier: Purifier
     reporter: Reporter = SILENT
+    halved: int = 0
 
     def batch(self, count: int, most_on_cpu: int) -> tuple[Tensor, Tensor]:
         """Return uint8 noise images (B, channels, H, W) and labels (B,), on the CPU."""
@@ -81,6 +83,7 @@ class Bench:
         # A batch of the paper's size would take minutes a call.
         elif self.device.type == "cpu":
             count = min(count, most_on_cpu)
+        count = max(count >> self.halved, 1)
         noise = generator(self.recipe.seed, "bench")
         shape = (count, data.channels, data.image_size, data.image_size)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise)
@@ -186,7 +189,9 @@ def _training_step(bench: Bench) -> Case:
     recipe, device = bench.recipe, bench.device
     images, labels = bench.batch(recipe.training.batch_size, most_on_cpu=64)
     positions = torch.arange(len(images))
-    train = ImageSet(images, labels, positions, tuple(str(label) for label in range(recipe.data.classes)))
+    classes = tuple(str(label) for label in range(recipe.data.classes))
+    # On the device, as in training.
+    train = ImageSet(images, labels, positions, classes).to(device)
     perturb = BalancedBatch(recipe, bench.classifier, bench.reporter)
     # Without reuse: from a cache, later rounds would not make their attacks.
     holdout, cache = train.select(positions[:0]), AdversarialCache(reuse=1)
@@ -195,7 +200,7 @@ def _training_step(bench: Bench) -> Case:
     # `train_purifier` does this at the start of each epoch.
     state.purifier.train()
     baseline = NaiveTraining(bench.classifier, state.purifier, recipe.representation.layers, recipe.training)
-    clean, known = train.pixels(slice(None)).to(device), labels.to(device)
+    clean, known = train.pixels(slice(None)), labels.to(device)
     quarter = part_size(recipe.training.attack_mix, len(clean))
 
     def naive() -> Tensor:

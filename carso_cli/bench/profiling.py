@@ -1,6 +1,7 @@
 """What a piece of work costs: floating-point operations, memory, and time.
 
 - `counted_operations`, `peak_bytes`: of one run;
+- `matrix_product`, `peak_flops`: what the device can reach in a precision;
 - `alternating_seconds`: of several pieces of work, turn by turn, so that a busy machine slows all alike.
 """
 
@@ -18,6 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from carso_cli.runtime.precision import set_tf32
+from carso_cli.runtime.timing import seconds_of, synchronize
+
 Work = Callable[[], object]
 
 
@@ -34,6 +38,24 @@ def counted_operations(work: Work) -> int:
     with counter:
         work()
     return int(counter.get_total_flops())
+
+
+def matrix_product(precision: str, device: torch.device) -> tuple[Work, int]:
+    """Return a product large enough to show what the device reaches in a precision, and its operations."""
+    size = 2048 if device.type == "cpu" else 8192
+    # TF32 is a mode of float32 products, which the process is in.
+    factor = torch.rand(
+        size, size, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32
+    )
+    # Each of size^2 entries takes as many multiplications and additions as `size`.
+    return lambda: factor @ factor, 2 * size**3
+
+
+def peak_flops(precision: str, device: torch.device) -> float:
+    """Return the operations per second of a matrix product in a precision, which the process is then in."""
+    set_tf32(precision, device)
+    work, operations = matrix_product(precision, device)
+    return operations / seconds_of(work, device)
 
 
 def peak_bytes(work: Work, device: torch.device) -> int:
@@ -110,8 +132,6 @@ def alternating_seconds(
         for work, found in zip(works, times, strict=True):
             started = clock()
             work()
-            if device.type == "cuda":
-                # The GPU's work is only queued when `work` returns.
-                torch.cuda.synchronize(device)
+            synchronize(device)
             found.append(clock() - started)
     return times

@@ -11,22 +11,31 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from carso_cli.bench.cases import CASES, Bench, set_up
-from carso_cli.bench.profiling import Work, alternating_seconds, counted_operations, peak_bytes
+from carso_cli.bench.profiling import (
+    Work,
+    alternating_seconds,
+    counted_operations,
+    matrix_product,
+    peak_bytes,
+)
 from carso_cli.build import device_for
 from carso_cli.errors import DataError, UsageError, nearest
 from carso_cli.io.json_files import read_plain_json
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.description import describe_environment
+from carso_cli.runtime.memory import is_out_of_memory
 from carso_cli.runtime.reporter import Reporter
 
 SCHEMA = 1
 
+_MOST_HALVINGS = 10
 _PATIENCE = 60.0
 """Seconds after which a case is timed no further, once three rounds are made."""
 
@@ -50,15 +59,17 @@ def bench(
         recipe: The recipe; neither its data nor its weights are needed.
         reporter: Where progress goes.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        batch_size: Images of every case; the recipe's when None, at most 16 (training: 64) on a CPU.
+        batch_size: Images of every case; when None the recipe's, or as many of them as memory holds, at most
+            16 (training: 64) on a CPU.
         cases: Names in `carso_cli.bench.cases.CASES`; all when empty.
         overrides: What was changed in the recipe, to name it in the result.
         rounds: Most rounds of a case.
 
     Returns:
         `schema`, `device`, `recipe`, `peak_flops` (operations per second of the matrix product) and `cases`,
-        each with `name`, `images_per_second`, `seconds`, `peak_memory_bytes` (of tensors, on top of weights
-        and images), `flops` (operations of one call), `share_of_peak`, `ratio_to_straightforward`.
+        each with `name`, `images` of a call, `images_per_second`, `seconds`, `peak_memory_bytes` (of tensors,
+        on top of weights and images), `flops` (operations of one call), `share_of_peak`,
+        `ratio_to_straightforward`.
 
     Raises:
         UsageError: If a case is unknown, or the training step is asked for and not on the paper's objective.
@@ -66,19 +77,19 @@ def bench(
     chosen = _chosen(recipe, cases, reporter)
     target = device_for(recipe, device)
     models = set_up(recipe, target, batch_size, reporter)
-    # Large enough to show what the device can reach.
-    size = 2048 if target.type == "cpu" else 8192
-    factor = torch.rand(size, size, device=target)
+    # In the precision of the work: bfloat16 has a peak of its own.
+    product, operations = matrix_product(recipe.precision, target)
     found: list[dict[str, Any]] = []
     products: list[float] = []
     with reporter.progress("timing", len(chosen), unit="cases") as progress:
         for name in chosen:
-            figures, seconds = _time_case(models, name, lambda: factor @ factor, rounds)
-            found.append(figures)
-            products += seconds
+            timed = _time_in_memory(models, name, product, rounds)
+            # What is found already stays where one case is too large.
+            if timed is not None:
+                found.append(timed[0])
+                products += timed[1]
             progress.advance()
-    # Each of size^2 entries takes as many multiplications and additions as `size`.
-    peak = 2 * size**3 / statistics.median(products)
+    peak = operations / statistics.median(products) if products else None
     for figures in found:
         # Only now: the peak is the median over the products of all cases.
         figures["share_of_peak"] = figures["flops"] / figures["seconds"] / peak
@@ -111,6 +122,28 @@ def _chosen(recipe: Recipe, cases: Sequence[str], reporter: Reporter) -> list[st
     return chosen
 
 
+def _time_in_memory(
+    models: Bench, name: str, product: Work, rounds: int
+) -> tuple[dict[str, Any], list[float]] | None:
+    """Time a case on as many images as memory holds; None if it holds none.
+
+    A size that the user asked for is not changed.
+    """
+    while True:
+        try:
+            return _time_case(models, name, product, rounds)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        # Ten halvings take 5,120 images to 5.
+        if models.batch_size is not None or models.halved == _MOST_HALVINGS:
+            models.reporter.warning(f"memory does not hold {name}: left out")
+            return None
+        models = replace(models, halved=models.halved + 1)
+
+
 def _time_case(models: Bench, name: str, product: Work, rounds: int) -> tuple[dict[str, Any], list[float]]:
     """Return the figures of a case, `share_of_peak` to be filled in, and the seconds of the products."""
     case, device = CASES[name](models), models.device
@@ -124,6 +157,7 @@ def _time_case(models: Bench, name: str, product: Work, rounds: int) -> tuple[di
     seconds = statistics.median(ours)
     figures = {
         "name": name,
+        "images": case.images,
         "images_per_second": case.images / seconds,
         "seconds": seconds,
         "peak_memory_bytes": memory,

@@ -7,10 +7,12 @@ compressed by one fully-connected layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from carso_cli.defence.representation import IMAGE
 from carso_cli.errors import UsageError
@@ -140,12 +142,46 @@ class RepresentationEncoder(nn.Module):
             nn.LeakyReLU(LEAKY_SLOPE),
         )
 
+    recompute = False
+    """Whether a backward pass computes the layers' encodings again, one after the other: nearly all that
+    training keeps in memory lies in them. The result is the same, and so are the batch statistics."""
+
     def forward(self, representation: Mapping[str, Tensor]) -> Tensor:
         """Map layer name to (B, channels, h, w) into the condition, (B, condition_features)."""
+
+        def encode(layer: str, encoder: nn.Module) -> Tensor:
+            encoded: Tensor = encoder(as_map(representation[layer])).flatten(1)
+            return encoded
+
         encoded = [
-            encoder(as_map(representation[layer])).flatten(1)
+            self._recomputed(encode, layer, encoder)
+            if self.recompute and torch.is_grad_enabled()
+            else encode(layer, encoder)
             # In the recipe's order, whatever the mapping's: the compressor's columns belong to it.
             for layer, encoder in zip(self.layers, self.layer_encoders, strict=True)
         ]
         condition: Tensor = self.compressor(torch.cat(encoded, dim=1))
         return condition
+
+    @staticmethod
+    def _recomputed(encode: Callable[[str, nn.Module], Tensor], layer: str, encoder: nn.Module) -> Tensor:
+        contexts = nullcontext(), kept_statistics(encoder)
+        # Nothing in here is random.
+        encoded: Tensor = checkpoint(
+            encode, layer, encoder, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts
+        )
+        return encoded
+
+
+@contextmanager
+def kept_statistics(module: nn.Module) -> Iterator[None]:
+    """Leave running statistics as they are, whatever passes are made inside the context."""
+    kept = [(part, dict(part._buffers)) for part in module.modules()]
+    # Copies in their place: written in place, the originals would change under a graph that holds them.
+    for part, buffers in kept:
+        part._buffers.update({name: one.clone() for name, one in buffers.items() if one is not None})
+    try:
+        yield
+    finally:
+        for part, buffers in kept:
+            part._buffers.update(buffers)

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 from carso_cli.attacks.losses import cross_entropy
 from carso_cli.attacks.registry import TRANSFERS, Budget
+from carso_cli.distributed.launch import launch
 from carso_cli.evaluation.attack_batch import Setting
 from carso_cli.evaluation.protocols import UNPERTURBED, Job
 from carso_cli.evaluation.rerun_checks import plan_reruns
 from carso_cli.evaluation.setup import Evaluation
-from carso_cli.runtime.timing import seconds_of
+from carso_cli.runtime.timing import images_to_time, seconds_of
 
-_IMAGES = 8
 _TARGET_CLASSES = 9
 
 
@@ -78,9 +78,10 @@ def estimate_cost(evaluation: Evaluation) -> dict[str, Any]:
     setting, plan = evaluation.setting, evaluation.plan
     # The classifier always, since a surrogate attack on the defence may run on it alone.
     speeds = {target: _speed(evaluation, target) for target in {*plan.targets, "classifier"}}
+    # Blocks are shared out, and a process measures alone.
+    share = len(setting.images) / launch().size
     jobs: list[dict[str, Any]] = [
-        {"job": job.key, "seconds": _seconds_each(setting, job, speeds) * len(setting.images)}
-        for job in plan.jobs
+        {"job": job.key, "seconds": _seconds_each(setting, job, speeds) * share} for job in plan.jobs
     ]
     checks: list[dict[str, Any]] = []
     for rerun in plan_reruns(setting, plan):
@@ -112,7 +113,7 @@ def _speed(evaluation: Evaluation, name: str) -> tuple[float, float]:
     """Return the seconds of a gradient and of a forward pass, per image and draw."""
     setting = evaluation.setting
     # One block's worth would be most exact; a few images keep the measurement short.
-    images, labels, _ = setting.batch(range(min(_IMAGES, len(setting.images))))
+    images, labels, _ = setting.batch(range(min(images_to_time(setting.models.device), len(setting.images))))
     target = setting.models.target(Job(name, "pgd-eot", evaluation.plan.view), setting.seed, "cost")
     draws = setting.budget.eot_draws if target.stochastic else 1
     units = len(images) * draws

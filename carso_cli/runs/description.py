@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import sys
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carso_cli import __version__
@@ -139,6 +141,29 @@ def describe_environment(device: torch.device, **more: Any) -> dict[str, Any]:  
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         **more,
+        **({"cuda": _describe_cuda()} if device.type == "cuda" else {}),
+    }
+
+
+def _describe_cuda() -> dict[str, Any]:
+    """Return the versions that a GPU's speed and rounding depend on; None where one cannot be told."""
+    import torch
+
+    try:
+        nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+    except (AttributeError, RuntimeError, TypeError):
+        # A build without it.
+        nccl = None
+    try:
+        driver = re.search(r"Module\s+(\S+)", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        driver = None
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "nccl": nccl,
+        "driver": driver and driver[1],
+        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
     }
 
 

@@ -140,7 +140,8 @@ def train_classifier(
         train, held_out = training_and_followed(recipe, images, reporter)
     if len(train) < 2:
         raise DataError(f"{len(train)} training images are too few: batch normalisation needs at least 2")
-    setup = ClassifierSetup(recipe, kind, train, held_out, world.device, reporter)
+    # Images and their augmentation stay on the device.
+    setup = ClassifierSetup(recipe, kind, train.to(world.device), held_out, world.device, reporter)
     state = initial_state(setup, classifier)
     checkpoint = _checkpoint(folder, setup, state)
     with world.main_holds(lambda: folder.claimed(resume=resume, reporter=reporter)):
@@ -298,7 +299,6 @@ def train_step(
     # The whole batch, before it is cut into shards: the choices then do not depend on their number.
     if section.augment:
         images = augment(images, flip=section.flip, generator=generator(seed, "augmentation", *place))
-    images = images.to(setup.device)
     every = setup.train.labels[positions].to(setup.device)
     labels, partners, share = every[shard], every, 0.0
     # Not the replica: DDP expects a backward pass over the weights after each forward.

@@ -25,17 +25,16 @@ from carso_cli.data.image_set import ImageSet
 from carso_cli.defence.elbo import negative_elbo
 from carso_cli.defence.representation import extract_representation
 from carso_cli.defence.vae import Purifier
+from carso_cli.distributed.launch import launch
 from carso_cli.distributed.world import World
 from carso_cli.recipe.schema import Kind, Recipe
 from carso_cli.runtime.precision import autocast, in_precision
 from carso_cli.runtime.reporter import SILENT
 from carso_cli.runtime.seed import generator
-from carso_cli.runtime.timing import seconds_of
+from carso_cli.runtime.timing import images_to_time, seconds_of
 from carso_cli.training import classifier as classifier_training
 from carso_cli.training.balanced_batch import gradients_per_image
 from carso_cli.training.end_to_end import EndToEnd, adversarial_terms, refuse_trades
-
-_IMAGES = 8
 
 
 def parameter_counts(recipe: Recipe) -> dict[str, int]:
@@ -64,7 +63,7 @@ def _count(module: nn.Module, *prefixes: str) -> int:
 
 
 def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = None) -> dict[str, Any]:
-    """Predict the time of `train-purifier` from a training step on 8 images, measured with its attacks.
+    """Predict the time of `train-purifier` from a training step on a few images, measured with its attacks.
 
     Args:
         recipe: The resolved recipe. Its weights are not needed: time does not depend on them.
@@ -87,7 +86,8 @@ def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = N
     else:
         channels_last(classifier)
     recipe = with_layers(recipe, classifier)
-    per_image = seconds_per_image(recipe, classifier, target)
+    # This process measures alone, and each takes its shard of a batch.
+    per_image = seconds_per_image(recipe, classifier, target) / launch().size
     count = training_images(recipe, limit)
     return {
         "parameters": parameter_counts(recipe),
@@ -98,7 +98,7 @@ def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = N
 
 
 def seconds_per_image(
-    recipe: Recipe, classifier: nn.Module, device: torch.device, images: int = _IMAGES
+    recipe: Recipe, classifier: nn.Module, device: torch.device, images: int | None = None
 ) -> float:
     """Return the seconds that an image takes in an epoch, from one step on a few random images.
 
@@ -106,8 +106,10 @@ def seconds_per_image(
         recipe: The recipe.
         classifier: Its classifier, frozen and on the device.
         device: Where to measure.
-        images: Images in the step: with more, it is closer to a step of training.
+        images: Images in the step: with more, it is closer to a step of training; as many as fill the device
+            when None.
     """
+    images = images or images_to_time(device)
     purifier, size = build_purifier(recipe, classifier).to(device), recipe.data.image_size
     noise = torch.rand(images, recipe.data.channels, size, size, device=device)
     measured = _balanced_step if recipe.training.objective == "elbo" else _adversarial_step

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from carso_cli.attacks.passes import Passes
 from carso_cli.build import build_purifier, channels_last, load_purifier
 from carso_cli.data.augmentation import augment
 from carso_cli.data.image_set import ImageSet
@@ -32,6 +34,7 @@ from carso_cli.runtime.seed import derive_seed, generator, seeded
 from carso_cli.training.adversarial_cache import AdversarialCache, Place
 from carso_cli.training.balanced_batch import BalancedBatch
 from carso_cli.training.end_to_end import EndToEnd, adversarial_terms
+from carso_cli.training.memory import Fit, LayerOutputs, fit_batch
 from carso_cli.training.optim import Lookahead, MovingAverage
 from carso_cli.training.selection import BestPurifier
 
@@ -72,6 +75,7 @@ class TrainingState:
         lookahead: Holds the slow weights.
         average: Moving average of the fast weights, where the recipe asks for one.
         best: The weights of the best epoch so far.
+        fit: How a batch fits the memory.
     """
 
     purifier: Purifier
@@ -81,6 +85,7 @@ class TrainingState:
     lookahead: Lookahead
     average: MovingAverage | None = None
     best: BestPurifier = field(default_factory=BestPurifier)
+    fit: Fit = field(default_factory=Fit)
 
     def slow_purifier(self) -> Purifier:
         """Return a copy of the purifier with the slow or averaged weights, the ones to use and to save."""
@@ -104,6 +109,7 @@ def initial_state(setup: TrainingSetup) -> TrainingState:
         # Drawn on the CPU, then moved: one seed gives the same weights on every device.
         purifier = _initial_purifier(recipe, setup.classifier).to(setup.device)
     channels_last(purifier)
+    fit = _fit(setup, purifier)
     # Before the optimiser and DDP see the module: layers are replaced, their parameters stay.
     setup.world.sync_batch_norm(purifier)
     trained: nn.Module = purifier
@@ -120,7 +126,18 @@ def initial_state(setup: TrainingSetup) -> TrainingState:
     weights = dict(purifier.named_parameters())
     lookahead = Lookahead(weights, steps=section.lookahead_steps, decay=section.lookahead_decay)
     average = MovingAverage(weights, decay=section.average_decay) if section.average_decay else None
-    return TrainingState(purifier, trained, setup.world.data_parallel(trained), optimiser, lookahead, average)
+    replica = setup.world.data_parallel(trained)
+    return TrainingState(purifier, trained, replica, optimiser, lookahead, average, fit=fit)
+
+
+def _fit(setup: TrainingSetup, purifier: Purifier) -> Fit:
+    """Return how a batch fits the memory; the other objectives train in passes of their own."""
+    recipe = setup.recipe
+    if recipe.training.objective != "elbo":
+        return Fit()
+    images = math.ceil(min(recipe.training.batch_size, len(setup.train)) / setup.world.size)
+    attacked = setup.perturb.model
+    return fit_batch(recipe, setup.classifier, attacked, purifier, images, setup.reporter)
 
 
 def _initial_purifier(recipe: Recipe, classifier: nn.Module) -> Purifier:
@@ -195,7 +212,7 @@ def train_step(
     if isinstance(state.trained, EndToEnd):
         terms = adversarial_terms(state.trained, state.replica, clean, labels, place, beta, setup.world)
     else:
-        inputs = _perturbed_shard(setup, clean, labels, perturbed_at or place)
+        inputs = _perturbed_shard(setup, state.fit, clean, labels, perturbed_at or place)
         terms = _elbo_terms(setup, state, clean, inputs, place, beta)
     names = term_names(recipe)
     # Every process gets the same bits, so that all of them stop below, or none.
@@ -215,11 +232,22 @@ def train_step(
     return sums
 
 
-def _perturbed_shard(setup: TrainingSetup, clean: Tensor, labels: Tensor, place: Place) -> Tensor:
+def _perturbed_shard(setup: TrainingSetup, fit: Fit, clean: Tensor, labels: Tensor, place: Place) -> Tensor:
     """Return this process's shard of a balanced batch, from the cache where it is there."""
     # `place` is that of the group's first epoch: a cached example and one made again have one seed.
     shard, seed = setup.world.shard(len(clean)), derive_seed(setup.recipe.seed, "perturbation", *place)
-    return setup.cache.perturbed(place, clean[shard], lambda: setup.perturb(clean, labels, seed, shard))
+
+    def some(part: slice) -> Tensor:
+        # Image k of a shard has place rank + k * size in the batch.
+        first, size = shard.start, shard.step
+        chosen = slice(first + size * part.start, min(first + size * part.stop, len(clean)), size)
+        return setup.perturb(clean, labels, seed, chosen)
+
+    def perturb() -> Tensor:
+        # Images do not depend on each other here: any number of passes makes the same.
+        return torch.cat(Passes(fit.at_once, setup.perturb).over(len(clean[shard]), some))
+
+    return setup.cache.perturbed(place, clean[shard], perturb)
 
 
 def _elbo_terms(
@@ -241,8 +269,12 @@ def _elbo_terms(
     noise = torch.randn(shape, generator=generator(recipe.seed, "posterior", *place))[shard].to(setup.device)
     with autocast(recipe.precision, setup.device):
         # The classifier is frozen and the inputs are data: nothing before the purifier learns.
-        with torch.no_grad():
-            representation = extract_representation(setup.classifier, inputs, recipe.representation.layers)
+        layers = recipe.representation.layers
+        representation: Mapping[str, Tensor] = LayerOutputs(setup.classifier, inputs, layers)
+        if not state.fit.recompute_layers:
+            with torch.no_grad():
+                representation = extract_representation(setup.classifier, inputs, layers)
+        state.purifier.representation_encoder.recompute = state.fit.recompute_encodings
         reconstruction, mean, log_variance = state.replica(inputs, representation, noise)
     # Checked before the loss: its cross-entropy refuses NaN by an error that names no layer.
     if setup.world.any(not bool(reconstruction.detach().isfinite().all())):

@@ -117,7 +117,9 @@ def test_result_has_the_fields_that_are_compared_over_time(result: dict[str, Any
     assert result["recipe"] == "digits --set seed=3"
     assert [case["name"] for case in result["cases"]] == ["classifier-forward", "extraction"]
     for case in result["cases"]:
-        figures = "images_per_second seconds peak_memory_bytes flops share_of_peak ratio_to_straightforward"
+        figures = (
+            "images images_per_second seconds peak_memory_bytes flops share_of_peak ratio_to_straightforward"
+        )
         assert set(case) == {"name", *figures.split()}
         assert case["images_per_second"] * case["seconds"] == pytest.approx(8)
         assert case["share_of_peak"] == pytest.approx(case["flops"] / case["seconds"] / result["peak_flops"])
