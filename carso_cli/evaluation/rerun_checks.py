@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from carso_cli.attacks.losses import cross_entropy
+from carso_cli.attacks.losses import margin
 from carso_cli.attacks.target import AttackTarget
 from carso_cli.distributed.world import World
 from carso_cli.evaluation.attack_batch import Setting, perturb, run_blocks, select_worst
@@ -93,7 +93,8 @@ def mean_cosine(targets: Sequence[AttackTarget], images: Tensor, labels: Tensor,
     """Return the mean cosine between two targets' gradients; an unusable gradient counts as 0."""
     first, second = (
         # In float64: squares of gradients below 1e-23 are zero in float32.
-        target.loss_and_gradient(images, labels, cross_entropy, draws).gradient.double().flatten(1)
+        # Of the margin: cross-entropy is flat where logits are huge.
+        target.loss_and_gradient(images, labels, margin, draws).gradient.double().flatten(1)
         for target in targets
     )
     # Tiny, as the default of 1e-8 would shrink the cosine of faint gradients.
@@ -132,11 +133,13 @@ def plan_reruns(setting: Setting, plan: Plan) -> list[Rerun]:
     )
     twice_eps, large_eps = (
         replace(setting, threat=replace(setting.threat, eps=eps))
-        # A larger eps keeps the step sizes of the budget: apgd-ce, which sets its own, is run at both.
+        # A larger eps keeps the step sizes of the budget; Auto-PGD, which sets its own, is run at both.
         for eps in (2.0 * float(setting.threat.eps), _large_eps(setting))
     )
     # On the plan's own view: the question is whether the attack used there could get through.
-    aimed = Job(job.target, "apgd-ce", job.view)
+    # By the loss that huge logits do not stop, where the protocol has it.
+    has_margin = any(one.attack == "apgd-targeted" for one in plan.jobs)
+    aimed = Job(job.target, "apgd-targeted" if has_margin else "apgd-ce", job.view)
     return [
         Rerun("twice-the-steps", job, replace(setting, budget=twice)),
         Rerun("eot-adequacy", job, setting),
@@ -196,7 +199,9 @@ def rerun_checks(
     worst = accuracies(worst_case(evidence.of(plan.decisive_jobs(plan.headline_target))))
     twice, cosines, twice_eps, large_eps, noise = (done[name][0] for name in NAMES)
     eps = _large_eps(setting)
-    aimed = f"accuracy under apgd-ce at eps {eps:.4g}, where any image can become any other"
+    aimed = (
+        f"accuracy under {reruns[NAMES[3]].job.attack} at eps {eps:.4g}, where any image can become any other"
+    )
     unaimed = f"for comparison: accuracy under random noise at eps {eps:.4g}, which aims at nothing"
     return [
         _twice_the_steps(worst, twice, first.job),

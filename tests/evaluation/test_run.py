@@ -120,6 +120,7 @@ def test_summary_holds_what_was_promised(whole: tuple[Path, dict[str, Any]]) -> 
     assert summary["headline"]["accuracy"] <= min(rows) + 1e-9
 
 
+@pytest.mark.slow
 def test_broken_images_leave_the_queue(whole: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = whole
     lines = read_json_lines(records_file(folder))
