@@ -56,6 +56,8 @@ def attack_work(job: Job, budget: Budget, classes: int, n_samples: int) -> Work:
         "authors-pgd-eot": Work(float(budget.pgd_eot_steps * draws)),
         # APGD-CE, then, towards every target class, APGD (one gradient a step) and FAB (two at most).
         "aa": Work(budget.apgd_steps + 3 * targeted, budget.square_queries),
+        "apgd-t": Work(float(targeted)),
+        "fab-t": Work(2.0 * targeted),
         # Untargeted FAB asks for the gradient of every logit at every step.
         "fab": Work(float(budget.apgd_steps * classes * budget.restarts)),
         "square": Work(forwards=budget.square_queries * draws),
