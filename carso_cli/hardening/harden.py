@@ -243,6 +243,8 @@ def _prepare(
             seconds=options.get("seconds", 3600.0) * TRAINING_SHARE,
             start=root / "start" / "purifier.safetensors",
         )
+        if plan.warning:
+            reporter.warning(plan.warning)
         ensure_folder(root)
         write_json(root / SUMMARY, {"carso": __version__, "settings": settings, "plan": plan.as_dict()})
     else:

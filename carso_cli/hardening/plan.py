@@ -30,6 +30,7 @@ START_SHARE = 0.25
 FEWEST_EPOCHS = 4
 _MOST_EPOCHS = 100
 _STEPS_PER_EPOCH = 12
+_FEW_STEPS = 100
 _FEWEST_IMAGES = 32
 _MEASURED_IMAGES = 32
 _HELD_OUT = 0.1
@@ -51,6 +52,18 @@ class Plan:
     start: Recipe
     final: Recipe
     limit: int
+
+    @property
+    def warning(self) -> str:
+        """What to tell whoever gave too little time to expect robustness; empty otherwise."""
+        training = self.final.training
+        steps = training.epochs * self.limit // training.batch_size
+        if steps >= _FEW_STEPS:
+            return ""
+        return (
+            f"there is time for {steps} steps through the classifier, and below {_FEW_STEPS} a purifier has "
+            "hardly begun to learn: give more --time"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-serialisable values."""

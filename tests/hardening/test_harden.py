@@ -170,6 +170,9 @@ def test_the_plan_fills_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     short = plan.make_plan(recipe, classifier, count=100, seconds=6.4, start=Path("start"))
     assert short.limit == 40
     assert short.start.training.epochs == plan.FEWEST_EPOCHS
+    # Some 60 steps, of 8 images each, against 750.
+    assert short.warning.endswith("give more --time")
+    assert not found.warning
     assert plan.Plan.from_dict(json.loads(json.dumps(found.as_dict()))) == found
     with pytest.raises(UsageError, match="epochs of 32 images take about"):
         plan.make_plan(recipe, classifier, count=100, seconds=1.0, start=Path("start"))
