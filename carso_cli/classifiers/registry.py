@@ -39,11 +39,77 @@ class Published:
     """Address for a browser, where that is another one."""
 
 
+RELEASE_URL = "https://bucket.ballarin.cc/aimldl/carso2024cnn/"
+"""Where the paper's authors publish their files (github.com/emaballarin/CARSO, `models/get_models_*.sh`)."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """What the paper's authors publish around one classifier.
+
+    Args:
+        folder: Their folder, below `RELEASE_URL`.
+        classifier: File of the classifier.
+        purifier: Common beginning of the names of the purifier's three files.
+        listed: Whether their lists of downloads name the purifier; otherwise their evaluation does.
+    """
+
+    folder: str
+    classifier: str
+    purifier: str
+    listed: bool = True
+
+    @property
+    def url(self) -> str:
+        """Address of the folder, with a slash at the end."""
+        return f"{RELEASE_URL}{self.folder}/"
+
+
+RELEASES = {
+    ("cifar10", "at"): Release(
+        "cifar_10_cuiwrn2810/models", "cifar10_a3_b10_t4_20m_w.safetensors", "wrn_28_10_cifar_10_cui_2023"
+    ),
+    ("cifar100", "at"): Release(
+        "cifar_100_cuiwrn2810/models", "cifar100_a5_b12_t4_50m_w.safetensors", "wrn_28_10_cifar_100_cui_2023"
+    ),
+    ("tinyimagenet200", "at"): Release(
+        "tinyimagenet_wangwrn2810/models",
+        "tiny_linf_wrn28_10_w.safetensors",
+        "wrn_28_10_tinyimagenet_200_wang_2023",
+    ),
+    ("cifar10", "clean"): Release(
+        "cifar_10_ownwrn2810", "WRN_28_10_cifar10_09428.safetensors", "wrn_28_10_cifar_10_own_2025"
+    ),
+    ("cifar100", "clean"): Release(
+        "cifar_100_ownwrn2810", "WRN_28_10_cifar100_07476.safetensors", "wrn_28_10_cifar_100_own_2025"
+    ),
+    ("cifar10-gowal2020", "at"): Release(
+        "cifar_10_gowalwrn2810",
+        "cifar10_linf_wrn28-10_with.safetensors",
+        "wrn_28_10_cifar_10_gowal_2020",
+        listed=False,
+    ),
+    ("cifar10-rebuffi2021", "at"): Release(
+        "cifar_10_rebuffiwrn2810",
+        "cifar10_linf_wrn28-10_cutmix_ddpm_v2.safetensors",
+        "wrn_28_10_cifar_10_rebuffi_2021",
+        listed=False,
+    ),
+    ("cifar100-rebuffi2021", "at"): Release(
+        "cifar_100_rebuffiwrn2810",
+        "cifar100_linf_wrn28-10_cutmix_ddpm.safetensors",
+        "wrn_28_10_cifar_100_rebuffi_2021",
+        listed=False,
+    ),
+}
+"""By recipe and training of the classifier, `at` or `clean`."""
+
 PUBLISHED_FILES = {
     # By the name under which recipes look for the file; no checksums are published.
     "wang2023_tinyimagenet200_wrn28-10.pt": Published(
         "https://huggingface.co/wzekai99/DM-Improves-AT/resolve/main/checkpoint/tiny_linf_wrn28-10.pt"
     ),
+    **{one.classifier: Published(one.url + one.classifier) for one in RELEASES.values()},
 }
 """Weights that are not in RobustBench, and that recipes name as files."""
 

@@ -40,6 +40,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("predict", "carso_cli.cli.predict", "Classify image files with a trained defence."),
     ("export", "carso_cli.cli.export", "Export a trained defence to torch.export and ONNX."),
     ("import-release", "carso_cli.cli.import_release", "Turn the authors' published purifier into a run."),
+    ("reproduce", "carso_cli.cli.reproduce", "Evaluate the authors' own files beside the paper's row."),
     ("report", "carso_cli.cli.report", "Show the paper's tables, filled from stored results."),
     ("runs", "carso_cli.cli.runs", "List runs with their results."),
     ("attacks", "carso_cli.cli.attacks", "List attacks and protocols."),
@@ -49,7 +50,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("doctor", "carso_cli.cli.doctor", "Check the installation, data and weights."),
 )
 PANELS = {
-    "Measure": ("evaluate", "audit", "attack", "ablate", "bench"),
+    "Measure": ("evaluate", "audit", "attack", "ablate", "reproduce", "bench"),
     "Defend": (
         "quickstart",
         "train-classifier",

@@ -120,7 +120,8 @@ def _lacks(recipe: dict[str, Any]) -> str:
 
 def _show_item(number: int, item: dict[str, Any]) -> None:
     """Show in full one thing that a recipe needs: state, place, source."""
-    purpose = "" if item["required"] else "; only `carso ablate` needs it"
+    command = "reproduce" if item["role"] == "purifier" else "ablate"
+    purpose = "" if item["required"] else f"; only `carso {command}` needs it"
     place = _short(item["place"])
     lines = [item["note"]] if item["note"] else []
     if item["state"] != "missing":

@@ -70,8 +70,12 @@ def attack_work(job: Job, budget: Budget, classes: int, n_samples: int) -> Work:
     return work[job.attack]
 
 
-def estimate_cost(evaluation: Evaluation) -> dict[str, Any]:
+def estimate_cost(evaluation: Evaluation, *, draws: int | None = None) -> dict[str, Any]:
     """Predict the time of an evaluation.
+
+    Args:
+        evaluation: What `prepare_evaluation` has resolved.
+        draws: Draws in a measured step; the budget's when None.
 
     Returns:
         `seconds` in all; `jobs`: `job` and `seconds` of each, for `n_images` images; `checks`: `check` and
@@ -79,7 +83,7 @@ def estimate_cost(evaluation: Evaluation) -> dict[str, Any]:
     """
     setting, plan = evaluation.setting, evaluation.plan
     # The classifier always, since a surrogate attack on the defence may run on it alone.
-    speeds = {target: _speed(evaluation, target) for target in {*plan.targets, "classifier"}}
+    speeds = {target: _speed(evaluation, target, draws) for target in {*plan.targets, "classifier"}}
     # Blocks are shared out, and a process measures alone.
     share = len(setting.images) / launch().size
     jobs: list[dict[str, Any]] = [
@@ -111,13 +115,13 @@ def _seconds_each(setting: Setting, job: Job, speeds: Mapping[str, tuple[float, 
     return work.gradients * gradient + work.forwards * forward + scoring
 
 
-def _speed(evaluation: Evaluation, name: str) -> tuple[float, float]:
+def _speed(evaluation: Evaluation, name: str, draws: int | None) -> tuple[float, float]:
     """Return the seconds of a gradient and of a forward pass, per image and draw."""
     setting = evaluation.setting
     # One block's worth would be most exact; a few images keep the measurement short.
     images, labels, _ = setting.batch(range(min(images_to_time(setting.models.device), len(setting.images))))
     target = setting.models.target(Job(name, "pgd-eot", evaluation.plan.view), setting.seed, "cost")
-    draws = setting.budget.eot_draws if target.stochastic else 1
+    draws = (draws or setting.budget.eot_draws) if target.stochastic else 1
     units = len(images) * draws
     device = setting.models.device
     gradient = seconds_of(lambda: target.loss_and_gradient(images, labels, cross_entropy, draws), device)

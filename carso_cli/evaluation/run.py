@@ -169,7 +169,12 @@ def _claimed(
                     "values": recipe.model_dump(mode="json"),
                     "reproduces": recipe.reproduces,
                     "beyond_the_paper": beyond_the_paper(recipe.model_dump(mode="json")),
-                    "differs": departures(recipe.model_dump(mode="json"), evaluation.identity),
+                    "differs": departures(
+                        recipe.model_dump(mode="json"),
+                        evaluation.identity,
+                        # An imported purifier has no lines of training.
+                        trained=RunFolder(evaluation.run).metrics.is_file(),
+                    ),
                     "precision": recipe.precision,
                     "jobs": [job.key for job in evaluation.plan.jobs],
                     "carso": __version__,

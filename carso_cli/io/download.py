@@ -159,6 +159,8 @@ def _open_from(url: str, start: int, version: str) -> http.client.HTTPResponse:
     try:
         return open_url(url, start, version)
     except urllib.error.HTTPError as error:
+        # It is an open response too, whose connection nobody else would close.
+        error.close()
         # Nothing lies beyond `start`: the part is complete or of another file, which only a new start tells.
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return open_url(url, 0)

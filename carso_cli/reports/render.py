@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 _LATEX = str.maketrans(
     {sign: f"\\{sign}" for sign in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"<": r"\textless{}", ">": r"\textgreater{}", "–": "--", "†": r"\dag{}", "…": r"\dots{}"}
+    | {
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "–": "--",
+        "†": r"\dag{}",
+        "‡": r"\ddag{}",
+        "…": r"\dots{}",
+    }
 )
 _MARKDOWN = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_[]<>|#"} | {"\n": " "})
 # Signs with which a spreadsheet begins a formula, and blanks that it skips before one.

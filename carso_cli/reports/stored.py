@@ -204,7 +204,8 @@ class StoredRun:
         """Return what differs from the paper's recipe; see `carso_cli.runs.paper.departures`."""
         trained_on = int(self.metrics[-1]["images"]) if self.metrics else None
         identity = None if evaluation is None else evaluation.identity
-        return departures(self.recipe, identity, trained_on=trained_on, varied=varied)
+        known: dict[str, Any] = {"trained": bool(self.metrics), "trained_on": trained_on}
+        return departures(self.recipe, identity, varied=varied, **known)
 
     def departures(self, evaluation: StoredEvaluation) -> set[str]:
         """Return in which of eps, norm, n_samples, aggregation and second_kind it departs from the recipe."""

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from carso_cli.classifiers.registry import RELEASES
 from carso_cli.io.json_files import read_plain_json
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.shipped import list_recipes
@@ -24,8 +25,9 @@ _TEST_IMAGES = 10_000  # of each of the three
 _BUDGET = ("n_samples", "aggregation", "apgd_steps", "eot_draws", "pgd_eot_steps", "restarts")
 """Fields of an evaluation's identity that the paper states."""
 _OF_THE_SCHEDULE = re.compile(r"training\.(learning_rate\.\w+_epochs|beta_increase\.\w+)")
+_OF_THE_TRAINING = re.compile(r"training\.|data\.(holdout|train_limit)$")
 _NO_MATTER = re.compile(
-    r"data\.(root|name|follow)|classifier\.(at|clean|training)(\..*)?"
+    r"data\.(root|follow)|classifier\.(at|clean|training)(\..*)?"
     r"|training\.(initial|save_every_epochs|save_every_minutes)"
 )
 
@@ -67,6 +69,7 @@ def departures(
     recipe: Mapping[str, Any],
     identity: Mapping[str, Any] | None = None,
     *,
+    trained: bool = True,
     trained_on: int | None = None,
     varied: Collection[str] = (),
 ) -> tuple[str, ...]:
@@ -75,20 +78,27 @@ def departures(
     Args:
         recipe: The run's resolved recipe as plain values.
         identity: Identity of an evaluation, whose budget and images are compared too.
+        trained: Whether the purifier was trained by this recipe; an imported one was not.
         trained_on: Number of training images, where it is known.
         varied: Keys that a table varies itself, as its paper rows do.
     """
     paper = _paper_recipe(recipe["reproduces"])
     if paper is None:
         return ()
-    name, found = recipe["data"]["name"], []
+    found, every = [], _TRAINING_IMAGES.get(paper["data"]["name"], 0)
     ours, theirs = dict(_flat(recipe)), dict(_flat(paper))
     # The paper trains on every image.
     theirs["data.holdout"], theirs["data.train_limit"] = 0.0, None
-    if trained_on is not None:
+    if not trained:
+        ours |= {key: value for key, value in theirs.items() if _OF_THE_TRAINING.match(key)}
+    elif trained_on is not None:
         ours |= {"data.holdout": 0.0, "data.train_limit": None}
-        if trained_on < _TRAINING_IMAGES[name]:
-            found.append(f"trained on {trained_on:,} of {_TRAINING_IMAGES[name]:,} images")
+        if trained_on < every:
+            found.append(f"trained on {trained_on:,} of {every:,} images")
+    release = RELEASES.get((recipe["name"], recipe["representation"]["kind"]))
+    if release is not None and ours["classifier.weights"] == release.classifier:
+        # The authors' file of a classifier holds the same weights as its publisher's.
+        ours["classifier.weights"] = theirs["classifier.weights"]
     scaled = ours["training.epochs"] != theirs["training.epochs"]
     for key in theirs:
         # Schedules are scaled with the epochs, which says all.
@@ -130,8 +140,13 @@ def _flat(recipe: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "precision", recipe["precision"]
     # Only weights that are used: a recipe may name others for its ablations.
     yield "evaluation.second_kind", recipe["evaluation"]["second_kind"]
+    yield "classifier.weights", _weights_of(recipe)
+
+
+def _weights_of(recipe: Mapping[str, Any]) -> str | None:
     weights = recipe["classifier"][recipe["representation"]["kind"]] or {}
-    yield "classifier.weights", weights.get("name") or weights.get("file")
+    found: str | None = weights.get("name") or weights.get("file")
+    return found
 
 
 def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401  (any value of a recipe)

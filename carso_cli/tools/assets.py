@@ -19,7 +19,7 @@ from typing import Literal
 from carso_cli.build import search_folders
 from carso_cli.classifiers.architectures import check_architecture
 from carso_cli.classifiers.load import ENTRY_POINT_GROUP, robustbench_places, weights_places
-from carso_cli.classifiers.registry import PUBLISHED_FILES, find_record
+from carso_cli.classifiers.registry import PUBLISHED_FILES, RELEASES, Release, find_record
 from carso_cli.classifiers.weights import read_tensors, require_uncompressed
 from carso_cli.data import tinyimagenet
 from carso_cli.data.cifar import FOLDERS as CIFAR_FOLDERS
@@ -28,6 +28,7 @@ from carso_cli.data.datasets import find_data, source_places
 from carso_cli.data.file_tree import ZipStore
 from carso_cli.data.mnist import FOLDERS as MNIST_FOLDERS
 from carso_cli.data.mnist import TITLES, mnist_files
+from carso_cli.defence.release_format import PUBLISHED_PARTS
 from carso_cli.errors import DataError, RecipeError, WeightsError
 from carso_cli.io.checksum import file_digest
 from carso_cli.io.download import fetch, fetch_command, recorded_problem
@@ -50,10 +51,12 @@ class Item:
     """One thing that a recipe needs.
 
     Args:
-        role: `data`, `at`, `clean`, or `start` for the purifier that training starts from.
+        role: `data`, `at`, `clean`, `start` for the purifier that training starts from, or `purifier` for the
+            authors' own.
         what: Its name for people.
         state: Whether it is there and undamaged.
-        required: Whether the recipe cannot run without it; clean classifiers serve the ablation only.
+        required: Whether the recipe cannot run without it; clean classifiers serve the ablation only, the
+            authors' purifier `carso reproduce`.
         place: Where it lies or, where it is missing, belongs.
         looked: Every place looked at.
         note: What is wrong with it, or known about it.
@@ -98,7 +101,28 @@ def take_stock(recipe: Recipe) -> list[Item]:
         state = PRESENT if start.is_file() else MISSING
         item = Item("start", start.name, state, True, str(start), note="see training.initial")
         items.append(replace(item, command=start_command(recipe)))
+    if release := RELEASES.get((recipe.name, recipe.representation.kind)):
+        items.append(_authors_purifier(recipe, release))
     return items
+
+
+def purifier_files(release: Release) -> dict[str, Path]:
+    """Return where the three files of an authors' purifier come from, and where they belong."""
+    folder = weights_home() / "carso2024cnn" / release.purifier
+    names = [f"{release.purifier}_{part}.safetensors" for part in PUBLISHED_PARTS]
+    return {release.url + name: folder / name for name in names}
+
+
+def _authors_purifier(recipe: Recipe, release: Release) -> Item:
+    files = purifier_files(release).values()
+    folder = next(iter(files)).parent
+    problems = [problem for path in files if path.is_file() and (problem := _once(_weights_problem, path))]
+    state = DAMAGED if problems else PRESENT if all(path.is_file() for path in files) else MISSING
+    what, kind = f"the authors' purifier {release.purifier}", recipe.representation.kind
+    # With another second instance the purifier is the same.
+    command = f"carso reproduce {recipe.name}" + (f" --first {kind}" if kind != "at" else "")
+    item = Item("purifier", what, state, False, str(folder), (str(folder),), "; ".join(problems), release.url)
+    return replace(item, command=command)
 
 
 def fetch_missing(recipe: Recipe, reporter: Reporter) -> list[Item]:
@@ -282,7 +306,9 @@ def _weights_item(recipe: Recipe, kind: str, weights: Weights, required: bool) -
         return _downloadable(item, recipe, published.url, page=published.page)
     trainable = family == "wide-resnet"
     command = f"carso train-classifier {recipe.reference} --kind {kind}" if trainable else ""
-    return replace(item, command=command)
+    release = RELEASES.get((recipe.name, kind))
+    note = item.note or (f"the authors publish theirs: {release.url}{release.classifier}" if release else "")
+    return replace(item, command=command, note=note)
 
 
 def _weights_problem(path: Path) -> str:

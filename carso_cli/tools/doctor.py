@@ -207,7 +207,7 @@ def _next(recipe: str, lacking: Sequence[dict[str, Any]]) -> str:
         return fetch_command(recipe)
     if first["command"]:
         return str(first["command"])
-    if not first["looked"]:
+    if first["role"] in ("at", "clean") and not first["looked"]:
         # An entry point lies nowhere; its note says what to do.
         return f"{first['note']}: {first['place']}"
     together = [item["what"] for item in lacking if item["role"] == first["role"]]

@@ -114,7 +114,8 @@ def test_the_order_of_images_does_not_matter(write: Any, runs: Runs) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"eps": 0.2}, {"images": "beef"}, {"draws": 4}, {"pgd_step_size": 0.5}, {"norm": "l2"}]
+    "other",
+    [{"eps": 0.2}, {"images": "beef"}, {"draws": 4}, {"pgd_step_size": 0.5}, {"norm": "l2", "eps": 1.0}],
 )
 def test_other_images_or_another_attack_are_not_compared(
     write: Any, runs: Runs, other: dict[str, Any]

@@ -246,6 +246,7 @@ def test_an_entry_point_that_no_package_offers() -> None:
     assert (item.state, item.place) == ("missing", "entry point mine of carso.classifiers")
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_next_step_is_one_that_does_something() -> None:
     overrides = ["classifier.family=external", "classifier.at.source=entry-point", "classifier.at.name=mine"]
     (found,) = doctor("digits", overrides)["recipes"]
