@@ -17,7 +17,7 @@ from carso_cli.defence.vae import Purifier
 from carso_cli.errors import UsageError
 from carso_cli.runtime.precision import autocast, to_float32
 
-_PIXEL_SLACK = 1e-3
+_PIXEL_SLACK = 2e-3
 
 
 class Defence(nn.Module):
