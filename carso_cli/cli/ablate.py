@@ -148,7 +148,7 @@ def command(
         seeds=seeds,
         perturbation_sizes=eps,
     )
-    attack, limit, note = known.choose_budget(chosen, attack, limit)
+    attack, limit, note = known.choose_budget(chosen, attack, _told_of(limit))
     settings: Any = {"attack": check_name(attack), "limit": limit, "seed": seed, "device": device}
     if dry_run:
         _show_plan(chosen, ablations, folder, settings, note, as_json=json)
@@ -182,6 +182,16 @@ def _ablations(recipe: Recipe, **values: Any) -> list[Ablation]:  # noqa: ANN401
         known.aggregations(recipe) if name == "aggregations" else getattr(known, name)(recipe, value)
         for name, value in given.items()
     ]
+
+
+def _told_of(limit: int | None) -> int | None:
+    """Return `--limit`, and say what it does not cut."""
+    if limit is not None:
+        RichReporter().info(
+            f"--limit {limit} cuts the images that are attacked, not those of a training; to cut these too: "
+            f"--set data.train_limit={limit}"
+        )
+    return limit
 
 
 def _pairs(first: str | None, second: str | None, every: bool) -> list[Pair] | None:

@@ -68,10 +68,10 @@ def _show(result: dict[str, Any], objective: str) -> None:
     beyond = objective in _BEYOND
     rows = [["objective", _BEYOND[objective]]] if beyond else []
     rows.append(
-        [f"clean accuracy of the defence, {followed(result)}", accuracy(result["defence_clean_accuracy"])]
+        [f"clean accuracy of the defence, {followed(result)}", held_out(result, "defence_clean_accuracy")]
     )
     if beyond:
-        rows.append(["the same, under PGD", accuracy(result["defence_attacked_accuracy"])])
+        rows.append(["the same, under PGD", held_out(result, "defence_attacked_accuracy")])
     rows.append([f"loss per image{'' if beyond else ' (BCE + beta KL)'}", figure(result["loss"])])
     # Training through the defence alone has no ELBO, so it logs neither part of it.
     if "bce" in result:
@@ -79,6 +79,17 @@ def _show(result: dict[str, Any], objective: str) -> None:
     rows += [["training time", duration(result["seconds_total"])], ["run", result["run"]]]
     show_table(("trained purifier", ""), rows)
     print_plain(f"next: carso evaluate --run {result['run']}")
+
+
+def held_out(result: dict[str, Any], name: str) -> str:
+    """Write an accuracy on held-out images with its interval and their number."""
+    from carso_cli.runs.intervals import wilson
+
+    value, count = result[name], result.get("held_out_images")
+    if value is None or not count:
+        return accuracy(value)
+    images = "1 image" if count == 1 else f"{count} images"
+    return f"{accuracy(value, wilson(value * count, count))} of {images}"
 
 
 def show_cost(

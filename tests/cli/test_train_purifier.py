@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from carso_cli.cli.train_purifier import held_out
 from carso_cli.errors import StateError
 from carso_cli.recipe.load import load_recipe
 from carso_cli.runs.folder import RunFolder
@@ -35,6 +36,12 @@ def test_trains_and_says_what_to_do_next(tmp_path: Path, carso: Any) -> None:
     words = shlex.split(hint.partition(": carso ")[2])
     assert words == ["train-purifier", f"{folder}/recipe.yaml", "--run", str(folder), "--resume"]
     carso(*words)
+
+
+def test_an_accuracy_on_held_out_images_carries_their_number() -> None:
+    assert held_out({"a": 1.0, "held_out_images": 1}, "a") == "1.000 [0.21, 1.00] of 1 image"
+    assert held_out({"a": 0.5, "held_out_images": 28}, "a") == "0.500 [0.33, 0.67] of 28 images"
+    assert held_out({"a": None, "held_out_images": 0}, "a") == "–"
 
 
 def test_an_unfinished_run_is_finished_with_its_own_recipe(tmp_path: Path) -> None:
