@@ -158,15 +158,6 @@ def tinyimagenet_file() -> None:
         archive.writestr("tiny-imagenet-200/val/val_annotations.txt", "\n".join(lines))
 
 
-def zip_files(recipe: Recipe) -> None:
-    """Write the two zips of an image folder."""
-    data_home().mkdir(parents=True)
-    for split in ("train", "test"):
-        with zipfile.ZipFile(data_home() / f"cifar10-{split}.zip", "w") as archive:
-            for number, image in enumerate(pixels(20, 32)):
-                archive.writestr(f"{split}/class{number % 10}/{number}.png", png(image))
-
-
 def call(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
     assert carso([str(word) for word in (*words, "--json")]) == 0
     result: dict[str, Any] = json.loads(capsys.readouterr().out)
@@ -186,9 +177,7 @@ def test_published_files_give_a_defence_that_is_evaluated(
     monkeypatch.setattr(registry, "RECORDS", small)
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(name, SMALL)
-    if recipe.data.name == "image-folder":
-        zip_files(recipe)
-    elif recipe.data.name == "tinyimagenet200":
+    if recipe.data.name == "tinyimagenet200":
         tinyimagenet_file()
     else:
         cifar_files(recipe, monkeypatch)

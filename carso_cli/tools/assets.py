@@ -99,7 +99,7 @@ def take_stock(recipe: Recipe) -> list[Item]:
     if recipe.training.initial is not None:
         start = Path(recipe.training.initial).expanduser()
         state = PRESENT if start.is_file() else MISSING
-        item = Item("start", start.name, state, True, str(start), note="see training.initial")
+        item = Item("start", start.name, state, True, str(start), (str(start),), note="see training.initial")
         items.append(replace(item, command=start_command(recipe)))
     if release := RELEASES.get((recipe.name, recipe.representation.kind)):
         items.append(_authors_purifier(recipe, release))

@@ -56,6 +56,7 @@ def test_refuses_another_kind(carso: Any) -> None:
 
 
 def test_missing_data_is_told_before_any_work(carso: Any) -> None:
-    shown = carso("train-classifier", "cifar10-small", "--device", "cpu", code=3).err
-    assert "cifar10-train.zip is not there" in shown
+    zips = ("--set=data.name=image-folder", "--set=data.train=train.zip", "--set=data.test=test.zip")
+    shown = carso("train-classifier", "cifar10-small", *zips, "--device", "cpu", code=3).err
+    assert "train.zip is not there" in shown
     assert not Path("runs/cifar10-small-classifier-at/recipe.yaml").exists()

@@ -154,6 +154,7 @@ def test_so_it_does_on_real_images(shared_folder: Path, tmp_path: Path) -> None:
         "cifar10-small",
         (
             *TINY,
+            "data.name=image-folder",
             f"data.root={tmp_path}",
             "data.train=train.zip",
             "data.test=test.zip",
