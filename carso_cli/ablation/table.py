@@ -32,6 +32,7 @@ GRADIENT_CHECKS = ("nan-gradients", "zero-gradients", "saturated-outputs")
 """Sanity checks whose failure says that an attack had no gradients to follow."""
 _VARYING = (
     *("eps", "n_samples", "aggregation", "second_kind", "pgd_step_size", "pgd_eot_step_size"),
+    "gradient_precision",
     *("recipe", "classifier", "purifier", "second_classifier"),
     *("classifier_answers", "second_classifier_answers", "defence_answers"),
 )

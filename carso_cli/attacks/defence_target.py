@@ -44,6 +44,8 @@ class DefenceTarget:
         n_samples: N, reconstructions per image; the defence's own when None.
         latents: (N, Z) latents used for every image and call, which makes the target deterministic;
             new ones for each when None.
+        followed: The same defence in a faster precision, whose gradients attacks follow, with the losses
+            that come with them; `expected_loss` and a call are always the defence's own.
 
     Raises:
         UsageError: If the N reconstructions of an image do not fit into a pass.
@@ -55,6 +57,7 @@ class DefenceTarget:
     generator: torch.Generator
     n_samples: int | None = None
     latents: Tensor | None = None
+    followed: RandomDefence | None = None
     _passes: Passes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -98,6 +101,8 @@ class DefenceTarget:
 
         Where the sample needs several passes, the map computes it again from the same latents.
         """
+        if self.followed is not None:
+            return self._of_followed(self.followed).vjp(images)
         condition, through_condition = vjp_of(self.defence.condition, images)
         # Drawn once, outside the passes: a pass that is cut or run again must see the same latents.
         latents = self._draw(len(images))
@@ -137,10 +142,18 @@ class DefenceTarget:
 
     def loss_and_gradient(self, images: Tensor, labels: Tensor, loss: Loss, eot_samples: int) -> LossGradient:
         """Return the mean loss over K = `eot_samples` samples of the latents and its gradient."""
+        if self.followed is not None:
+            return self._of_followed(self.followed).loss_and_gradient(images, labels, loss, eot_samples)
         condition, through_condition = vjp_of(self.defence.condition, images)
         answer = self._average(condition, labels, loss, eot_samples, with_gradient=True)
         # This product is linear, so the mean over K may be taken before it: one product serves all samples.
         return replace(answer, gradient=through_condition(answer.gradient))
+
+    def _of_followed(self, followed: RandomDefence) -> DefenceTarget:
+        target = replace(self, defence=followed, followed=None)
+        # What is learnt of memory is of the same models.
+        object.__setattr__(target, "_passes", self._passes)
+        return target
 
     def _average(
         self, condition: Tensor, labels: Tensor, loss: Loss, eot_samples: int, *, with_gradient: bool

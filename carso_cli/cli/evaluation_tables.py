@@ -33,7 +33,7 @@ def evaluation_tables(summary: Summary, *, tables: bool = False, verbose: bool =
     Args:
         summary: As `carso_cli.evaluation.run.evaluate` returns it.
         tables: Show the paper's tables and every attack too.
-        verbose: Show every check.
+        verbose: Show every check, and the precision of the gradients.
     """
     trusted, verdict = verdict_of(summary)
     parts: list[Table | Text] = [Text(headline_line(summary, verdict), "bold" if trusted else "bold red")]
@@ -42,7 +42,7 @@ def evaluation_tables(summary: Summary, *, tables: bool = False, verbose: bool =
         value = exact["accuracy"]
         text = exact["note"] if value is None else f"{accuracy(value, exact['ci95'])} ({exact['note']})"
         parts.append(Text(f"On the exact view: {text}"))
-    parts += [Text(line) for line in _about(summary)]
+    parts += [Text(line) for line in (*_about(summary), *(_gradients(summary) if verbose else ()))]
     if broken := summary.get("broken_by"):
         rows = [[row["attack"], row["view"] or "–", str(row["images"])] for row in broken]
         columns = ("attack", "view", "broke first")
@@ -87,6 +87,15 @@ def _about(summary: Summary) -> list[str]:
             f"attacked {accuracy(beside['attacked'], beside['attacked_ci95'])}"
         )
     return [*lines, f"{duration(summary['seconds'])}, stored in {summary['run']}"]
+
+
+def _gradients(summary: Summary) -> list[str]:
+    """Return in what precision the defence's gradients were, where it was chosen."""
+    found = summary["settings"].get("gradients")
+    if found is None or found["cosine"] is None:
+        return []
+    agree = f"their cosine with those in the models' precision is {found['cosine']:.4f}"
+    return [f"gradients of the defence in {found['precision']}; in bf16 {agree}"]
 
 
 def _interval(row: Mapping[str, Any] | None) -> str:

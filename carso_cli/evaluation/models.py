@@ -11,7 +11,7 @@ import copy
 import hashlib
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
@@ -51,6 +51,7 @@ class Models:
         checksums: SHA-256 of the weights: `classifier`, `purifier`, `second_classifier`.
         device: Where they are.
         samples_per_pass: Most reconstructions in one pass.
+        gradient_precision: Precision of the defence whose gradients are followed; its own when None.
     """
 
     classifier: Model
@@ -58,18 +59,21 @@ class Models:
     checksums: dict[str, str | None]
     device: torch.device
     samples_per_pass: int
+    gradient_precision: str | None = field(default=None, kw_only=True)
 
     def target(self, job: Job, seed: int, block: int | str) -> AttackTarget:
         """Return the target of a job, its latents drawn for this job and block."""
         if job.target == "classifier":
             return ClassifierTarget(self.classifier)
+        defence, precision = self.require_defence(), self.gradient_precision
         return DefenceTarget(
-            self.require_defence(),
+            defence,
             # Surrogates and noise have no view of the target; what they build starts from the exact one.
             job.view if job.view in ("exact", "log-probability", "released") else "exact",
             samples_per_pass=self.samples_per_pass,
             # Not by process or order: a block that is run again after a kill draws the same latents.
             generator=generator(seed, "attack latents", job.key, block),
+            followed=None if precision is None else adjusted(defence, precision=precision),
         )
 
     def scorer(self, job: Job, seed: int, draws: int) -> Scorer:
@@ -204,7 +208,9 @@ def given_models(
     """
     bare = classifier
     if defence is not None:
-        changes = {"n_samples": n_samples, "aggregation": aggregation, "precision": recipe.precision}
+        # A user's own defence without a precision would take no notice of one.
+        precision = recipe.precision if hasattr(defence, "precision") else None
+        changes = {"n_samples": n_samples, "aggregation": aggregation, "precision": precision}
         defence = adjusted(defence, **{name: value for name, value in changes.items() if value})
         bare = defence.classifier if classifier is None else classifier
     if bare is None:

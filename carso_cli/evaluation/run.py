@@ -176,6 +176,10 @@ def _claimed(
                         trained=RunFolder(evaluation.run).metrics.is_file(),
                     ),
                     "precision": recipe.precision,
+                    "gradients": {
+                        "precision": evaluation.gradient_precision,
+                        "cosine": evaluation.gradient_cosine,
+                    },
                     "jobs": [job.key for job in evaluation.plan.jobs],
                     "carso": __version__,
                     "environment": describe_environment(evaluation.setting.models.device),

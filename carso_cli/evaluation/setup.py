@@ -24,16 +24,19 @@ from carso_cli.evaluation.models import (
     run_recipe,
 )
 from carso_cli.evaluation.protocols import Job, Plan, plan_budget, plan_evaluation
-from carso_cli.evaluation.rerun_checks import IMAGES, adequate_draws, spread
+from carso_cli.evaluation.rerun_checks import IMAGES, adequate_draws, mean_cosine, spread
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.schema import Recipe
 from carso_cli.recipe.section import too_large
 from carso_cli.runs.folder import RunFolder
 from carso_cli.runs.records import EvaluationFolder, evaluation_id
+from carso_cli.runtime.precision import multiplies_bf16
 from carso_cli.runtime.reporter import Reporter
 
 _MOST_DRAWS, _QUICK_DRAWS = 32, 4
 """EoT samples per gradient, at most, where they are measured."""
+_SAME_GRADIENT = 0.99
+"""Cosine with float32's gradient, from which one in bfloat16 takes its place."""
 
 
 class EvaluationOptions(TypedDict, total=False):
@@ -79,6 +82,7 @@ class Evaluation:
         plan: What to run.
         setting: Models, images, threat, budget, seed.
         identity: What a resumed evaluation must share.
+        gradient_cosine: Mean cosine of the defence's gradients in bfloat16 and float32; None if not measured.
     """
 
     recipe: Recipe
@@ -86,6 +90,12 @@ class Evaluation:
     plan: Plan
     setting: Setting
     identity: dict[str, Any]
+    gradient_cosine: float | None
+
+    @property
+    def gradient_precision(self) -> str:
+        """The precision of the defence's gradients."""
+        return self.setting.models.gradient_precision or self.recipe.precision
 
     @property
     def folder(self) -> EvaluationFolder:
@@ -162,7 +172,9 @@ def prepare_evaluation(
     draws, answers = world.on_main(lambda: (_eot_draws(recipe, plan, setting, few), _answers(setting, few)))
     budget = replace(setting.budget, eot_draws=draws)
     setting = replace(setting, budget=budget)
-    return Evaluation(recipe, run, plan, setting, _identity(recipe, plan, setting, answers))
+    reduced, cosine = world.on_main(lambda: _gradient_precision(recipe, plan, setting, few))
+    setting = replace(setting, models=replace(models, gradient_precision=reduced))
+    return Evaluation(recipe, run, plan, setting, _identity(recipe, plan, setting, answers), cosine)
 
 
 def _eot_draws(recipe: Recipe, plan: Plan, setting: Setting, few: Batch) -> int:
@@ -173,6 +185,28 @@ def _eot_draws(recipe: Recipe, plan: Plan, setting: Setting, few: Batch) -> int:
     target = partial(setting.models.target, Job("defence", "pgd-eot", "exact"), setting.seed)
     most = _QUICK_DRAWS if plan.attack == "quick" else _MOST_DRAWS
     return adequate_draws(target, few.images, few.labels, most)
+
+
+def _gradient_precision(
+    recipe: Recipe, plan: Plan, setting: Setting, few: Batch
+) -> tuple[str | None, float | None]:
+    """Return the precision of the defence's gradients where it is not the recipe's, and their cosine."""
+    asked, models = recipe.evaluation.gradient_precision, setting.models
+    # A user's own defence may have no precision to change.
+    own = getattr(models.defence, "precision", "bf16") if "defence" in plan.targets else "bf16"
+    if asked == "fp32" or own == "bf16":
+        return None, None
+    if asked == "auto" and (plan.follows_authors or not multiplies_bf16(models.device)):
+        return None, None
+    # On the view that is attacked: gradients that saturation hides have no cosine, and stay as they are.
+    job = Job("defence", "pgd-eot", plan.view)
+    targets = [
+        # The same latents twice, so that the two gradients differ by the precision alone.
+        replace(models, gradient_precision=precision).target(job, setting.seed, "precision")
+        for precision in (None, "bf16")
+    ]
+    cosine = mean_cosine(targets, few.images, few.labels, setting.budget.eot_draws)
+    return ("bf16" if asked == "bf16" or cosine >= _SAME_GRADIENT else None), cosine
 
 
 def _answers(setting: Setting, few: Batch) -> dict[str, str]:
@@ -212,6 +246,8 @@ def _identity(recipe: Recipe, plan: Plan, setting: Setting, answers: dict[str, s
         **({"version": plan.version} if plan.version > 1 else {}),
         # Said beside the number, which variants of one ablation need not share.
         **({} if recipe.evaluation.eot_draws else {"eot_draws_by": "cosine"}),
+        # Left out where it is the recipe's: evaluations stored before there was a choice keep their name.
+        **({"gradient_precision": reduced} if (reduced := setting.models.gradient_precision) else {}),
         # Left out where it is implied: evaluations stored before this field existed keep their name.
         **({"selects": True} if setting.selects and not plan.is_protocol else {}),
         # Blocks are the unit of seeds and of resuming, so their size decides what is found.

@@ -81,6 +81,7 @@ def _hashed_values(recipe: Recipe) -> dict[str, Any]:
         (training["adversarial"], "augment", False),
         (training["adversarial"], "targets", "labels"),
         (training["optimiser"], "average_decay", 0),
+        (values["evaluation"], "gradient_precision", "auto"),
     ):
         if section[key] == default:
             del section[key]

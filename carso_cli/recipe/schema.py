@@ -242,6 +242,8 @@ class Evaluation(Section):
     """Steps of the APGD attacks and of FAB."""
     eot_draws: PositiveInt | None = None
     """Expectation-over-Transformation draws per gradient; when left out, as many as make two agree."""
+    gradient_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the defence's gradients, at most `precision`: `auto` is bf16 where that is fast and agrees."""
     pgd_eot_steps: PositiveInt = 200
     pgd_eot_step_size: Positive = 0.007
     square_queries: PositiveInt = 5000

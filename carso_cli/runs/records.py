@@ -249,10 +249,15 @@ _HASHED = {
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Say in which fields two identities differ, with both values where these are no hashes."""
+    # Evaluations from before there was a choice do not say it.
+    stored, wanted = ({"gradient_precision": "fp32", **identity} for identity in (stored, wanted))
     names = [name for name in dict.fromkeys((*wanted, *stored)) if stored.get(name) != wanted.get(name)]
     # Another number of images is always other images.
     names = [name for name in names if name != "images" or "n_images" not in names]
-    options = {"n_images": "--limit"}
+    if {"images", "n_images"} & set(names):
+        # Models answer otherwise on other images, which says nothing of the models.
+        names = [name for name in names if not name.endswith("_answers")]
+    options = {"n_images": "--limit", "gradient_precision": "evaluation.gradient_precision"}
     return [
         _HASHED.get(name)
         or f"{options.get(name, name)} was {short(stored.get(name))}, now {short(wanted.get(name))}"

@@ -4,7 +4,8 @@ Classifier and purifier run in it; what they answer is float32 again, and so are
 What a transfer attack makes of a classifier outside the defence runs in float32 products.
 
 - `set_tf32` chooses between float32 and TF32, for the whole process;
-- `autocast` is the context in which a model runs, `in_precision` wraps a model to run in it always.
+- `autocast` is the context in which a model runs, `in_precision` wraps a model to run in it always;
+- `multiplies_bf16` says whether bfloat16 is fast on a device.
 
 TF32 keeps 10 bits of a product's factors and runs on NVIDIA GPUs only. bfloat16 keeps 7; weights stay in
 float32 and are converted as they are used (torch's autocast).
@@ -46,6 +47,16 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
         return nullcontext()
     # bfloat16 has the range of float32, so losses need no scaling as under float16.
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Return whether a device multiplies bfloat16 in hardware; others emulate it, slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # By what the CPU says of itself: a measured time would give another answer on a busy machine.
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    # torch's names may change; `bool()` is False.
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def to_float32(values: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -16,10 +17,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from carso_cli.attacks.defence_target import DefenceTarget
 from carso_cli.attacks.pgd import PGD
 from carso_cli.errors import InterruptedRun, NumericsError, StateError, UsageError
-from carso_cli.evaluation import rerun_checks
+from carso_cli.evaluation import rerun_checks, setup
 from carso_cli.evaluation.models import run_recipe
+from carso_cli.evaluation.protocols import Job
 from carso_cli.evaluation.run import evaluate
 from carso_cli.evaluation.setup import prepare_evaluation
 from carso_cli.io.json_files import read_json, read_json_lines
@@ -323,6 +326,70 @@ def test_eot_samples_are_measured_where_the_recipe_gives_none(toys: ModuleType, 
     assert draws(0.01, measured) == 1
     assert draws(4.0, measured) > 1
     assert draws(4.0, "evaluation.eot_draws=3") == 3
+
+
+class Rounding(torch.nn.Module):
+    """A defence whose gradients in bfloat16 point `turn` radians away from those in float32."""
+
+    def __init__(self, toys: ModuleType, turn: float) -> None:
+        super().__init__()
+        self.exact, self.turn, self.precision = toys.LinearDefence(noise=0.5, scale=0.5), turn, "fp32"
+        self.classifier = self.second_classifier = self.exact.classifier
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(super().__getattribute__("exact"), name)
+
+    def condition(self, images: Tensor) -> Tensor:
+        flat: Tensor = self.exact.condition(images)
+        if self.precision != "bf16":
+            return flat
+        # Pixels by turns: those of a class share a weight, so this adds nothing to a score.
+        other: Tensor = flat * torch.tensor([1.0, -1.0]).repeat(8)
+        return math.cos(self.turn) * flat + math.sin(self.turn) * other
+
+
+@pytest.mark.parametrize(
+    ("asked", "turn", "fast", "chosen"),
+    [
+        ("auto", 0.1, True, "bf16"),
+        ("auto", 0.2, True, None),
+        ("auto", 0.1, False, None),
+        ("fp32", 0.1, True, None),
+        ("bf16", 0.2, False, "bf16"),
+    ],
+)
+def test_gradients_are_in_bfloat16_where_that_is_fast_and_they_agree(
+    toys: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: str,
+    turn: float,
+    fast: bool,
+    chosen: str | None,
+) -> None:
+    monkeypatch.setattr(setup, "multiplies_bf16", lambda device: fast)
+    defence = Rounding(toys, turn)
+    images = toys.images_with_margins(defence.exact, [0.5, 0.7, 0.9, 1.2])
+    options = {"defence": defence, "images": images, "device": "cpu", "attack": "pgd-eot"}
+    recipe = toys.small_recipe(f"evaluation.gradient_precision={asked}")
+    found = prepare_evaluation(recipe, run=tmp_path, reporter=SilentReporter(), **options)
+    assert found.identity.get("gradient_precision") == chosen
+    assert found.gradient_precision == (chosen or "fp32")
+    if found.gradient_cosine is not None:
+        assert found.gradient_cosine == pytest.approx(math.cos(turn), abs=1e-3)
+    assert (found.gradient_cosine is None) == (asked == "fp32" or (asked == "auto" and not fast))
+    # The choice is about the target's gradients; what scores, and the caller's defence, stay as they are.
+    target = found.setting.models.target(Job("defence", "pgd-eot", "exact"), 0, 0)
+    assert isinstance(target, DefenceTarget)
+    assert (target.followed is None) == (chosen is None)
+    assert (defence.precision, getattr(target.defence, "precision", None)) == ("fp32", "fp32")
+
+
+def test_a_defence_without_a_precision_keeps_its_gradients(toys: ModuleType, tmp_path: Path) -> None:
+    defence = toys.LinearDefence()
+    images = toys.images_with_margins(defence, [0.5, 1.5])
+    found = run(toys, tmp_path, defence, images, "evaluation.gradient_precision=bf16", attack="pgd-eot")
+    assert found["settings"]["gradients"] == {"precision": "fp32", "cosine": None}
 
 
 def test_scores_do_not_depend_on_batches_or_passes(toys: ModuleType, tmp_path: Path) -> None:

@@ -84,6 +84,10 @@ def test_resuming_names_what_differs(tmp_path: Path) -> None:
         find_to_resume(tmp_path, {**stored, "eps": 0.2})
     with pytest.raises(StateError, match=r": other weights of the purifier$"):
         find_to_resume(tmp_path, {**stored, "purifier": "b" * 64})
+    # Stored before there was a choice: float32.
+    assert find_to_resume(tmp_path, stored).path == folder.path
+    with pytest.raises(StateError, match=r"evaluation\.gradient_precision was fp32, now bf16$"):
+        find_to_resume(tmp_path, {**stored, "gradient_precision": "bf16"})
     # A field that only the stored one has is a difference too.
     with pytest.raises(StateError, match=r": purifier was|: other weights of the purifier$"):
         find_to_resume(tmp_path, {"attack": "pgd", "eps": 0.1})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from carso_cli.attacks.defence_target import DefenceTarget
+from carso_cli.attacks.losses import margin
 from carso_cli.attacks.pgd import PGD
 from carso_cli.attacks.pgd_eot import PGDEoT
 from carso_cli.attacks.target import ClassifierTarget
@@ -171,6 +172,43 @@ def test_an_attack_in_bfloat16_is_no_weaker_on_the_defence() -> None:
     assert not torch.equal(found["fp32"], found["bf16"])
     assert right["bf16"] / 60 <= wilson(round(float(right["fp32"])), 60)[1]
     assert right["fp32"] < clean - 15
+
+
+@pytest.mark.slow
+def test_gradients_in_bfloat16_leave_the_scores_in_float32() -> None:
+    recipe = load_recipe("digits")
+    images = load_images(recipe, "test", limit=6)
+    pixels, labels = images.pixels(slice(0, 6)), images.labels
+    classifier = build_classifier(recipe, "at")
+    digits = load_images(recipe, "train", limit=60).pixels(slice(0, 60))
+    purifier = cast(Purifier, LeastSquares(classifier, digits))
+    exact, fast = (
+        Defence(classifier, purifier, [LAYER], n_samples=2, precision=precision)
+        for precision in ("fp32", "bf16")
+    )
+
+    def target(defence: Defence, followed: Defence | None = None) -> DefenceTarget:
+        latents = generator(0, "latents")
+        return DefenceTarget(defence, "exact", 4, latents, followed=followed)
+
+    mixed, plain, reduced = target(exact, fast), target(exact), target(fast)
+    assert torch.equal(mixed(pixels), plain(pixels))
+    losses = [each.expected_loss(pixels, labels, margin, 2).loss for each in (mixed, plain)]
+    assert torch.equal(*losses)
+    reduced(pixels)
+    reduced.expected_loss(pixels, labels, margin, 2)
+    # The three generators have drawn alike so far: the gradients differ by the precision alone.
+    gradients = [
+        each.loss_and_gradient(pixels, labels, margin, 2).gradient for each in (mixed, plain, reduced)
+    ]
+    assert torch.equal(gradients[0], gradients[2])
+    assert not torch.equal(gradients[0], gradients[1])
+    ones = torch.ones(6, 10)
+    pulled = [each.vjp(pixels)[1](ones) for each in (mixed, plain, reduced)]
+    assert torch.equal(pulled[0], pulled[2])
+    assert not torch.equal(pulled[0], pulled[1])
+    cosine = functional.cosine_similarity(gradients[0].flatten(1), gradients[1].flatten(1))
+    assert cosine.mean() > 0.98
 
 
 @pytest.mark.slow
