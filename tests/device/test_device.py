@@ -184,9 +184,11 @@ def test_audit_attack_and_ablation(run: Path) -> None:
         report = audit(model, images, eps=0.02, budget="quick", device="cuda", reporter=SILENT)
         assert report.clean_accuracy > 0
         attack(recipe, run=run, reporter=SILENT, name="pgd", device="cuda", limit=3)
+        # A run is ablated as it was trained.
+        trained = tiny()
         ablate(
-            recipe,
-            variants.sample_counts(recipe, [1, 2]),
+            trained,
+            variants.sample_counts(trained, [1, 2]),
             run=run,
             reporter=SILENT,
             attack="fgsm",
