@@ -20,7 +20,7 @@ from carso_cli.classifiers.load import check_classifier, load_classifier
 from carso_cli.classifiers.robustbench_zoo import ZOO, find_entry, load_zoo_model
 from carso_cli.classifiers.weights import load_strict, require_finite
 from carso_cli.data.datasets import load_split
-from carso_cli.data.image_set import ImageSet, balanced_subset, held_out_count
+from carso_cli.data.image_set import ImageSet, balanced_subset
 from carso_cli.defence.defended_model import Defence
 from carso_cli.defence.representation import (
     RULE,
@@ -41,11 +41,6 @@ from carso_cli.runtime.precision import set_tf32
 from carso_cli.runtime.reporter import Reporter, SilentReporter
 
 _LEVELS = 4
-TRAINING_IMAGES = {
-    **{"digits": 1442, "mnist": 60_000, "fashion-mnist": 60_000},
-    **{"cifar10": 50_000, "cifar100": 50_000, "tinyimagenet200": 100_000},
-}
-"""Training images of the data sets whose size is known before they are read."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -67,18 +62,6 @@ def choose_device(name: str) -> torch.device:
     if (device.index or 0) >= present.get(device.type, 0):
         raise UsageError(f"device '{name}' is not present here", hint="leave out --device to choose one")
     return device
-
-
-def training_images(recipe: Recipe, limit: int | None) -> int | None:
-    """Return how many images a training trains on, held-out ones left out; None where that is not known."""
-    known = (limit, recipe.data.train_limit, TRAINING_IMAGES.get(recipe.data.name))
-    # Limits cut and never add: the smallest number that is known holds.
-    count = min(filter(None, known), default=None)
-    if count is None:
-        return None
-    # An image of each class stays, see `split_holdout`.
-    room = max(count - recipe.data.classes, 0)
-    return count - min(held_out_count(count, recipe.data.holdout), room)
 
 
 def device_for(recipe: Recipe, name: str) -> torch.device:
@@ -118,8 +101,7 @@ def build_classifier(recipe: Recipe, kind: str, device: torch.device | str = "cp
         of_run=recipe.file is not None and RunFolder(recipe.file.parent).purifier.is_file(),
     )
     classifier = classifier.to(device)
-    # Of a user's own code it is not known that it takes the layout: `view` after a convolution does not.
-    return classifier if recipe.classifier.family == "external" else channels_last(classifier)
+    return channels_last(classifier) if recipe.classifier.family == "wide-resnet" else classifier
 
 
 def _given_again(recipe: Recipe, device: torch.device | str) -> nn.Module:
@@ -152,7 +134,11 @@ def build_second_classifier(recipe: Recipe, device: torch.device | str = "cpu") 
 
 
 def channels_last(module: nn.Module) -> nn.Module:
-    """Store a module's convolutions channels-last, about twice as fast on CPUs at these sizes."""
+    """Store a module's convolutions channels-last, about twice as fast on CPUs at these sizes.
+
+    Measured for our own architectures, and for them alone: others may be slower so, or fail, as `view` after
+    a convolution does.
+    """
     # torch declares no such form of `to`.
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
@@ -171,6 +157,17 @@ def search_folders(recipe: Recipe) -> list[Path]:
         trained_in = read_json(RunFolder(inside).environment).get("working_folder")
         folders += [Path(trained_in)] if isinstance(trained_in, str) else []
     return folders
+
+
+def find_around(path: Path, recipe: Recipe) -> Path:
+    """Return where a recipe's path lies: as given, or in one of `search_folders`; as given if in none."""
+    places = (path, *(folder / path for folder in search_folders(recipe)))
+    return next(filter(Path.exists, places), path)
+
+
+def start_file(recipe: Recipe) -> Path:
+    """Return the file of the purifier that training starts from, `training.initial`."""
+    return find_around(Path(recipe.training.initial or "").expanduser(), recipe)
 
 
 def untrained_classifier(recipe: Recipe) -> nn.Module:
@@ -270,6 +267,11 @@ def build_purifier(recipe: Recipe, classifier: nn.Module) -> Purifier:
     )
 
 
+def data_root(recipe: Recipe) -> Path | None:
+    """Return the folder that `data.root` names; None where it is left out."""
+    return find_around(Path(recipe.data.root).expanduser(), recipe) if recipe.data.root else None
+
+
 def load_images(
     recipe: Recipe, split: str, *, limit: int | None = None, reporter: Reporter | None = None
 ) -> ImageSet:
@@ -280,9 +282,7 @@ def load_images(
             f"the images of recipe '{recipe.name}' were handed over, and cannot be loaded again",
             hint="carso audit RUN --data IMAGES names images for a run",
         )
-    root = Path(data.root).expanduser() if data.root else None
-    if root is not None and not root.exists():
-        root = next((found for folder in folders if (found := folder / root).exists()), root)
+    root = data_root(recipe)
     images = load_split(
         data.name,
         "train" if split == "train" else "test",

@@ -20,9 +20,11 @@ from carso_cli.defence.defended_model import Defence
 from carso_cli.defence.elbo import negative_elbo
 from carso_cli.defence.representation import extract_representation
 from carso_cli.errors import RecipeError, UsageError, WeightsError
+from carso_cli.evaluation.setup import prepare_evaluation
 from carso_cli.io.paths import weights_home
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
+from carso_cli.runtime.reporter import SILENT
 from carso_cli.tools.extract import list_layers
 from carso_cli.training.preflight import estimate_cost
 from carso_cli.training.purifier import train_purifier
@@ -143,6 +145,20 @@ def test_what_a_classifier_cannot_do_is_told_before_training(
     with pytest.raises(RecipeError, match=message):
         start(recipe)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["no_grad", "rounds"])
+def test_an_evaluation_refuses_a_classifier_without_gradients(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    offer(monkeypatch, {load.ENTRY_POINT_GROUP: {"mine": "my_package:build"}}, lambda: _Odd(kind))
+    recipe = load_recipe("digits", overrides(1, 28, EXTERNAL))
+    chosen: Any = {"target": "classifier", "limit": 4, "device": "cpu"}
+    with pytest.raises(RecipeError, match="gradient") as caught:
+        prepare_evaluation(recipe, run=tmp_path / "run", reporter=SILENT, attack="pgd", **chosen)
+    assert "carso audit digits" in (caught.value.hint or "")
+    # A black-box attack follows none.
+    prepare_evaluation(recipe, run=tmp_path / "run", reporter=SILENT, attack="square", **chosen)
 
 
 def test_a_dry_run_with_an_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,20 +9,22 @@ import torch
 
 from carso_cli.ablation.run import check_run, own_options, trained_recipes, variant_options
 from carso_cli.ablation.variants import Ablation, Variant
-from carso_cli.build import build_classifier, build_purifier, untrained_classifier
+from carso_cli.build import build_classifier, build_purifier, load_images, untrained_classifier
 from carso_cli.defence.defended_model import Defence
-from carso_cli.errors import MissingError, RecipeError
+from carso_cli.errors import DataError, MissingError, RecipeError
 from carso_cli.evaluation import preflight as evaluation_cost
 from carso_cli.evaluation.setup import EvaluationOptions, prepare_evaluation
+from carso_cli.io.download import fetch_command, offline
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runtime.reporter import Reporter
 from carso_cli.training import preflight as purifier_cost
 
 
+@offline()
 def plan_ablation(
     recipe: Recipe, ablation: Ablation, *, run: Path, reporter: Reporter, options: EvaluationOptions
 ) -> dict[str, Any]:
-    """Predict an ablation's work without training or attacking; the arguments are those of `ablate`.
+    """Predict an ablation's work without training, attacking or downloading; arguments are those of `ablate`.
 
     Returns:
         `ablation`, `steps` (`step`, `what`, `state`, `seconds`: 0 where it is done, None where unknown),
@@ -44,11 +46,22 @@ def plan_ablation(
         seconds = 0.0 if state == "trained" else speeds[mix]
         steps.append({"step": "train", "what": str(path), "state": state, "seconds": seconds})
     missing = _missing(recipe, ablation)
-    options = own_options(recipe, ablation, options, reporter)
+    try:
+        if set(states.values()) != {"trained"}:
+            purifier_cost.require_data(recipe)
+        # The same for all variants, and loaded once.
+        images = load_images(
+            recipe, "test", limit=options.get("limit") or recipe.evaluation.images, reporter=reporter
+        )
+        options = {**options, "images": images}
+    except MissingError as error:
+        fetching = f"fetch it with: {fetch_command(recipe.reference)}"
+        missing.append(f"{error.message} ({error.hint if isinstance(error, DataError) else fetching})")
+    own = own_options(recipe, ablation, options, reporter) if options.get("images") else options
     for variant in ablation.variants:
         # Eps 0 is a row of the evaluation before it and costs nothing.
         if variant.eps != 0.0:
-            chosen = variant_options(ablation, variant, options)
+            chosen = variant_options(ablation, variant, own)
             # Only a trained run tells its evaluation's folder, whose name hashes the weights.
             loads = not missing and states[variant.run_folder(run)] == "trained"
             steps.append(_evaluation_step(variant, run, reporter, chosen, loads, speeds))
@@ -76,6 +89,9 @@ def _evaluation_step(
         state = "stored" if folder.summary.is_file() else "unfinished" if folder.exists else "missing"
     # What time depends on: eps, rule and training of the second classifier change none of the work.
     key = (recipe.representation.layers, recipe.evaluation.n_samples, options["target"])
+    if state != "stored" and not options.get("images"):
+        # Without the images of the test split nothing can be measured on them.
+        return {"step": "evaluate", "what": variant.label, "state": state, "seconds": None}
     if state != "stored" and key not in speeds:
         # Given as a defence, so that nothing has to be trained or even downloaded to be timed.
         untrained: EvaluationOptions = {**options, "defence": _untrained_defence(recipe)}

@@ -102,7 +102,7 @@ def own_options(
         return options
     seed = options.get("seed")
     # A variant's own seed would draw other test images and other attacks.
-    images = load_images(
+    images = options.get("images") or load_images(
         recipe, "test", limit=options.get("limit") or recipe.evaluation.images, reporter=reporter
     )
     return {**options, "images": images, "seed": recipe.seed if seed is None else seed}

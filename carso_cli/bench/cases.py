@@ -130,8 +130,10 @@ def set_up(
         recipe = with_layers(recipe, classifier)
         purifier = build_purifier(recipe, classifier)
     for module in (classifier, purifier):
+        module.to(device).eval().requires_grad_(False)
         # As in training and evaluation; the baseline copies its weights into contiguous memory.
-        channels_last(module.to(device).eval().requires_grad_(False))
+        if module is purifier or recipe.classifier.family == "wide-resnet":
+            channels_last(module)
     return Bench(recipe, device, batch_size, classifier, purifier, reporter)
 
 

@@ -16,13 +16,21 @@ FEW = 128
 _LEAST = 20
 
 
-def check_gradient(classifier: nn.Module, *, channels: int, image_size: int) -> None:
-    """Check that a classifier has gradients that training can follow, on four random images.
+def check_gradient(
+    classifier: nn.Module,
+    *,
+    channels: int,
+    image_size: int,
+    hint: str = "training perturbs images along the classifier's gradient; give it one, or train with a "
+    "stand-in",
+) -> None:
+    """Check that a classifier has gradients that training and attacks can follow, on four random images.
 
     Args:
         classifier: As in `check_classifier`, which it has passed.
         channels: Channels of the images.
         image_size: Height and width of the images.
+        hint: What to do about it.
 
     Raises:
         RecipeError: If its logits have no gradient, or one that is zero in every pixel.
@@ -32,7 +40,6 @@ def check_gradient(classifier: nn.Module, *, channels: int, image_size: int) -> 
     images = torch.rand(4, channels, image_size, image_size, generator=noise).to(device).requires_grad_()
     with torch.enable_grad():
         logits = classifier(images)
-    hint = "training perturbs images along the classifier's gradient; give it one, or train with a stand-in"
     if not logits.requires_grad:
         raise RecipeError(
             "the classifier gives no gradient: it runs under torch.no_grad, detaches, or goes through NumPy",

@@ -134,7 +134,7 @@ def command(
     Trains the purifiers that are missing, in folders beside the recipe's own run, as runs/digits-first-clean.
     Attacks every variant, and stores the table in RUN/ablations. Results that are stored already are reused.
     """
-    chosen, folder = options.find_recipe_of_run(recipe, run, overrides)
+    chosen, folder = _recipe_with_layers(recipe, run, overrides)
     from carso_cli.ablation import variants as known
 
     ablations = _ablations(
@@ -168,6 +168,20 @@ def command(
             print_plain(f"stored in {table_file(folder, ablation.name, stored['attack'])}")
     if json:
         print_json({"ablations": tables})
+
+
+def _recipe_with_layers(
+    reference: str | None, run: Path | None, overrides: list[str] | None
+) -> tuple[Recipe, Path]:
+    """Return recipe and run folder, with the layers that `auto` will stand for: variants need their names."""
+    from carso_cli.recipe.schema import AUTO
+
+    recipe, folder = options.find_recipe_of_run(reference, run, overrides)
+    if recipe.representation.layers != (AUTO,):
+        return recipe, folder
+    from carso_cli.build import untrained_classifier, with_layers
+
+    return with_layers(recipe, untrained_classifier(recipe)), folder
 
 
 def _ablations(recipe: Recipe, **values: Any) -> list[Ablation]:  # noqa: ANN401  (each has its own)

@@ -156,7 +156,7 @@ def command(
         return
     from carso_cli.evaluation.audit import audit
 
-    report = audit(named.model, images.pixels, images.labels, reporter=RichReporter(), **_typed(options))
+    report = audit(named.audited, images.pixels, images.labels, reporter=RichReporter(), **_typed(options))
     if html:
         page = (out or Path()) / "audit.html"
         report.to_html(page)
@@ -204,7 +204,7 @@ def _show_cost(target: Target, images: LabelledImages, options: dict[str, Any], 
     """Show the settings and the predicted time; attack nothing."""
     from carso_cli.evaluation.audit import estimate_audit
 
-    cost = estimate_audit(target.model, images.pixels, images.labels, **_typed(options))
+    cost = estimate_audit(target.audited, images.pixels, images.labels, **_typed(options))
     shown = {
         "target": target.name,
         **{name: value for name, value in target.identity.items() if value is not None},

@@ -10,7 +10,7 @@ import typer
 from carso_cli.cli import options
 from carso_cli.cli.console import figure, print_json, print_plain, print_result, show_table
 from carso_cli.cli.progress import RichReporter
-from carso_cli.errors import UsageError
+from carso_cli.errors import StateError, UsageError
 
 if TYPE_CHECKING:
     from carso_cli.recipe.schema import Recipe
@@ -39,6 +39,7 @@ OutOption = Annotated[
 def command(
     recipe: options.RecipeArgument = None,
     images: ImagesArgument = None,
+    run: options.RunOption = None,
     list_only: ListOption = False,
     layers: LayersOption = None,
     kind: KindOption = None,
@@ -51,7 +52,9 @@ def command(
     json: options.JsonOption = False,
 ) -> None:
     """List a classifier's layers, or write the internal representation of images (Section 4.1, Table 7)."""
-    chosen = options.read_recipe(recipe, overrides, seed)
+    chosen = options.read_recipe_to_train(recipe, run, overrides, seed)
+    if recipe is None and run is not None and chosen.file is None:
+        raise StateError(f"{run} holds no run: it has no recipe.yaml")
     from carso_cli.tools.extract import extract, list_layers
 
     if list_only:

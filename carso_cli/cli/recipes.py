@@ -119,21 +119,31 @@ def validate(
     ],
     json: options.JsonOption = False,
 ) -> None:
-    """Check recipes and show every problem of each; exit code 2 if there is any."""
-    from carso_cli.recipe.load import load_recipe
+    """Check recipes and show every problem of each; exit code 2 if there is any.
 
+    Layers are looked for in the architecture, which is built without weights.
+    """
+    from carso_cli.recipe.load import load_recipe
+    from carso_cli.tools.extract import check_layers
+
+    notes: dict[str, str] = {}
     errors: dict[str, RecipeError | None] = {}
     # All are checked before any is shown, so that stdout under --json holds one document.
     for reference in (name for path in paths for name in _expand(path)):
         try:
-            load_recipe(reference)
+            notes[reference] = check_layers(load_recipe(reference))
             errors[reference] = None
         except RecipeError as error:
             errors[reference] = error
     if json:
         print_json(
             [
-                {"path": reference, "valid": found is None, "error": found.message if found else None}
+                {
+                    "path": reference,
+                    "valid": found is None,
+                    "error": found.message if found else None,
+                    "note": notes.get(reference) or None,
+                }
                 for reference, found in errors.items()
             ]
         )
@@ -141,7 +151,7 @@ def validate(
         if found is not None:
             show_error(found)
         elif not json:
-            print_plain(f"{reference}: valid")
+            print_plain("; ".join(filter(None, (f"{reference}: valid", notes[reference]))))
     if any(errors.values()):
         raise typer.Exit(2)
 

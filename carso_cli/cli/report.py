@@ -29,6 +29,10 @@ RunsArgument = Annotated[
     list[Path] | None,
     typer.Argument(metavar="RUN", help="Run folders (default: all in runs/).", show_default=False),
 ]
+RunOption = Annotated[
+    list[Path] | None,
+    options.optional("--run", "--run-dir", metavar="DIR", help="The same, as an option; repeatable."),
+]
 TablesOption = Annotated[
     list[str] | None,
     options.optional(
@@ -56,6 +60,7 @@ PicturesOption = Annotated[
 
 def command(
     runs: RunsArgument = None,
+    run: RunOption = None,
     tables: TablesOption = None,
     evaluations: EvaluationsOption = None,
     form: FormatOption = None,
@@ -71,7 +76,7 @@ def command(
     from carso_cli.reports.report import report
 
     result = report(
-        runs or (),
+        [*(runs or ()), *(run or ())],
         reporter=RichReporter(),
         tables=tables or (),
         evaluations=evaluations or (),

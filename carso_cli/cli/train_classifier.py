@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from carso_cli.cli import options
-from carso_cli.cli.console import accuracy, duration, figure, followed, print_plain, print_result, show_table
+from carso_cli.cli.console import duration, figure, followed, print_plain, print_result, show_table
 from carso_cli.cli.progress import RichReporter
-from carso_cli.cli.train_purifier import show_cost
+from carso_cli.cli.train_purifier import held_out, show_cost
 
 KindOption = Annotated[
     options.Kind,
@@ -36,11 +36,13 @@ def command(
     chosen = options.read_recipe_to_train(recipe, run, overrides, seed)
     folder = run or Path("runs") / f"{chosen.name}-classifier-{kind}"
     if dry_run:
-        from carso_cli.training.preflight import estimate_classifier_cost
+        from carso_cli.training.preflight import estimate_classifier_cost, require_data
 
         cost = estimate_classifier_cost(chosen, kind, device=device, limit=limit)
         rows = [["parameters", f"{cost['parameters']:,}"]]
         show_cost(chosen, folder, cost, rows, epochs=chosen.classifier.training.epochs, as_json=json)
+        if told := require_data(chosen):
+            RichReporter().warning(told)
         return
     from carso_cli.training.classifier import train_classifier
 
@@ -53,8 +55,8 @@ def command(
 def _show(result: dict[str, Any]) -> None:
     where = followed(result)
     rows = [
-        [f"clean accuracy, {where}", accuracy(result["clean_accuracy"])],
-        [f"accuracy under PGD, {where}", accuracy(result["pgd_accuracy"])],
+        [f"clean accuracy, {where}", held_out(result, "clean_accuracy")],
+        [f"accuracy under PGD, {where}", held_out(result, "pgd_accuracy")],
         ["loss", figure(result["loss"])],
         ["time", duration(result["seconds_total"])],
     ]

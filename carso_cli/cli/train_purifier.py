@@ -49,12 +49,16 @@ def command(
     chosen = options.read_recipe_to_train(recipe, run, overrides, seed)
     folder = run or Path(chosen.run_folder)
     if dry_run:
-        from carso_cli.training.preflight import estimate_cost
+        from carso_cli.training.preflight import estimate_cost, require_data, require_weights
 
         cost = estimate_cost(chosen, device=device, limit=limit)
         rows = [[f"parameters, {part}", f"{count:,}"] for part, count in cost["parameters"].items()]
         rows.append(["objective", _BEYOND.get(chosen.training.objective, "elbo, as in the paper")])
         show_cost(chosen, folder, cost, rows, epochs=chosen.training.epochs, as_json=json)
+        # Last: the cost does not depend on what is missing, and the first of it ends the command.
+        require_weights(chosen)
+        if told := require_data(chosen):
+            RichReporter().warning(told)
         return
     from carso_cli.training.purifier import train_purifier
 

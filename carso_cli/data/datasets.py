@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carso_cli.data.cifar import FOLDERS as CIFAR_FOLDERS
-from carso_cli.data.cifar import load_cifar_split
+from carso_cli.data.cifar import cifar_class, load_cifar_split
 from carso_cli.data.digits import load_digits_split
 from carso_cli.data.image_folder import load_folder_split
 from carso_cli.data.image_set import ImageSet
@@ -120,8 +120,11 @@ def find_data(name: str, *, root: Path | None, source: str | None = None) -> Pat
     if name == "digits":
         return folder
     if name in CIFAR_FOLDERS or name in MNIST_FOLDERS:
-        path = folder / (CIFAR_FOLDERS | MNIST_FOLDERS)[name]
-        return path if path.is_dir() else None
+        places = [folder / (CIFAR_FOLDERS | MNIST_FOLDERS)[name]]
+        if name in CIFAR_FOLDERS:
+            # Unpacked on first use.
+            places.append(folder / cifar_class(name).filename)
+        return _first_of(places)
     if source:
         return _first_of(source_places(source, folder))
     return find_tinyimagenet(folder) if name == "tinyimagenet200" else None

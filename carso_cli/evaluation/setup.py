@@ -7,12 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from torch import nn
+
 from carso_cli.attacks.random_defence import RandomDefence
 from carso_cli.attacks.target import Model
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.build import device_for, load_images
-from carso_cli.classifiers.usable import FEW, warn_at_chance
+from carso_cli.classifiers.usable import FEW, check_gradient, warn_at_chance
 from carso_cli.data.image_set import ImageSet, ordered_batches
+from carso_cli.defence.defended_model import Defence
 from carso_cli.distributed.world import join
 from carso_cli.errors import UsageError
 from carso_cli.evaluation.attack_batch import Batch, Setting
@@ -140,8 +143,7 @@ def prepare_evaluation(
     with world.local_main_first():
         if defence is None and classifier is None:
             recipe = run_recipe(recipe, RunFolder(run), reporter)
-            needs_defence = "defence" in plan.targets
-            defence, classifier = load_models(recipe, RunFolder(run), needs_defence=needs_defence)
+            defence, classifier = _load(recipe, RunFolder(run), plan)
         models = given_models(
             recipe,
             device,
@@ -175,6 +177,22 @@ def prepare_evaluation(
     reduced, cosine = world.on_main(lambda: _gradient_precision(recipe, plan, setting, few))
     setting = replace(setting, models=replace(models, gradient_precision=reduced))
     return Evaluation(recipe, run, plan, setting, _identity(recipe, plan, setting, answers), cosine)
+
+
+def _load(recipe: Recipe, folder: RunFolder, plan: Plan) -> tuple[Defence | None, nn.Module | None]:
+    """Load what `load_models` does; refuse attacks by gradients on a user's classifier that has none."""
+    defence, classifier = load_models(recipe, folder, needs_defence="defence" in plan.targets)
+    bare = classifier if defence is None else defence.classifier
+    # Those of libraries and our own have gradients.
+    external = recipe.classifier.family == "external"
+    if bare is not None and external and any(job.is_white_box for job in plan.jobs):
+        check_gradient(
+            bare,
+            channels=recipe.data.channels,
+            image_size=recipe.data.image_size,
+            hint=f"attacks follow gradients; an audit works without: carso audit {recipe.reference}",
+        )
+    return defence, classifier
 
 
 def _eot_draws(recipe: Recipe, plan: Plan, setting: Setting, few: Batch) -> int:

@@ -1,6 +1,7 @@
 """Downloading a published file: resumed where possible, verified, and complete or absent.
 
 - `fetch` downloads; an interrupted download is resumed where it stopped;
+- `offline` keeps it from downloading;
 - `recorded_problem` compares a file without a published checksum with the checksum it was downloaded with.
 """
 
@@ -9,6 +10,9 @@ from __future__ import annotations
 import http.client
 import os
 import urllib.error
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, BinaryIO
 from urllib.request import HTTPRedirectHandler, Request, build_opener
@@ -24,6 +28,18 @@ _MIB = 2**20
 _TIMEOUT_SECONDS = 30
 _LARGEST_MIB = 8 * 1024
 """Far above any file that a recipe names: a server that never stops sending must not fill the disk."""
+
+_OFFLINE = ContextVar("offline", default=False)
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Let `fetch` raise at once, as without a network: a dry run downloads nothing."""
+    before = _OFFLINE.set(True)
+    try:
+        yield
+    finally:
+        _OFFLINE.reset(before)
 
 
 def fetch(
@@ -49,6 +65,10 @@ def fetch(
             is a web page, has another checksum, has no sensible length or does not end; the message says
             what to fetch by hand and where to put it.
     """
+    if _OFFLINE.get():
+        raise MissingError(
+            f"{name} is not on this machine", hint=f"fetch {page or url} and put it at {target}"
+        )
     reporter.info(f"{name} is not on this machine yet: downloading {page or url}")
     partial = target.with_name(f"{target.name}.part")
     version = target.with_name(f"{target.name}.part.version")

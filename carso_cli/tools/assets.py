@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal
 
-from carso_cli.build import search_folders
+from carso_cli.build import search_folders, start_file
 from carso_cli.classifiers.architectures import check_architecture
 from carso_cli.classifiers.load import ENTRY_POINT_GROUP, robustbench_places, weights_places
 from carso_cli.classifiers.registry import PUBLISHED_FILES, RELEASES, Release, find_record
@@ -97,7 +97,7 @@ def take_stock(recipe: Recipe) -> list[Item]:
         elif required:
             raise RecipeError(f"recipe '{recipe.name}' names no weights for classifier.{kind}")
     if recipe.training.initial is not None:
-        start = Path(recipe.training.initial).expanduser()
+        start = start_file(recipe)
         state = PRESENT if start.is_file() else MISSING
         item = Item("start", start.name, state, True, str(start), (str(start),), note="see training.initial")
         items.append(replace(item, command=start_command(recipe)))

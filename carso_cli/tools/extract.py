@@ -13,6 +13,7 @@ from torch import Tensor
 
 from carso_cli.build import (
     build_classifier,
+    build_purifier,
     classifier_fingerprint,
     device_for,
     load_images,
@@ -24,7 +25,7 @@ from carso_cli.classifiers.layer_choice import default_layers
 from carso_cli.data.decode import read_images
 from carso_cli.data.image_set import ordered_batches
 from carso_cli.defence.representation import extract_representation, layer_names, module_shapes
-from carso_cli.errors import UsageError, nearest
+from carso_cli.errors import MissingError, RecipeError, UsageError, nearest
 from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runtime.precision import autocast, to_float32
@@ -74,6 +75,30 @@ def list_layers(recipe: Recipe, *, pattern: str = "*", kind: str | None = None) 
         Layer(name, type(modules[name]).__name__, shapes[name][1], name in in_recipe, name in proposed)
         for name in chosen
     ]
+
+
+def check_layers(recipe: Recipe) -> str:
+    """Check that a recipe's layers exist in its architecture and fit a purifier; no weights are needed.
+
+    Returns:
+        Why they cannot be checked; empty where they were.
+
+    Raises:
+        RecipeError: If one does not exist, or gives no map that a purifier reads.
+    """
+    if recipe.classifier.family in ("external", "given"):
+        return "its layers are not checked, since the classifier is code of its own, which is not run"
+    try:
+        # On the meta device, where nothing is allocated; some architectures of the libraries need numbers.
+        with torch.device("meta" if recipe.classifier.family == "wide-resnet" else "cpu"):
+            classifier = untrained_classifier(recipe).eval()
+            build_purifier(with_layers(recipe, classifier), classifier)
+    except MissingError as error:
+        return f"its layers are not checked: {error.message}"
+    except UsageError as error:
+        hint = error.hint and error.hint.replace("RECIPE", recipe.reference)
+        raise RecipeError(f"{recipe.reference}, representation.layers: {error.message}", hint=hint) from None
+    return ""
 
 
 def match_layers(pattern: str, names: Sequence[str]) -> list[str]:

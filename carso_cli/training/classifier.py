@@ -368,7 +368,7 @@ def _validate(setup: ClassifierSetup, classifier: nn.Module) -> dict[str, Any]:
             correct[place] += (model(seen).argmax(dim=1) == labels).sum().cpu()
     clean, attacked = (setup.world.sum(correct) / count).tolist()
     source = followed_on(setup.recipe)
-    followed = {} if source == "held-out" else {"followed_on": source}
+    followed = {"held_out_images": count} if source == "held-out" else {"followed_on": source}
     return {"clean_accuracy": clean, "pgd_accuracy": attacked, **followed}
 
 

@@ -1,5 +1,6 @@
 """Predict what training would cost, from one measured step: `--dry-run`.
 
+- `require_weights`, `require_data`: whether training finds what it needs;
 - `parameter_counts` of classifier and purifier, part by part;
 - `estimate_cost` of `train-purifier`, `estimate_classifier_cost` of `train-classifier`.
 """
@@ -13,20 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from carso_cli.build import (
+    build_classifier,
     build_purifier,
+    build_second_classifier,
     channels_last,
+    data_root,
     device_for,
-    training_images,
+    search_folders,
     untrained_classifier,
     with_layers,
 )
 from carso_cli.classifiers.usable import check_gradient
-from carso_cli.data.image_set import ImageSet
+from carso_cli.data.datasets import DATASETS, find_data, resolve_source
+from carso_cli.data.image_set import ImageSet, held_out_count
 from carso_cli.defence.elbo import negative_elbo
 from carso_cli.defence.representation import extract_representation
 from carso_cli.defence.vae import Purifier
 from carso_cli.distributed.launch import launch
 from carso_cli.distributed.world import World
+from carso_cli.io.download import fetch_command
+from carso_cli.io.paths import data_home
 from carso_cli.recipe.schema import Kind, Recipe
 from carso_cli.runtime.precision import autocast, in_precision
 from carso_cli.runtime.reporter import SILENT
@@ -35,6 +42,54 @@ from carso_cli.runtime.timing import images_to_time, seconds_of
 from carso_cli.training import classifier as classifier_training
 from carso_cli.training.balanced_batch import gradients_per_image
 from carso_cli.training.end_to_end import EndToEnd, adversarial_terms, refuse_trades
+from carso_cli.training.purifier_step import initial_purifier
+from carso_cli.training.selection import refuse_blind_choice
+
+TRAINING_IMAGES = {
+    **{"digits": 1442, "mnist": 60_000, "fashion-mnist": 60_000},
+    **{"cifar10": 50_000, "cifar100": 50_000, "tinyimagenet200": 100_000},
+}
+"""Training images of the data sets whose size is known before they are read."""
+
+
+def training_images(recipe: Recipe, limit: int | None) -> int | None:
+    """Return how many images a training trains on, held-out ones left out; None where that is not known."""
+    known = (limit, recipe.data.train_limit, TRAINING_IMAGES.get(recipe.data.name))
+    # Limits cut and never add: the smallest number that is known holds.
+    count = min(filter(None, known), default=None)
+    if count is None:
+        return None
+    # An image of each class stays, see `split_holdout`.
+    room = max(count - recipe.data.classes, 0)
+    return count - min(held_out_count(count, recipe.data.holdout), room)
+
+
+def require_weights(recipe: Recipe) -> None:
+    """Raise what `train_purifier` would raise of classifiers, and of a purifier to start from."""
+    classifier = build_classifier(recipe, recipe.representation.kind)
+    build_second_classifier(recipe)
+    if recipe.training.initial is not None:
+        initial_purifier(with_layers(recipe, classifier), classifier)
+
+
+def require_data(recipe: Recipe) -> str:
+    """Look for the training images; nothing is read or downloaded.
+
+    Returns:
+        What training would have to download first; empty where they are on this machine.
+
+    Raises:
+        DataError: If they are in none of the places where training would look.
+    """
+    data, root = recipe.data, data_root(recipe)
+    if data.train is not None:
+        resolve_source(data.train, root or data_home(), search_folders(recipe))
+    elif data.name in DATASETS and find_data(data.name, root=root) is None:
+        return (
+            f"the images of {data.name} are not on this machine; training downloads them first, as does "
+            f"{fetch_command(recipe.reference)}"
+        )
+    return ""
 
 
 def parameter_counts(recipe: Recipe) -> dict[str, int]:
@@ -75,15 +130,16 @@ def estimate_cost(recipe: Recipe, *, device: str = "auto", limit: int | None = N
         `seconds_per_image` of one epoch, `seconds` of the whole training (None likewise).
 
     Raises:
-        RecipeError: If the recipe trains with TRADES.
+        RecipeError: If the recipe trains with TRADES, or keeps the best epoch without held-out images.
     """
     refuse_trades(recipe)
+    refuse_blind_choice(recipe)
     target = device_for(recipe, device)
     # Frozen, as in training: gradients of its weights would cost time that training does not spend.
     classifier = untrained_classifier(recipe).to(target).eval().requires_grad_(False)
     if recipe.classifier.family == "external":
         check_gradient(classifier, channels=recipe.data.channels, image_size=recipe.data.image_size)
-    else:
+    elif recipe.classifier.family == "wide-resnet":
         channels_last(classifier)
     recipe = with_layers(recipe, classifier)
     # This process measures alone, and each takes its shard of a batch.

@@ -59,7 +59,7 @@ from carso_cli.training.schedule import (
     rates_of_run,
     warn_of_short_schedule,
 )
-from carso_cli.training.selection import best_epoch
+from carso_cli.training.selection import best_epoch, refuse_blind_choice
 
 
 def train_purifier(
@@ -92,8 +92,7 @@ def train_purifier(
 
     Raises:
         UsageError: If the folder holds a run and `resume` is not given.
-        RecipeError: If the given classifier does not take the recipe's images or know its classes, or the
-            recipe trains with TRADES.
+        RecipeError: If the classifier does not fit the images, or no training is possible as described.
         WeightsError: If the classifier or the purifier to start from is missing or does not fit.
         StateError: If the saved state belongs to another recipe or classifier, or is damaged.
         NumericsError: If the loss stops being finite, naming the term.
@@ -105,6 +104,7 @@ def train_purifier(
     # After a crash torchrun repeats the first command, which has no --resume.
     resume = world.on_main(lambda: folder.check(resume=resume, restarted=world.restarted))
     ends = math.inf if seconds is None else time.monotonic() + seconds
+    refuse_blind_choice(recipe, resume=resume)
     if resume:
         recipe = keep_beta_of_run(recipe, folder)
         limit = world.on_main(lambda: resumed_limit(folder, recipe, limit))

@@ -11,13 +11,12 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from carso_cli.attacks.passes import Passes
-from carso_cli.build import build_purifier, channels_last, load_purifier
+from carso_cli.build import build_purifier, channels_last, load_purifier, start_file
 from carso_cli.data.augmentation import augment
 from carso_cli.data.image_set import ImageSet
 from carso_cli.defence.elbo import negative_elbo
@@ -107,7 +106,7 @@ def initial_state(setup: TrainingSetup) -> TrainingState:
     recipe, section = setup.recipe, setup.recipe.training.optimiser
     with seeded(recipe.seed, "purifier weights"):
         # Drawn on the CPU, then moved: one seed gives the same weights on every device.
-        purifier = _initial_purifier(recipe, setup.classifier).to(setup.device)
+        purifier = initial_purifier(recipe, setup.classifier).to(setup.device)
     channels_last(purifier)
     fit = _fit(setup, purifier)
     # Before the optimiser and DDP see the module: layers are replaced, their parameters stay.
@@ -140,11 +139,15 @@ def _fit(setup: TrainingSetup, purifier: Purifier) -> Fit:
     return fit_batch(recipe, setup.classifier, attacked, purifier, images, setup.reporter)
 
 
-def _initial_purifier(recipe: Recipe, classifier: nn.Module) -> Purifier:
-    """Return the purifier in `training.initial`, or one of fresh weights, from torch's global generator."""
+def initial_purifier(recipe: Recipe, classifier: nn.Module) -> Purifier:
+    """Return the purifier in `training.initial`, or one of fresh weights, from torch's global generator.
+
+    Raises:
+        WeightsError: See `initial_state`.
+    """
     if recipe.training.initial is None:
         return build_purifier(recipe, classifier)
-    path = Path(recipe.training.initial).expanduser()
+    path = start_file(recipe)
     if not path.is_file():
         command = start_command(recipe)
         raise WeightsError(

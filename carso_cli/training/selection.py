@@ -7,7 +7,27 @@ from typing import Any
 
 from torch import Tensor
 
+from carso_cli.errors import RecipeError
+from carso_cli.recipe.schema import Recipe
+
 _ACCURACIES = ("defence_clean_accuracy", "defence_attacked_accuracy")
+
+
+def refuse_blind_choice(recipe: Recipe, *, resume: bool = False) -> None:
+    """Refuse to keep the best epoch where no image is held out to tell it by.
+
+    Raises:
+        RecipeError: If `training.keep` is best, `data.holdout` 0 and `data.follow` the training images.
+    """
+    data = recipe.data
+    # A run may have been begun before this was refused.
+    if not resume and recipe.training.keep == "best" and not data.holdout and data.follow == "train":
+        raise RecipeError(
+            f"recipe '{recipe.name}': training.keep 'best' has no held-out images to choose by, since "
+            "data.holdout is 0: it would be the epoch that fits the training images best",
+            hint="hold images out with --set data.holdout=0.02, or keep the last epoch; --set "
+            "data.follow=test chooses by the test images, whose accuracy is then too high",
+        )
 
 
 def held_out_score(metrics: Mapping[str, Any]) -> float:

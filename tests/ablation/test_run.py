@@ -16,6 +16,7 @@ from carso_cli.ablation.table import make_row
 from carso_cli.build import build_classifier, classifier_fingerprint
 from carso_cli.errors import InterruptedRun, RecipeError, StateError, UsageError
 from carso_cli.evaluation.attack_batch import perturb
+from carso_cli.io import download
 from carso_cli.io.json_files import read_json, read_json_lines
 from carso_cli.recipe.load import load_recipe
 from carso_cli.recipe.schema import Recipe
@@ -27,6 +28,10 @@ IMAGES = 6
 Table = tuple[Path, dict[str, Any]]
 """Run folder of the recipe, and the table stored in it."""
 pytestmark = pytest.mark.slow
+FASHION = (
+    *("data.name=fashion-mnist", "data.channels=1", "data.image_size=28", "data.mean=[0.5]"),
+    *("data.std=[0.5]", "classifier.at={source: file, file: absent.safetensors}"),
+)
 
 
 OPTIONS: Any = {"attack": "pgd-eot", "limit": IMAGES, "device": "cpu"}
@@ -343,3 +348,21 @@ def test_a_mix_of_appendix_a_is_trained_in_a_folder_of_its_own(recipe: Recipe, t
     assert [row["run"] for row in found["rows"]] == [".", "../tiny-mix-pgd-only"]
     stored = load_recipe(str(root.parent / "tiny-mix-pgd-only" / "recipe.yaml"))
     assert stored.training.attack_mix.attacks == ("pgd",)
+
+
+@pytest.mark.parametrize("vary", [known.aggregations, lambda recipe: known.seeds(recipe, [0, 1])])
+def test_a_dry_run_downloads_nothing_and_says_what_fetches_what_is_missing(
+    vary: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a download was started")
+
+    monkeypatch.setattr(download, "open_url", refuse)
+    recipe = load_recipe("digits", (*TINY, *FASHION))
+    found = plan(recipe, vary(recipe), tmp_path / "run")
+    weights, images = found["missing"]
+    assert "'absent.safetensors' are missing" in weights
+    assert "carso train-classifier digits --kind at" in weights
+    assert images.endswith("is not on this machine (fetch it with: carso doctor digits --fetch)")
+    assert found["seconds"] is None
+    assert all(step["seconds"] > 0 for step in found["steps"] if step["step"] == "train")

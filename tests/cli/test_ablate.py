@@ -170,6 +170,19 @@ def test_what_is_varied(carso: Any, arguments: list[str], labels: list[str], cal
     assert (options["attack"], options["limit"], options["resume"], options["note"]) == ("quick", 9, True, "")
 
 
+def test_auto_layers_are_varied_by_name_before_any_training(
+    carso: Any, calls: list[Any], tmp_path: Path
+) -> None:
+    auto = ("--set", "representation.layers=auto", "--run", tmp_path / "run")
+    carso("ablate", "digits", *auto, "--layers", "all,first")
+    carso("ablate", "digits", "--layers", "all,first")
+    (recipe, ablation, _), (_, named, _) = calls
+    assert recipe.representation.layers == named.variants[0].recipe.representation.layers
+    assert [one.values["names"] for one in ablation.variants] == [
+        one.values["names"] for one in named.variants
+    ]
+
+
 def test_several_ablations_are_several_tables(carso: Any, calls: list[Any]) -> None:
     shown = carso("ablate", "cifar10", "--n-samples", "1", "--eps", "8/255", "--json")
     assert [call[1].name for call in calls] == ["n-samples", "eps"]

@@ -180,3 +180,23 @@ def test_validate_of_good_recipes_is_zero(carso: Any) -> None:
 def test_validate_of_a_folder_without_recipes_is_refused(tmp_path: Path, carso: Any) -> None:
     (tmp_path / "empty").mkdir()
     carso("recipes", "validate", "empty", code=2, err="the folder empty holds no recipe")
+
+
+def test_validate_looks_for_the_layers_in_the_architecture(carso: Any, tmp_path: Path) -> None:
+    text = "extends: digits\nname: mine\ndescription: mine\n"
+    (tmp_path / "typo.yaml").write_text(f"{text}representation: {{layers: [layer.0.block.0.conf_0]}}\n")
+    shown = carso("recipes", "validate", "typo.yaml", code=2).err
+    assert "the classifier has no layer 'layer.0.block.0.conf_0'; did you mean" in shown
+    assert "carso extract typo.yaml --list" in shown
+    net = "{family: torchvision, architecture: resnet18, at: {source: file, file: absent.pth}, clean: null}"
+    (tmp_path / "theirs.yaml").write_text(
+        f"{text}classifier: {net}\nrepresentation: {{layers: [network.layer1.0.conv1]}}\n"
+    )
+    assert carso("recipes", "validate", "theirs.yaml").lines == ["theirs.yaml: valid"]
+    own = "{family: external, at: {source: entry-point, name: mine}, clean: null}"
+    (tmp_path / "own.yaml").write_text(f"{text}classifier: {own}\nrepresentation: {{layers: [any]}}\n")
+    (line,) = carso("recipes", "validate", "own.yaml").lines
+    assert line.startswith("own.yaml: valid; its layers are not checked")
+    (found,) = carso("recipes", "validate", "own.yaml", "--json").json
+    assert found["valid"]
+    assert "not checked" in found["note"]

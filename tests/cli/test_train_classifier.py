@@ -28,6 +28,7 @@ def test_trains_into_the_default_folder_and_refuses_to_do_it_twice(carso: Any) -
     carso(*COMMAND, "--kind", "clean", code=2, err="already holds a run")
     table = carso(*COMMAND, "--kind", "clean", "--resume").out
     assert "clean accuracy, held out" in table
+    assert table.count("of 1 image\n") == 2
     assert table.endswith(f"weights: {weights}\n")
     shown = carso(*COMMAND, "--kind", "at", "--resume", "--run", weights.parent, code=5)
     assert "its kind is clean, not at" in shown.err

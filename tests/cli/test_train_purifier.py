@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from carso_cli.classifiers.registry import find_record
 from carso_cli.cli.train_purifier import held_out
 from carso_cli.errors import StateError
 from carso_cli.recipe.load import load_recipe
 from carso_cli.runs.folder import RunFolder
-from carso_cli.training.preflight import estimate_cost, parameter_counts
+from carso_cli.training.preflight import estimate_cost, parameter_counts, require_data
 
 SHORT = (
     *("--set", "training.epochs=1", "--set", "training.batch_size=10", "--set", "data.holdout=0.1"),
@@ -63,6 +64,34 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path, carso: Any) -> None
     epochs = load_recipe("digits").training.epochs
     assert cost["seconds"] == pytest.approx(cost["seconds_per_image"] * 1413 * epochs)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        ["classifier.at={source: file, file: absent.safetensors}"],
+        [
+            *("data.name=image-folder", "data.train=absent", "data.test=absent"),
+            f"classifier.at={{source: file, file: {find_record('shipped', 'digits-at', 'digits').file}}}",
+        ],
+    ],
+)
+def test_a_dry_run_misses_what_the_training_would_miss(
+    missing: list[str], tmp_path: Path, carso: Any
+) -> None:
+    options = [word for value in missing for word in ("--set", value)]
+    command = ["train-purifier", "digits", *options, "--device", "cpu", "--run", tmp_path / "run"]
+    real = carso(*command, code=3)
+    dry = carso(*command, "--dry-run", "--json", code=3)
+    assert "absent" in real.err
+    assert dry.err == real.err
+    # What it would cost does not depend on them.
+    assert dry.json["cost"]["seconds_per_image"] > 0
+
+
+def test_a_dry_run_names_the_data_that_training_downloads() -> None:
+    assert require_data(load_recipe("digits")) == ""
+    assert require_data(load_recipe("cifar10")).endswith("carso doctor cifar10 --fetch")
 
 
 def test_parameter_counts_of_the_paper_from_its_recipes() -> None:

@@ -12,7 +12,7 @@ from carso_cli.build import build_classifier, load_images
 from carso_cli.cli.app import run
 from carso_cli.defence.representation import extract_representation
 from carso_cli.errors import UsageError
-from carso_cli.recipe.load import load_recipe
+from carso_cli.recipe.load import dump_recipe, load_recipe
 from carso_cli.runs.checkpoints import load_tensors
 from carso_cli.runtime.reporter import SilentReporter
 from carso_cli.tools.extract import extract, list_layers
@@ -123,3 +123,16 @@ def test_an_architecture_that_does_not_take_the_images(capsys: pytest.CaptureFix
     options = [text for value in values for text in ("--set", value)]
     assert run(["extract", "digits", "--list", *options]) == 2
     assert "does not take 3x32x32 images: Wrong image height" in capsys.readouterr().err
+
+
+def test_a_run_stands_for_its_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    layer = "layer.2.block.0.conv_1"
+    mine = load_recipe("digits", [f"representation.layers=[{layer}]"])
+    (folder / "recipe.yaml").write_text(dump_recipe(mine))
+    assert run(["extract", "--run", str(folder), "--list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [one["name"] for one in listed if one["in_recipe"]] == [layer]
+    assert run(["extract", "--run", str(tmp_path / "none"), "--list"]) == 5
+    assert "holds no run" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from carso_cli.build import load_defence
 from carso_cli.data.labelled_images import LabelledImages
+from carso_cli.defence.defended_model import Defence
 from carso_cli.errors import DataError, StateError, UsageError
 from carso_cli.recipe.load import dump_recipe, load_recipe
 from carso_cli.runtime.reporter import SILENT
@@ -43,6 +44,8 @@ def test_a_run_is_its_defence_in_the_exact_view(make_run: Callable[..., Path], t
     torch.manual_seed(0)
     assert torch.equal(target.model(images.pixels), expected)
     assert target.identity["kind"] == "defence"
+    # An audit takes the defence, which says of itself what is random.
+    assert isinstance(target.audited, Defence)
     assert target.dataset == "digits"
 
 

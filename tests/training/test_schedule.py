@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from carso_cli.build import load_images, training_images
+from carso_cli.build import load_images
 from carso_cli.data.image_set import split_holdout
-from carso_cli.errors import DataError
+from carso_cli.errors import DataError, RecipeError
 from carso_cli.io.json_files import read_json_lines
 from carso_cli.recipe.identity import TRAINING_SECTIONS, recipe_hash
 from carso_cli.recipe.load import load_recipe
@@ -19,7 +19,10 @@ from carso_cli.runs.paper import departures
 from carso_cli.runtime.reporter import SILENT
 from carso_cli.training.followed import training_and_followed
 from carso_cli.training.optim import learning_rate
+from carso_cli.training.preflight import training_images
+from carso_cli.training.purifier import train_purifier
 from carso_cli.training.schedule import rates_of_run, warn_of_short_schedule
+from carso_cli.training.selection import refuse_blind_choice
 
 SHAPE = ("training.learning_rate.plateau_epochs=0", "training.learning_rate.annealing_epochs=2")
 
@@ -125,3 +128,13 @@ def test_what_is_followed_does_not_change_the_weights(small: Any, train: Any, tm
         assert 0.0 <= result["defence_clean_accuracy"] <= 1.0
         weights.append(load_tensors(run / "purifier.safetensors")[0])
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_best_epoch_is_not_chosen_by_the_training_images(tmp_path: Path) -> None:
+    best = ("training.keep=best", "data.holdout=0")
+    with pytest.raises(RecipeError, match="no held-out images to choose by") as caught:
+        train_purifier(load_recipe("digits", best), run=tmp_path / "run", device="cpu")
+    assert "data.follow=test" in (caught.value.hint or "")
+    assert not (tmp_path / "run").exists()
+    for allowed in ((*best, "data.follow=test"), best[:1], best[1:]):
+        refuse_blind_choice(load_recipe("digits", allowed))
