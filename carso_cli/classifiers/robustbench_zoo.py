@@ -27,7 +27,7 @@ from carso_cli.errors import CarsoError, MissingError, UsageError, WeightsError,
 from carso_cli.io.download import fetch, recorded_problem
 from carso_cli.io.paths import weights_home
 from carso_cli.runtime.reporter import Reporter
-from carso_cli.runtime.third_party import import_robustbench, quiet
+from carso_cli.runtime.third_party import import_robustbench, prepare, quiet
 
 ZOO = "robustbench:"
 """What the name of a model of the zoo begins with, where other things may be named too."""
@@ -172,6 +172,7 @@ def load_zoo_model(entry: ZooEntry, *, reporter: Reporter) -> nn.Module:
         MissingError: If weights are neither here nor can be downloaded.
         WeightsError: If a file is damaged, fits another architecture, or could only be read by running code.
     """
+    prepare()
     with quiet(), _library_weights(reporter):
         try:
             model = entry.build()

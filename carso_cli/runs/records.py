@@ -243,6 +243,9 @@ _HASHED = {
     "purifier": "other weights of the purifier",
     "second_classifier": "other weights of the second classifier",
     "recipe": "another recipe",
+    "classifier_answers": "other answers of the classifier",
+    "second_classifier_answers": "other answers of the second classifier",
+    "defence_answers": "other answers of the defence",
 }
 """What to say of fields whose values are hashes, which would tell a user nothing."""
 
@@ -355,7 +358,9 @@ def find_to_resume(
     ]
     found, folder, settings = min(compared, key=lambda each: len(each[0]))
     if found:
-        older = "_answers was None" in str(found)
+        older = any(
+            name.endswith("_answers") and name not in settings.get("identity", {}) for name in identity
+        )
         if _HASHED["recipe"] in found and (named := _recipe_differences(settings, recipe)):
             found = [*named, *(text for text in found if text != _HASHED["recipe"])]
         raise StateError(

@@ -28,10 +28,10 @@ TABLE_7 = [
 ]
 
 
-def choose(classifier: nn.Module, size: int = 64) -> Sequence[str]:
+def choose(classifier: nn.Module, size: int = 64, channels: int = 3) -> Sequence[str]:
     device = next(classifier.parameters()).device
     return default_layers(
-        classifier, module_shapes(classifier.eval(), torch.zeros(1, 3, size, size, device=device))
+        classifier, module_shapes(classifier.eval(), torch.zeros(1, channels, size, size, device=device))
     )
 
 
@@ -54,7 +54,7 @@ def test_every_recipe_follows_the_rule(name: str) -> None:
     recipe = load_recipe(name)
     with torch.device("meta"):
         classifier = untrained_classifier(recipe)
-    assert choose(classifier, recipe.data.image_size) == recipe.representation.layers
+    assert choose(classifier, recipe.data.image_size, recipe.data.channels) == recipe.representation.layers
 
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])

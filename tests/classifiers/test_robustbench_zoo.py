@@ -118,7 +118,7 @@ def test_an_ensemble_takes_a_file_for_each_model(site: Site) -> None:
         (saved({"fc.weight": torch.zeros(4, 12), "fc.bias": torch.full((4,), torch.nan)}), "NaN or infinite"),
         (saved({"fc.weight": torch.zeros(4, 11), "fc.bias": torch.zeros(4)}), "fc.weight is (4, 11)"),
         (saved({"fc.weights": torch.zeros(4, 12), "fc.bias": torch.zeros(4)}), "did you mean 'fc.weights'"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n", "is not a readable PyTorch"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n", "is a Git LFS pointer"),
     ],
 )
 def test_files_that_are_refused(

@@ -339,7 +339,7 @@ def test_every_registered_command_has_help(entry: tuple[str, str, str], carso: A
         ("carso ev", ["evaluate"]),
         ("carso recipes ", ["ls", "show", "cp", "validate"]),
         ("carso evaluate digits-a", ["digits-adversarial"]),
-        ("carso evaluate digits --attack pgd-", ["pgd-eot", "pgd-eot-random-start"]),
+        ("carso evaluate digits --attack pgd-", ["pgd-eot", "pgd-eot-random-start", "pgd-eot-margin"]),
         ("carso evaluate --norm l", ["linf", "l2"]),
         ("carso attack --res", ["--resize"]),
         ("carso run --nproc 2 train-", ["train-classifier", "train-purifier"]),
