@@ -82,7 +82,7 @@ def test_an_older_result_is_not_taken_for_a_new_one(run: Path, capsys: pytest.Ca
     files = {path: path.read_bytes() for path in (run / ADAPTIVE).iterdir()}
     assert carso(["evaluate", "--run", "run", "--limit", "4", "--device", "cpu", "--resume"]) == 5
     shown = capsys.readouterr().err
-    assert "version was None, now 2" in shown
+    assert "version was None, now 3" in shown
     assert "stored by an earlier version" in shown
     assert {path: path.read_bytes() for path in files} == files
 
@@ -92,7 +92,7 @@ def test_evaluated_again_its_attacks_find_the_same(run: Path, capsys: pytest.Cap
     old = read_json(run / ADAPTIVE / "summary.json")
     new = evaluate(capsys, "adaptive")
     (folder,) = set((run / "evaluation").glob("adaptive-*")) - {run / ADAPTIVE}
-    assert read_json(folder / "summary.json")["label"].endswith("version 2")
+    assert read_json(folder / "summary.json")["label"].endswith("version 3")
     # Attacks that came later break some images before these are reached.
     found = {(one["job"], one["index"]): one for one in read_json_lines(folder / "records.jsonl")}
     stored = {(one["job"], one["index"]): one for one in read_json_lines(run / ADAPTIVE / "records.jsonl")}

@@ -193,7 +193,7 @@ DESCRIPTIONS = {
     "pgd": "projected gradient descent, its best step kept",
     "apgd-ce": "Auto-PGD on the cross-entropy; with EoT on a random model",
     "apgd-dlr": "Auto-PGD on the difference of logits ratio; with EoT on a random model",
-    "apgd-targeted": "Auto-PGD towards each of nine other classes",
+    "apgd-targeted": "Auto-PGD towards each of nine other classes; of a random model the chance of an error",
     "apgd-t": "AutoAttack's: Auto-PGD on the targeted difference of logits ratio",
     "fab": "the nearest decision boundary; on frozen latents of a random model",
     "fab-t": "AutoAttack's: the nearest boundary of each of nine other classes",
@@ -289,7 +289,7 @@ PROTOCOLS = {
             classifier=("aa", *_WHITE_BOX, FROM_TRANSFERS, "square"),
             defence=("rand-aa", *_WHITE_BOX, *TRANSFERS, FROM_TRANSFERS, "square"),
             view="exact",
-            version=2,
+            version=3,
         ),
         # The paper's budget (Section 5.1) on the view that its authors released, by our procedure.
         Protocol("published", classifier=("aa",), defence=("rand-aa", "pgd-eot"), view="released"),

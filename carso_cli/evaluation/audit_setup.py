@@ -67,9 +67,9 @@ class AuditBudget:
 
 
 BUDGETS = {
-    "quick": AuditBudget(steps=10, sources=2, eot_samples=8, draws=10, queries=50),
-    "standard": AuditBudget(steps=30, sources=5, eot_samples=16, draws=20, queries=300),
-    "full": AuditBudget(steps=100, sources=8, eot_samples=64, draws=100, queries=5000),
+    "quick": AuditBudget(steps=10, sources=2, eot_samples=8, draws=20, queries=50),
+    "standard": AuditBudget(steps=30, sources=5, eot_samples=16, draws=100, queries=300),
+    "full": AuditBudget(steps=100, sources=8, eot_samples=64, draws=200, queries=5000),
 }
 
 Images = Tensor | ImageSet | Iterable[tuple[Tensor, Tensor]]

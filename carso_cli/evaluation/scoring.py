@@ -140,7 +140,8 @@ class DefenceScorer:
 class ModelScorer:
     """Scores examples on any model, random or not, with R fresh calls for every set.
 
-    A call fixes all seeds to a number of its own, so a score depends on seed, set, call and batch.
+    A call fixes all seeds to the number of its draw. A model that draws once for a whole batch, such as
+    one of several networks, is thus compared on the same draws, whichever images of a block are left.
 
     Args:
         model: (B, channels, H, W) images to (B, C) scores.
@@ -157,7 +158,7 @@ class ModelScorer:
         """Score examples; see `DefenceScorer`. An answer that holds NaN is wrong."""
         answers = []
         for draw in range(self.draws):
-            with all_seeded(self.seed, "scoring", draw_set, draw, indices[0]):
+            with all_seeded(self.seed, "scoring", draw_set, draw):
                 answers.append(self.model(examples).detach().float())
         scores = torch.stack(answers, dim=1)
         # NaN has an argmax, which may be the label: instead, the label is below all others.

@@ -21,8 +21,8 @@ def test_adaptive_attacks_everything_and_queues() -> None:
     # "Minus classifier" is fair only where both are attacked by the same set.
     only = {"aa", "rand-aa", *TRANSFERS}
     assert set(classifier) - only == set(defence) - only
-    assert plan.version == 2
-    assert plan.label.endswith("version 2")
+    assert plan.version == 3
+    assert plan.label.endswith("version 3")
     by_name = {job.attack: job for job in plan.jobs_on("defence")}
     assert by_name["pgd"].waits_for == ("defence/none",)
     assert by_name["pgd-eot"].waits_for == (
