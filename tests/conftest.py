@@ -6,7 +6,7 @@ import lzma
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -236,6 +236,12 @@ class Recorder:
     def progress(self, description: str, total: int, unit: str = "images") -> Iterator[Progress]:
         self.tasks.append((description, total, unit))
         yield self
+
+    def measured(self, figures: Mapping[str, float], step: int) -> None:
+        pass
+
+    def pictured(self, name: str, draw: Callable[[], object], step: int) -> None:
+        pass
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         self.steps += steps

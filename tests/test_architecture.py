@@ -53,6 +53,7 @@ HOMES = {
     "robustbench": {"classifiers", "runtime"},
     "torchvision": {"classifiers", "data", "runtime"},
     "timm": {"classifiers"},
+    "wandb": {"training"},
     "sklearn": {"data"},
     "matplotlib": {"pictures"},
     "pandas": {"reports"},

@@ -160,6 +160,15 @@ DryRunOption = Annotated[
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Continue from the state saved in the run folder.")
 ]
+LogOption = Annotated[
+    str | None,
+    optional(
+        "--log",
+        metavar="NAMES",
+        help="Follow the training live, too: tensorboard, wandb, or both with a comma (extras of carso).",
+        autocompletion=among(("tensorboard", "wandb", "tensorboard,wandb")),
+    ),
+]
 NSamplesOption = Annotated[
     int | None, whole("--n-samples", "Reconstructions per image (default: the recipe's).", 1)
 ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -12,6 +13,9 @@ from rich.text import Text
 
 from carso_cli.cli.console import duration, figure, messages
 from carso_cli.runtime import reporter
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SECONDS_BETWEEN_LINES = 5.0
 Clock = Callable[[], float]
@@ -67,6 +71,12 @@ class RichReporter:
             else:
                 # Removed, or the many tasks inside one evaluation would pile up on the display.
                 bars.remove_task(task)
+
+    def measured(self, figures: Mapping[str, float], step: int) -> None:
+        """Show nothing: the bars show the loss."""
+
+    def pictured(self, name: str, draw: Callable[[], Tensor], step: int) -> None:
+        """Draw nothing."""
 
     def _new_bars(self) -> Progress:
         return Progress(

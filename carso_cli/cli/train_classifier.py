@@ -25,6 +25,7 @@ def command(
     seed: options.SeedOption = None,
     device: options.DeviceOption = "auto",
     limit: options.LimitOption = None,
+    log: options.LogOption = None,
     json: options.JsonOption = False,
     dry_run: options.DryRunOption = False,
 ) -> None:
@@ -45,10 +46,13 @@ def command(
             RichReporter().warning(told)
         return
     from carso_cli.training.classifier import train_classifier
+    from carso_cli.training.tracking import tracked
 
-    result = train_classifier(
-        chosen, kind, run=folder, reporter=RichReporter(), resume=resume, device=device, limit=limit
-    )
+    viewers = log.split(",") if log else ()
+    with tracked(RichReporter(), viewers, folder, chosen) as reporter:
+        result = train_classifier(
+            chosen, kind, run=folder, reporter=reporter, resume=resume, device=device, limit=limit
+        )
     print_result(result, _show, as_json=json)
 
 

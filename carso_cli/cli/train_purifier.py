@@ -35,6 +35,7 @@ def command(
     seed: options.SeedOption = None,
     device: options.DeviceOption = "auto",
     limit: options.LimitOption = None,
+    log: options.LogOption = None,
     json: options.JsonOption = False,
     dry_run: options.DryRunOption = False,
 ) -> None:
@@ -61,10 +62,13 @@ def command(
             RichReporter().warning(told)
         return
     from carso_cli.training.purifier import train_purifier
+    from carso_cli.training.tracking import tracked
 
-    result = train_purifier(
-        chosen, run=folder, reporter=RichReporter(), resume=resume, device=device, limit=limit
-    )
+    viewers = log.split(",") if log else ()
+    with tracked(RichReporter(), viewers, folder, chosen) as reporter:
+        result = train_purifier(
+            chosen, run=folder, reporter=reporter, resume=resume, device=device, limit=limit
+        )
     print_result(result, lambda found: _show(found, chosen.training.objective), as_json=json)
 
 

@@ -3,6 +3,7 @@
 recipe.yaml            the resolved recipe
 environment.json       versions, device, threads, checksums of the weights used
 metrics.jsonl          one line per epoch
+metrics.csv            the same as a table, for other programs; never read here
 state.safetensors      everything needed to resume training; once that is complete, how it went
 previous-state.…       the state before it, for when it is damaged; until training is complete
 purifier.safetensors   the trained purifier (slow weights), written when training is complete
@@ -48,6 +49,7 @@ class RunFolder:
         self.recipe = path / "recipe.yaml"
         self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
+        self.metrics_table = path / "metrics.csv"
         self.state = path / "state.safetensors"
         self.purifier = path / "purifier.safetensors"
 

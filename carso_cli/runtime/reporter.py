@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Progress(Protocol):
@@ -32,6 +35,12 @@ class Reporter(Protocol):
     ) -> AbstractContextManager[Progress]:
         """Open a task of `total` units; leaving the context ends it."""
 
+    def measured(self, figures: Mapping[str, float], step: int) -> None:
+        """Log figures of a training after `step` optimiser steps, named `step/…` or `epoch/…`."""
+
+    def pictured(self, name: str, draw: Callable[[], Tensor], step: int) -> None:
+        """Log a picture of a training, (channels, H, W) in [0, 1]; `draw` is called where it is kept."""
+
 
 class _SilentProgress:
     def advance(self, steps: int = 1, **figures: float) -> None:
@@ -51,6 +60,12 @@ class SilentReporter:
     def progress(self, description: str, total: int, unit: str = "images") -> Iterator[Progress]:
         """Yield a task that shows nothing."""
         yield _SilentProgress()
+
+    def measured(self, figures: Mapping[str, float], step: int) -> None:
+        """Drop the figures."""
+
+    def pictured(self, name: str, draw: Callable[[], Tensor], step: int) -> None:
+        """Draw nothing."""
 
 
 SILENT: Reporter = SilentReporter()

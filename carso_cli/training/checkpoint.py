@@ -10,6 +10,8 @@ identity of the run. The same file serves the purifier and the classifier.
 
 from __future__ import annotations
 
+import csv
+import io
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,11 +25,16 @@ from torch import Tensor, nn
 
 from carso_cli.distributed.world import World
 from carso_cli.errors import InterruptedRun, StateError
-from carso_cli.io.json_files import append_json_lines, read_json_lines, write_json_lines
+from carso_cli.io.json_files import (
+    append_json_lines,
+    read_json_lines,
+    write_atomically,
+    write_json_lines,
+)
 from carso_cli.runs.checkpoints import StateFile, load_state, load_tensors
 from carso_cli.runs.folder import STOPPED, RunFolder
 from carso_cli.runs.records import short
-from carso_cli.runtime.reporter import Reporter
+from carso_cli.runtime.reporter import SILENT, Reporter
 from carso_cli.runtime.signals import StopRequest, stop_requests
 
 
@@ -69,6 +76,7 @@ class Checkpoint:
         command: The command that resumes the run, without `--run`.
         minutes: Time between two saved states: what a kill loses at most.
         details: Returns further JSON-serialisable values of the file's header.
+        reporter: Where the metrics of whole epochs are logged too.
         metrics: Of every whole epoch, in order.
         open: The epoch after those.
     """
@@ -82,6 +90,7 @@ class Checkpoint:
     command: str
     minutes: float = 10.0
     details: Callable[[], dict[str, Any]] = dict
+    reporter: Reporter = SILENT
     metrics: list[dict[str, Any]] = field(default_factory=list)
     open: OpenEpoch = OpenEpoch()
     _saved: tuple[int, int] = (0, 0)
@@ -150,10 +159,24 @@ class Checkpoint:
 
     def finish_epoch(self, metrics: dict[str, Any]) -> None:
         """Count and log a whole epoch."""
-        # The log may run ahead of the state: what a kill leaves there, `_read` takes back.
-        self.world.on_main(lambda: append_json_lines(self.folder.metrics, [metrics]))
+        self.world.on_main(lambda: self._log(metrics))
         self.metrics.append(metrics)
+        # Each epoch has the same number of steps.
+        step = self.epochs_done * self.open.batches
+        figures = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        self.reporter.measured({f"epoch/{name}": float(value) for name, value in figures.items()}, step)
         self.open = OpenEpoch()
+
+    def _log(self, metrics: dict[str, Any]) -> None:
+        # The log may run ahead of the state: what a kill leaves there, `_read` takes back.
+        append_json_lines(self.folder.metrics, [metrics])
+        # Whole, since the last epoch may bring a new column.
+        lines = [*self.metrics, metrics]
+        names = dict.fromkeys(name for line in lines for name in line)
+        rows = [names, *([line.get(name, "") for name in names] for line in lines)]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        write_atomically(self.folder.metrics_table, text.getvalue())
 
     def finish(self, weights: Path, write: Callable[[], None]) -> None:
         """Write the trained weights, and drop the tensors of the state, which nothing resumes from any more.

@@ -230,6 +230,7 @@ def _checkpoint(folder: RunFolder, setup: ClassifierSetup, state: ClassifierStat
         epochs=section.training.epochs,
         command=f"carso train-classifier {shlex.quote(str(folder.recipe))} --kind {setup.kind}",
         minutes=setup.recipe.training.save_every_minutes,
+        reporter=setup.reporter,
     )
 
 
@@ -258,9 +259,10 @@ def _train_epoch(
         for number in range(done.batches, len(batches)):
             for group in state.optimiser.param_groups:
                 group["lr"] = rate(number)
-            sums += train_step(setup, state, batches[number], (epoch, number))
-            seen += len(batches[number])
-            progress.advance(len(batches[number]), loss=sums[0].item() / seen)
+            step, size = train_step(setup, state, batches[number], (epoch, number)), len(batches[number])
+            sums, seen = sums + step, seen + size
+            progress.advance(size, loss=sums[0].item() / seen)
+            setup.reporter.measured({"step/loss": step[0].item() / size}, epoch * len(batches) + number + 1)
             checkpoint.finish_batch(number + 1, sums, time.perf_counter() - started)
     seconds = time.perf_counter() - started
     loss, accuracy = (sums / seen).tolist()

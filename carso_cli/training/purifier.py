@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from carso_cli import __version__
 from carso_cli.build import (
@@ -60,6 +60,9 @@ from carso_cli.training.schedule import (
     warn_of_short_schedule,
 )
 from carso_cli.training.selection import best_epoch, refuse_blind_choice
+
+_PICTURED = 8
+"""Images that are shown with their reconstructions after each epoch."""
 
 
 def train_purifier(
@@ -135,7 +138,7 @@ def _take_epoch(
     """Train and validate what is left of an epoch; say so in its metrics if there is no time for another."""
     began, epoch = time.monotonic(), checkpoint.epochs_done
     metrics = _train_epoch(setup, state, checkpoint, epoch, learning_rate(epoch, **rates))
-    metrics |= _validate(setup, state)
+    metrics |= _validate(setup, state, (epoch + 1) * checkpoint.open.batches)
     if best_epoch([*checkpoint.metrics, metrics]) == epoch:
         state.best.tensors = state.slow_purifier().state_dict()
     late = 2 * time.monotonic() - began > ends
@@ -216,6 +219,7 @@ def _checkpoint(
         epochs=recipe.training.epochs,
         command=f"carso train-purifier {shlex.quote(str(folder.recipe))}",
         minutes=recipe.training.save_every_minutes,
+        reporter=setup.reporter,
         details=lambda: {"steps": state.lookahead.taken, "learning_rate": rates},
     )
 
@@ -242,9 +246,14 @@ def _train_epoch(
             progress.advance(seen)
         for number in range(done.batches, len(batches)):
             positions, perturbed_at = batches[number]
-            sums += train_step(setup, state, positions, (epoch, number), beta, perturbed_at)
-            seen += sizes[number]
+            step = train_step(setup, state, positions, (epoch, number), beta, perturbed_at)
+            sums, seen = sums + step, seen + sizes[number]
             progress.advance(sizes[number], loss=sums[0].item() / seen)
+            measured = {
+                f"step/{name}": value / sizes[number]
+                for name, value in zip(names, step.tolist(), strict=True)
+            }
+            setup.reporter.measured(measured, epoch * len(batches) + number + 1)
             checkpoint.finish_batch(number + 1, sums, time.perf_counter() - started)
     seconds = time.perf_counter() - started
     return {
@@ -259,10 +268,11 @@ def _train_epoch(
     }
 
 
-def _validate(setup: TrainingSetup, state: TrainingState) -> dict[str, Any]:
+def _validate(setup: TrainingSetup, state: TrainingState, step: int) -> dict[str, Any]:
     """Return accuracies of the defence with the slow weights on the followed images; None without any.
 
-    Clean, and where training goes through the defence also under its attack, of `HELD_OUT_STEPS` steps.
+    Clean, and where training goes through the defence also under its attack, of `HELD_OUT_STEPS` steps. Some
+    of the images are shown with their reconstructions, as they are after `step` steps.
     """
     recipe, count = setup.recipe, len(setup.held_out)
     attacked = ("defence_attacked_accuracy",) if isinstance(state.trained, EndToEnd) else ()
@@ -293,8 +303,18 @@ def _validate(setup: TrainingSetup, state: TrainingState) -> dict[str, Any]:
                 # The argmax of the exact view has no ties where log P saturates.
                 predicted = defence(images, latents=latents, view="exact").argmax(dim=1).cpu()
             correct[place] += (predicted == labels).sum()
+    setup.reporter.pictured("reconstructions", lambda: _reconstructions(setup, defence), step)
     accuracies = (setup.world.sum(correct) / count).tolist()
     return {**dict(zip(names, accuracies, strict=True)), **_followed(recipe, count)}
+
+
+def _reconstructions(setup: TrainingSetup, defence: Defence) -> Tensor:
+    """Return followed images side by side, and below each its reconstruction: (channels, 2 H, B W)."""
+    images = setup.held_out.pixels(slice(0, _PICTURED)).to(setup.device)
+    latents = defence.draw_latents(len(images), 1, generator(setup.recipe.seed, "held out", 0))
+    with torch.no_grad():
+        rows = torch.stack((images, defence.purify(images, latents=latents)[:, 0]))
+    return rows.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
 
 
 def _followed(recipe: Recipe, count: int) -> dict[str, Any]:

@@ -94,6 +94,13 @@ def test_a_dry_run_names_the_data_that_training_downloads() -> None:
     assert require_data(load_recipe("cifar10")).endswith("carso doctor cifar10 --fetch")
 
 
+def test_an_unknown_viewer_is_refused_before_any_work(tmp_path: Path, carso: Any) -> None:
+    options = ("--log", "tensorbord", "--run", tmp_path / "run")
+    shown = carso("train-purifier", "digits", *options, code=2).err
+    assert "'tensorbord' shows no training; tensorboard and wandb do" in shown
+    assert not (tmp_path / "run").exists()
+
+
 def test_parameter_counts_of_the_paper_from_its_recipes() -> None:
     assert parameter_counts(load_recipe("cifar10")) == {
         "classifier": 36_479_194,

@@ -76,6 +76,7 @@ def test_writes_weights_metrics_and_recipe(finished: tuple[Path, dict[str, Any]]
         ".lock",
         "classifier.safetensors",
         "environment.json",
+        "metrics.csv",
         "metrics.jsonl",
         "recipe.yaml",
         "state.safetensors",

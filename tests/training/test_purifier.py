@@ -45,6 +45,7 @@ def test_run_folder_and_defence(small: Any, trained: tuple[Path, dict[str, Any]]
     assert sorted(entry.name for entry in run.iterdir()) == [
         ".lock",
         "environment.json",
+        "metrics.csv",
         "metrics.jsonl",
         "purifier.safetensors",
         "recipe.yaml",
