@@ -104,6 +104,15 @@ StrictOption = Annotated[
 HtmlOption = Annotated[
     bool, typer.Option("--html", help="Write the result as a page, too: audit.html in --out, or here.")
 ]
+RobustBenchOption = Annotated[
+    Path | None,
+    optional(
+        "--robustbench-json",
+        metavar="FILE",
+        help="Write the result as RobustBench's leaderboard keeps it; the paper's title and authors are left "
+        "for you to fill in.",
+    ),
+]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Load everything and show the predicted time; attack nothing.")
 ]
@@ -126,6 +135,7 @@ def command(
     device: DeviceOption = "auto",
     resume: ResumeOption = False,
     html: HtmlOption = False,
+    robustbench: RobustBenchOption = None,
     strict: StrictOption = False,
     json: JsonOption = False,
     dry_run: DryRunOption = False,
@@ -146,6 +156,10 @@ def command(
         "seed": seed or 0,
         "device": device,
     }
+    if robustbench is not None and not robustbench.absolute().parent.is_dir():
+        raise UsageError(
+            f"--robustbench-json {robustbench}: its folder does not exist", hint="create it first"
+        )
     if problem := too_large(options["eps"], norm):
         raise UsageError(f"--eps: {problem}")
     chosen = {"limit": limit, "resize": resize, "seed": seed or 0}
@@ -161,6 +175,9 @@ def command(
         page = (out or Path()) / "audit.html"
         report.to_html(page)
         messages().print(f"{page} written", soft_wrap=True)
+    if robustbench is not None:
+        report.to_robustbench(Path(data or images.source).stem, robustbench)
+        messages().print(f"{robustbench} written", soft_wrap=True)
     if json:
         print_json(report.summary)
     else:

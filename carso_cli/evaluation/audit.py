@@ -16,7 +16,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, Unpack
 
 from torch import Tensor
@@ -41,7 +40,7 @@ from carso_cli.runs.description import describe_environment
 from carso_cli.runs.lock import locked
 from carso_cli.runs.records import SCHEMA, EvaluationFolder, Record, evaluation_id
 from carso_cli.runs.summary import attack_row, broken_first, figures, headline, job_health
-from carso_cli.runtime.reporter import Reporter
+from carso_cli.runtime.reporter import Reporter, shown
 
 
 def audit(
@@ -69,16 +68,15 @@ def audit(
         DataError: If images or examples do not fit.
         InterruptedRun: On Ctrl-C; complete blocks are saved in `out`.
     """
-    # By name, since the command line lies above this room, and Python users want its progress bars.
-    shown: Reporter = reporter or resolve_name("carso_cli.cli.progress:RichReporter")()
+    reporter = shown(reporter)
     started, out, resume = time.monotonic(), options.get("out"), options.get("resume", False)
     prepared = prepare_audit(model, images, labels, **options)
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()) if out is None else out)
         folder = EvaluationFolder(ensure_folder(root) / evaluation_id(prepared.identity))
-        stack.enter_context(locked(ensure_folder(folder.path), shown))
+        stack.enter_context(locked(ensure_folder(folder.path), reporter))
         if resume and folder.summary.is_file():
-            shown.info(f"{folder.path} is complete; showing its stored result")
+            reporter.info(f"{folder.path} is complete; showing its stored result")
             stored = [Record.from_dict(line) for line in read_json_lines(folder.records)]
             return AuditReport(read_json(folder.summary), stored)
         if not (resume and folder.exists):
@@ -93,9 +91,9 @@ def audit(
                 }
             )
         seconds = sum(job["seconds"] for job in predict_audit(prepared))
-        shown.info(f"{options.get('name', 'model')}: about {seconds:.0f} s")
+        reporter.info(f"{options.get('name', 'model')}: about {seconds:.0f} s")
         stack.enter_context(interruptible(folder.path))
-        summary, records = _run(prepared, folder, options.get("name", "model"), shown, started)
+        summary, records = _run(prepared, folder, options.get("name", "model"), reporter, started)
         write_json(folder.summary, summary)
         return AuditReport(summary, records)
 

@@ -8,6 +8,7 @@ report.to_html("audit.html")
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,9 +101,13 @@ class AuditReport:
     @property
     def threat(self) -> str:
         """Norm and radius in words, such as `linf, eps 8/255`."""
+        return f"{self.summary['norm']}, eps {self.eps}"
+
+    @property
+    def eps(self) -> str:
+        """Radius in pixel units, such as `8/255`."""
         eps, whole = float(self.summary["eps"]), round(float(self.summary["eps"]) * 255)
-        as_levels = whole >= 1 and abs(eps * 255 - whole) < 1e-6
-        return f"{self.summary['norm']}, eps {f'{whole}/255' if as_levels else f'{eps:.4g}'}"
+        return f"{whole}/255" if whole >= 1 and abs(eps * 255 - whole) < 1e-6 else f"{eps:.4g}"
 
     def __repr__(self) -> str:
         told = [
@@ -129,6 +134,37 @@ class AuditReport:
         """Return a `pandas.DataFrame`: a row per image and attack, the fields of a `Record` as columns."""
         # By name, since the room of pandas lies above this one.
         return resolve_name("carso_cli.reports.audit_page:records_frame")(self.records)
+
+    def to_robustbench(self, dataset: str, path: str | Path | None = None) -> dict[str, Any]:
+        """Return the `model_info` that RobustBench's leaderboard keeps of a model, and write it to a path.
+
+        The audit's number is `external`, an evaluation other than the leaderboard's own AutoAttack, whose
+        `autoattack_acc` is left to it. What no audit knows is empty, or None, for the model's authors.
+
+        Args:
+            dataset: `cifar10`, `cifar100` or `imagenet`, as RobustBench calls it.
+            path: File to write; RobustBench takes the model's name from it.
+
+        Raises:
+            CarsoError: If the file cannot be written.
+        """
+        robust, low, high = (f"{100 * share:.2f}" for share in (self.accuracy, *self.ci95))
+        about = f"{self.summary['norm']}, {self.n_images} images, budget {self.summary['budget']}"
+        found: dict[str, Any] = {
+            **dict.fromkeys(("link", "name", "authors"), ""),
+            **dict.fromkeys(("additional_data", "number_forward_passes")),
+            "dataset": dataset,
+            **dict.fromkeys(("venue", "architecture"), ""),
+            "eps": self.eps,
+            "clean_acc": f"{100 * self.clean_accuracy:.2f}",
+            "reported": robust,
+            "external": robust,
+            "footnote": f"carso audit: {robust} % [{low}, {high}] ({about}); {self.verdict}",
+            "unreliable": not self.trusted,
+        }
+        if path is not None:
+            write_atomically(Path(path), json.dumps(found, indent=2) + "\n")
+        return found
 
     def to_html(self, path: str | Path | None = None) -> str:
         """Return the result as a page that opens offline, and write it where a path is given.

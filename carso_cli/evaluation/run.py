@@ -1,6 +1,6 @@
 """Measure clean and robust accuracy by any attack or protocol, resumably, with checks that it worked.
 
-    result = evaluate(recipe, run=Path("runs/digits"), attack="pgd", reporter=reporter, limit=200)
+    result = evaluate(recipe, run="runs/digits", attack="pgd", reporter=reporter, limit=200)
     for row in result["results"]:
         row["target"], row["attack"], row["accuracy"], row["ci95"], row["n_images"]
 
@@ -23,6 +23,7 @@ from carso_cli.errors import StateError, UsageError
 from carso_cli.evaluation.attack_batch import Setting, attack_block, interruptible, run_blocks
 from carso_cli.evaluation.protocols import Plan
 from carso_cli.evaluation.rerun_checks import rerun_checks
+from carso_cli.evaluation.result import EvaluationResult
 from carso_cli.evaluation.sanity_checks import Check, Evidence, failed, stored_checks
 from carso_cli.evaluation.setup import Evaluation, EvaluationOptions, prepare_evaluation
 from carso_cli.evaluation.verdict import verdict_of
@@ -41,7 +42,7 @@ from carso_cli.runs.records import (
     find_to_resume,
 )
 from carso_cli.runs.summary import attack_row, broken_first, headline, job_health
-from carso_cli.runtime.reporter import SILENT, Reporter
+from carso_cli.runtime.reporter import Reporter, shown
 
 _Block = tuple[list[Record], dict[str, Any]]
 
@@ -49,24 +50,25 @@ _Block = tuple[list[Record], dict[str, Any]]
 def evaluate(
     recipe: Recipe,
     *,
-    run: Path,
-    reporter: Reporter = SILENT,
+    run: str | Path,
+    reporter: Reporter | None = None,
     resume: bool = False,
     force: bool = False,
     **options: Unpack[EvaluationOptions],
-) -> dict[str, Any]:
+) -> EvaluationResult:
     """Evaluate a run, or models of your own.
 
     Args:
         recipe: The resolved recipe; a trained run keeps its own, but for threat and evaluation.
         run: Run folder; records go to its `evaluation/`.
-        reporter: Where progress goes.
+        reporter: Where progress goes; shown on the terminal or in the notebook when None.
         resume: Resume from the last complete block, or return the stored result of a complete evaluation.
         force: Start over where one with the same settings is stored.
         options: Attack, target, images, budget, own models: see `EvaluationOptions`.
 
     Returns:
-        The summary, as stored: `schema`, `recipe`, `run`, `attack`, `label`, `n_images`, `classifier`
+        The summary, as stored, in a dictionary with `to_frame()` and a view for notebooks: `schema`,
+        `recipe`, `run`, `attack`, `label`, `n_images`, `classifier`
         (`clean` and `attacked`, with intervals, or None), `results` (a row per job), `headline`, `checks`,
         `failed`, `trusted`, `verdict` (`trusted`, or `not trusted: ` and the reasons), `broken_by` (`attack`,
         `view`, `images` that it was the first to break), `settings`, `seconds`; and, looked up at each
@@ -80,8 +82,9 @@ def evaluate(
         NumericsError: If an attack's example leaves the ball or the pixel range.
         InterruptedRun: On Ctrl-C; complete blocks are saved.
     """
-    evaluation = prepare_evaluation(recipe, run=run, reporter=reporter, **options)
-    return run_evaluation(evaluation, reporter=reporter, resume=resume, force=force)
+    reporter = shown(reporter)
+    evaluation = prepare_evaluation(recipe, run=Path(run), reporter=reporter, **options)
+    return EvaluationResult(run_evaluation(evaluation, reporter=reporter, resume=resume, force=force))
 
 
 def run_evaluation(

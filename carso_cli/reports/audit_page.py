@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,25 @@ def records_frame(records: Sequence[Record]) -> pandas.DataFrame:
     return pandas.DataFrame(
         [{name: getattr(record, name) for name in names} for record in records], columns=names
     )
+
+
+def results_frame(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
+    """Return one row per target and attack of an evaluation."""
+    names = ("target", "attack", "view", "n_samples", "eps", "norm", "accuracy")
+    return pandas.DataFrame(
+        [
+            {name: row[name] for name in names}
+            | dict(zip(("ci95_low", "ci95_high"), row["ci95"], strict=True))
+            | {"n_images": row["n_images"]}
+            for row in rows
+        ]
+    )
+
+
+def result_part(headline: str, frame: pandas.DataFrame) -> str:
+    """Return what a notebook shows of an evaluation: its number and verdict, and a table."""
+    table = frame.to_html(index=False, float_format="%.3f", na_rep=_DASH, border=0)
+    return f"<p><strong>{escape(headline)}</strong></p>\n{table}"
 
 
 def _render(block: str, report: AuditReport) -> str:

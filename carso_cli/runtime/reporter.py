@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -69,4 +70,10 @@ class SilentReporter:
 
 
 SILENT: Reporter = SilentReporter()
-"""What Python users get who name no reporter."""
+
+
+def shown(reporter: Reporter | None) -> Reporter:
+    """Return a reporter, or where Python users name none, one that shows progress and every warning."""
+    # By name, since the command line lies above all rooms.
+    found: Reporter = reporter or resolve_name("carso_cli.cli.progress:RichReporter")()
+    return found

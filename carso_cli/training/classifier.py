@@ -97,7 +97,7 @@ def train_classifier(
     recipe: Recipe,
     kind: Kind,
     *,
-    run: Path,
+    run: str | Path,
     reporter: Reporter,
     resume: bool = False,
     device: str = "auto",
@@ -128,7 +128,7 @@ def train_classifier(
         NumericsError: If the loss stops being finite, naming epoch and batch.
         InterruptedRun: On Ctrl-C or SIGTERM; the state after the last step is saved.
     """
-    folder, world = RunFolder(run), join(device_for(recipe, device), reporter)
+    folder, world = RunFolder(Path(run)), join(device_for(recipe, device), reporter)
     reporter = world.reporter(reporter)
     # Before the folder is claimed: a command that cannot start leaves nothing behind.
     classifier = initial_classifier(recipe).to(world.device)
@@ -154,7 +154,11 @@ def train_classifier(
             for epoch in range(checkpoint.epochs_done, recipe.classifier.training.epochs):
                 metrics = _train_epoch(setup, state, checkpoint, epoch)
                 checkpoint.finish_epoch(metrics | _validate(setup, state.classifier))
-        weights, header, last = run / WEIGHTS_FILE, _describe(setup, checkpoint), checkpoint.metrics[-1]
+        weights, header, last = (
+            folder.path / WEIGHTS_FILE,
+            _describe(setup, checkpoint),
+            checkpoint.metrics[-1],
+        )
         checkpoint.finish(weights, lambda: save_tensors(weights, classifier.state_dict(), header))
     return {**last, "run": str(run), "weights": str(weights), "seconds_total": checkpoint.seconds}
 

@@ -38,7 +38,7 @@ from carso_cli.recipe.schema import Recipe
 from carso_cli.runs.checkpoints import save_tensors
 from carso_cli.runs.description import describe_environment, describe_run, peak_memory, resumed_limit
 from carso_cli.runs.folder import STOPPED, RunFolder
-from carso_cli.runtime.reporter import SILENT, Reporter
+from carso_cli.runtime.reporter import Reporter, shown
 from carso_cli.runtime.seed import derive_seed, generator
 from carso_cli.training.adversarial_cache import AdversarialCache
 from carso_cli.training.balanced_batch import BalancedBatch
@@ -69,7 +69,7 @@ def train_purifier(
     recipe: Recipe,
     *,
     run: str | Path | None = None,
-    reporter: Reporter = SILENT,
+    reporter: Reporter | None = None,
     resume: bool = False,
     device: str = "auto",
     limit: int | None = None,
@@ -82,7 +82,7 @@ def train_purifier(
     Args:
         recipe: The resolved recipe.
         run: Run folder; the recipe's own when None.
-        reporter: Where progress goes.
+        reporter: Where progress goes; shown on the terminal or in the notebook when None.
         resume: Continue from the folder's saved state.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         limit: Train on this many images only, class-balanced.
@@ -102,6 +102,7 @@ def train_purifier(
         InterruptedRun: On Ctrl-C or SIGTERM; the state after the last step is saved.
     """
     refuse_trades(recipe)
+    reporter = shown(reporter)
     folder, world = RunFolder(Path(run or recipe.run_folder)), join(device_for(recipe, device), reporter)
     reporter = world.reporter(reporter)
     # After a crash torchrun repeats the first command, which has no --resume.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ import pytest
 from carso_cli.cli.audit_tables import audit_tables
 from carso_cli.cli.console import output
 from carso_cli.evaluation.audit_report import AuditReport
+from carso_cli.evaluation.result import EvaluationResult
 from carso_cli.runs.records import Record
+from carso_cli.runtime.third_party import prepare, quiet
 
 Capture = pytest.CaptureFixture[str]
 NASTY = "<script>alert(1)</script>&\x1b[2J"
@@ -70,6 +74,27 @@ def test_numbers_and_first_line() -> None:
     assert rest[2] == "failed: gradient: it points elsewhere"
     assert [one["name"] for one in report.checks] == ["gradient", "unknown", "fine"]
     assert AuditReport(summary(eps=0.1, norm="l2"), []).threat == "l2, eps 0.1"
+
+
+def test_the_record_of_robustbenchs_leaderboard(tmp_path: Path) -> None:
+    file = tmp_path / "Mine2026.json"
+    found = AuditReport(summary(), []).to_robustbench("cifar10", file)
+    assert json.loads(file.read_text()) == found
+    # The keys of its files, and percentages as texts, of which it takes `external` before AutoAttack's.
+    assert set(found) == {
+        *("link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue"),
+        *("architecture", "eps", "clean_acc", "reported", "external", "footnote", "unreliable"),
+    }
+    assert (found["dataset"], found["eps"], found["clean_acc"]) == ("cifar10", "8/255", "95.00")
+    assert (found["external"], found["unreliable"]) == ("43.00", True)
+    assert "43.00 % [36.00, 50.00] (linf, 200 images, budget standard); not trusted: the" in found["footnote"]
+    # RobustBench itself chooses the accuracy that it ranks by.
+    prepare()
+    with quiet():
+        utils = importlib.import_module("robustbench.utils")
+    fields = {one.value: names for one, names in utils.ACC_FIELDS.items()}
+    assert utils.get_key(found, fields["Linf"]) == 43.0
+    assert AuditReport(summary(trusted=True), []).to_robustbench("cifar10")["unreliable"] is False
 
 
 class _Reader(HTMLParser):
@@ -147,3 +172,24 @@ def test_failed_checks_come_first_and_passed_ones_are_counted(
     assert "checks: 1 failed, 1 passed, 1 not run (unknown)" in told
     assert "fine" not in told
     assert max(len(line.rstrip()) for line in told.splitlines()) <= 80
+
+
+def test_an_evaluation_is_its_summary_with_a_table() -> None:
+    row: dict[str, Any] = {
+        "target": "defence", "attack": "<b>pgd</b>", "view": None, "n_samples": 8, "eps": 0.1, "norm": "linf",
+        "accuracy": 0.25, "ci95": [0.1, 0.5], "n_images": 20, "gradients": {},
+    }  # fmt: skip
+    stored = {
+        "label": "pgd <i>", "n_images": 20, "results": [row],
+        "headline": {"accuracy": 0.25, "ci95": [0.1, 0.5]},
+        "failed": ["in-ball"], "verdict": "not trusted: an example leaves the ball",
+    }  # fmt: skip
+    found = EvaluationResult(stored)
+    assert found == stored
+    assert json.loads(json.dumps(found)) == stored
+    assert (found.accuracy, found.ci95, found.trusted) == (0.25, (0.1, 0.5), False)
+    assert found.to_frame().loc[0, ["accuracy", "ci95_low", "ci95_high"]].tolist() == [0.25, 0.1, 0.5]
+    shown = found._repr_html_()
+    assert "0.250 [0.10, 0.50] on 20 images: not trusted: an example leaves the ball" in shown
+    assert "<i>" not in shown
+    assert "<b>" not in shown
