@@ -26,11 +26,20 @@ from carso_cli.errors import SanityCheckError, UsageError
 
 if TYPE_CHECKING:
     from carso_cli.data.labelled_images import LabelledImages
+    from carso_cli.evaluation.audit_report import AuditReport
     from carso_cli.tools.target import Target
 
 BUDGETS = ("quick", "standard", "full")
 EPS = {"linf": 8 / 255, "l2": 0.5}
 """Radius where none is given: that of CIFAR-10 in the literature."""
+
+
+def _in_a_folder(value: Path | None) -> Path | None:
+    # Told before hours of attacks, not after them.
+    if value is not None and not value.absolute().parent.is_dir():
+        raise UsageError(f"{value.parent} does not exist, to write {value.name} into", hint="create it first")
+    return value
+
 
 TargetArgument = Annotated[
     str,
@@ -111,6 +120,7 @@ RobustBenchOption = Annotated[
         metavar="FILE",
         help="Write the result as RobustBench's leaderboard keeps it; the paper's title and authors are left "
         "for you to fill in.",
+        callback=_in_a_folder,
     ),
 ]
 DryRunOption = Annotated[
@@ -156,10 +166,6 @@ def command(
         "seed": seed or 0,
         "device": device,
     }
-    if robustbench is not None and not robustbench.absolute().parent.is_dir():
-        raise UsageError(
-            f"--robustbench-json {robustbench}: its folder does not exist", hint="create it first"
-        )
     if problem := too_large(options["eps"], norm):
         raise UsageError(f"--eps: {problem}")
     chosen = {"limit": limit, "resize": resize, "seed": seed or 0}
@@ -171,13 +177,7 @@ def command(
     from carso_cli.evaluation.audit import audit
 
     report = audit(named.audited, images.pixels, images.labels, reporter=RichReporter(), **_typed(options))
-    if html:
-        page = (out or Path()) / "audit.html"
-        report.to_html(page)
-        messages().print(f"{page} written", soft_wrap=True)
-    if robustbench is not None:
-        report.to_robustbench(Path(data or images.source).stem, robustbench)
-        messages().print(f"{robustbench} written", soft_wrap=True)
+    _write(report, (out or Path()) / "audit.html" if html else None, robustbench, data or images.source)
     if json:
         print_json(report.summary)
     else:
@@ -186,6 +186,16 @@ def command(
             output().print(part, soft_wrap=isinstance(part, Text))
     if strict and not report.trusted:
         raise SanityCheckError(report.verdict, hint="each failed check says what its failure means")
+
+
+def _write(report: AuditReport, page: Path | None, robustbench: Path | None, data: str) -> None:
+    """Write the files that are asked for, and say where."""
+    if page is not None:
+        report.to_html(page)
+    if robustbench is not None:
+        report.to_robustbench(Path(data).stem, robustbench)
+    for path in filter(None, (page, robustbench)):
+        messages().print(f"{path} written", soft_wrap=True)
 
 
 def _typed(options: dict[str, Any]) -> Any:  # noqa: ANN401  (the keyword arguments of `audit`)

@@ -5,8 +5,7 @@ step from a random start (`fast`: Wong, Rice and Kolter, 2020; https://arxiv.org
 (`pgd`: Madry et al., 2018; https://arxiv.org/abs/1706.06083). Every random number is a function of (seed,
 purpose, epoch, batch), so a run that is killed and resumed ends in the same weights.
 
-- `train_classifier` trains into a run folder: set up, loop over epochs (train, validate, save), weights;
-- `initial_state` and `train_step` are its start and its step.
+`train_classifier` trains into a run folder; `initial_state` and `train_step` are its start and its step.
 """
 
 from __future__ import annotations
@@ -154,13 +153,10 @@ def train_classifier(
             for epoch in range(checkpoint.epochs_done, recipe.classifier.training.epochs):
                 metrics = _train_epoch(setup, state, checkpoint, epoch)
                 checkpoint.finish_epoch(metrics | _validate(setup, state.classifier))
-        weights, header, last = (
-            folder.path / WEIGHTS_FILE,
-            _describe(setup, checkpoint),
-            checkpoint.metrics[-1],
-        )
+        weights, header = folder.path / WEIGHTS_FILE, _describe(setup, checkpoint)
         checkpoint.finish(weights, lambda: save_tensors(weights, classifier.state_dict(), header))
-    return {**last, "run": str(run), "weights": str(weights), "seconds_total": checkpoint.seconds}
+    paths = {"run": str(run), "weights": str(weights)}
+    return {**checkpoint.metrics[-1], **paths, "seconds_total": checkpoint.seconds}
 
 
 def initial_classifier(recipe: Recipe) -> nn.Module:
@@ -256,8 +252,7 @@ def _train_epoch(
     seen, started = sum(map(len, batches[: done.batches])), time.perf_counter() - done.seconds
     # Validation leaves it in evaluation mode.
     state.classifier.train()
-    title = f"epoch {epoch + 1}/{section.epochs}"
-    with setup.reporter.progress(title, sum(map(len, batches))) as progress:
+    with setup.reporter.progress(f"epoch {epoch + 1}/{section.epochs}", sum(map(len, batches))) as progress:
         if seen:
             progress.advance(seen)
         for number in range(done.batches, len(batches)):
