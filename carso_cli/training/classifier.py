@@ -147,16 +147,15 @@ def train_classifier(
         # After the state is built, because its tensors are filled in place.
         if resume:
             checkpoint.load(reporter)
-        about = describe_environment(world.device, limit=limit)
-        world.on_main(lambda: describe_run(folder, recipe, about, reporter))
+        environment = describe_environment(world.device, limit=limit)
+        world.on_main(lambda: describe_run(folder, recipe, environment, reporter))
         with checkpoint.interruptible():
             for epoch in range(checkpoint.epochs_done, recipe.classifier.training.epochs):
                 metrics = _train_epoch(setup, state, checkpoint, epoch)
                 checkpoint.finish_epoch(metrics | _validate(setup, state.classifier))
-        weights, header = folder.path / WEIGHTS_FILE, _describe(setup, checkpoint)
-        checkpoint.finish(weights, lambda: save_tensors(weights, classifier.state_dict(), header))
-    paths = {"run": str(run), "weights": str(weights)}
-    return {**checkpoint.metrics[-1], **paths, "seconds_total": checkpoint.seconds}
+        file, about, last = folder.path / WEIGHTS_FILE, _describe(setup, checkpoint), checkpoint.metrics[-1]
+        checkpoint.finish(file, lambda: save_tensors(file, classifier.state_dict(), about))
+    return {**last, "run": str(run), "weights": str(file), "seconds_total": checkpoint.seconds}
 
 
 def initial_classifier(recipe: Recipe) -> nn.Module:
