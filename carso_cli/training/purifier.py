@@ -102,9 +102,8 @@ def train_purifier(
         InterruptedRun: On Ctrl-C or SIGTERM; the state after the last step is saved.
     """
     refuse_trades(recipe)
-    reporter = shown(reporter)
-    folder, world = RunFolder(Path(run or recipe.run_folder)), join(device_for(recipe, device), reporter)
-    reporter = world.reporter(reporter)
+    world = join(device_for(recipe, device), reporter := shown(reporter))
+    folder, reporter = RunFolder(Path(run or recipe.run_folder)), world.reporter(reporter)
     # After a crash torchrun repeats the first command, which has no --resume.
     resume = world.on_main(lambda: folder.check(resume=resume, restarted=world.restarted))
     ends = math.inf if seconds is None else time.monotonic() + seconds
