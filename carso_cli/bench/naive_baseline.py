@@ -2,7 +2,8 @@
 
 Samples by `torch.vmap`, one independent full pass for every draw of Expectation over Transformation,
 contiguous memory, four separate attack calls, and a whole forward pass for the internal representation.
-Attacks compute the gradient of the images alone, as the authors' own code does; weights are frozen there.
+As in the authors' release, attacks on the defence compute the gradient of the images alone; those of the
+training run advertorch's plain backward pass, through a classifier whose weights require gradients too.
 Given the same weights, latents and starts it computes what the rest of carso does.
 
 Axes: B images, N samples per image, K draws, C classes, Z latent features.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -122,8 +124,9 @@ class NaiveTraining:
         self, classifier: nn.Module, purifier: Purifier, layers: Sequence[str], training: Training
     ) -> None:
         self.baseline = NaiveBaseline(classifier, purifier, layers)
-        # The baseline froze it for its attacks.
+        # The baseline froze both for its attacks; the release's training freezes no weight of the classifier.
         self.purifier = self.baseline.purifier.train().requires_grad_(True)
+        self.baseline.classifier.requires_grad_(True)
         self.mix = training.attack_mix
         section, weights = training.optimiser, dict(self.purifier.named_parameters())
         self.optimiser = torch.optim.RAdam(
@@ -178,7 +181,11 @@ class NaiveTraining:
     ) -> Tensor:
         current = (images + eps * starts).clamp(0.0, 1.0)
         for _ in range(steps):
-            gradient = self.baseline.classifier_gradient(current, labels)
+            leaf = current.clone().requires_grad_()
+            loss = F.cross_entropy(self.baseline.classifier(leaf), labels, reduction="sum")
+            # To every leaf, as advertorch calls it: the weights' gradients are computed, and used by nobody.
+            torch.autograd.backward(loss)
+            gradient = cast(Tensor, leaf.grad)
             current = _ascend(current, images, gradient, eps, step_size)
         return current
 
