@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from carso_cli.attacks.attack import Attack, BestPoint, require_finite
+from carso_cli.attacks.attack import Attack, BestPoint, Queue, require_finite
 from carso_cli.attacks.losses import Loss, cross_entropy, dlr, targeted_margin
 from carso_cli.attacks.target import AttackTarget
 from carso_cli.attacks.threat_model import per_image
@@ -74,7 +74,10 @@ class APGD(Attack):
         Returns:
             The points of largest loss, (B, channels, H, W), and their losses, (B,).
         """
-        best = BestPoint(start)
+        best, queue = (
+            BestPoint(start),
+            Queue(target, labels, LOSSES[self.loss], self.eot_samples, self.recorder),
+        )
         schedule: _StepSchedule | None = None
         current = previous = start
         gradient = best_gradient = torch.zeros_like(start)
@@ -89,9 +92,9 @@ class APGD(Attack):
                 # The blend of two points of the ball may lie outside it, so it is projected a second time.
                 blended = current + momentum * (ahead - current) + (1.0 - momentum) * drift
                 previous, current = current, self.threat.project(blended, images)
-            answer = target.loss_and_gradient(current, labels, LOSSES[self.loss], self.eot_samples)
-            if self.recorder is not None:
-                self.recorder.record(step, answer.gradient, answer, saturates=self.loss == "ce")
+            if not len(queue.rows):
+                break
+            answer = queue.loss_and_gradient(current, saturates=self.loss == "ce")
             better = per_image(best.offer(current, answer.rank), current)
             best_gradient = torch.where(better, answer.gradient, best_gradient)
             # The raw gradient is kept: the threat model turns it into a direction, and reads NaN as zero.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from carso_cli.attacks.attack import Attack, BestPoint, require_finite
+from carso_cli.attacks.attack import Attack, BestPoint, Queue, require_finite
 from carso_cli.attacks.losses import Loss, cross_entropy, margin
 from carso_cli.attacks.target import AttackTarget
 from carso_cli.runtime.seed import generator
@@ -62,11 +62,13 @@ class PGDEoT(Attack):
         best = BestPoint(images)
         loss: Loss = margin if self.margin else cross_entropy
         for current in self._starts(target, images, labels, loss):
+            # The authors' procedure, which returns the last point, takes every step.
+            queue = Queue(target, labels, loss, self.eot_samples, self.recorder, leaves=self.keep_best)
             # Every step draws K new samples: kept ones would be fooled by chance and not in expectation.
             for step in range(self.steps):
-                answer = target.loss_and_gradient(current, labels, loss, self.eot_samples)
-                if self.recorder is not None:
-                    self.recorder.record(step, answer.gradient, answer, saturates=not self.margin)
+                if not len(queue.rows):
+                    break
+                answer = queue.loss_and_gradient(current, saturates=not self.margin)
                 # Free, as the loss here is known; a fixed step may well overshoot its best point.
                 best.offer(current, answer.rank)
                 size = self.step_size * (2.0 * (1.0 - step / self.steps) if self.margin else 1.0)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from carso_cli import __version__
+from carso_cli.attacks.attack import LEAVES_AFTER
 from carso_cli.attacks.distillation import distil
 from carso_cli.attacks.gradient_check import GradientCheck, check_gradient
 from carso_cli.attacks.gradient_sources import (
@@ -227,6 +228,7 @@ def _identity(budget: str, setting: Setting, plan: Plan, models: dict[str, Any])
         **models,
         "given": None if setting.given is None else fingerprint({"given": setting.given}),
         "draws": setting.draws,
+        "leaves_after": LEAVES_AFTER,
         "jobs": [job.key for job in plan.jobs],
     }
 

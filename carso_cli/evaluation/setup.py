@@ -9,6 +9,7 @@ from typing import Any, TypedDict, Unpack
 
 from torch import nn
 
+from carso_cli.attacks.attack import LEAVES_AFTER
 from carso_cli.attacks.random_defence import RandomDefence
 from carso_cli.attacks.target import Model
 from carso_cli.attacks.threat_model import ThreatModel
@@ -264,6 +265,8 @@ def _identity(recipe: Recipe, plan: Plan, setting: Setting, answers: dict[str, s
         **({"version": plan.version} if plan.version > 1 else {}),
         # Said beside the number, which variants of one ablation need not share.
         **({} if recipe.evaluation.eot_draws else {"eot_draws_by": "cosine"}),
+        # Images once stayed in an attack to its end: an evaluation begun so is not resumed.
+        **({} if defence is None else {"leaves_after": LEAVES_AFTER}),
         # Left out where it is the recipe's: evaluations stored before there was a choice keep their name.
         **({"gradient_precision": reduced} if (reduced := setting.models.gradient_precision) else {}),
         # Left out where it is implied: evaluations stored before this field existed keep their name.

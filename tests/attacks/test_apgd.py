@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from carso_cli.attacks.apgd import APGD
-from carso_cli.attacks.losses import cross_entropy, dlr, margin
-from carso_cli.attacks.target import ClassifierTarget
+from carso_cli.attacks.losses import Loss, cross_entropy, dlr, margin
+from carso_cli.attacks.pgd_eot import PGDEoT
+from carso_cli.attacks.target import ClassifierTarget, LossGradient
 from carso_cli.attacks.threat_model import ThreatModel
 from carso_cli.runtime.seed import generator
 from carso_cli.runtime.third_party import prepare
@@ -134,3 +135,42 @@ def test_restarts_find_better_points_of_a_rugged_loss(wave: Any) -> None:
     ]
     assert (reached[1] >= reached[0] - 1e-4).all()
     assert (reached[1] > reached[0] + 0.1).float().mean() > 0.3
+
+
+class Counted(ClassifierTarget):
+    """Two pixels are the logits of two classes; notes how many images each gradient is asked of."""
+
+    def __init__(self, stochastic: bool) -> None:
+        super().__init__(lambda images: images.flatten(1))
+        self.stochastic = stochastic
+        self.asked: list[int] = []
+
+    def loss_and_gradient(self, images: Tensor, labels: Tensor, loss: Loss, eot_samples: int) -> LossGradient:
+        self.asked.append(len(images))
+        return super().loss_and_gradient(images, labels, loss, eot_samples)
+
+
+@pytest.mark.parametrize(("eot_samples", "steps_before_leaving"), [(20, 2), (8, 2), (4, 4)])
+@pytest.mark.parametrize("kind", ["apgd", "pgd-eot"])
+def test_images_that_are_wrong_again_and_again_leave_the_queue(
+    kind: str, eot_samples: int, steps_before_leaving: int
+) -> None:
+    threat = ThreatModel("linf", 0.1)
+    attack = (
+        APGD(threat, loss="ce", steps=9, eot_samples=eot_samples)
+        if kind == "apgd"
+        else PGDEoT(threat, steps=10, eot_samples=eot_samples, step_size=0.05)
+    )
+    # Wrong everywhere in its ball; right everywhere.
+    images = torch.tensor([[0.2, 0.8], [0.8, 0.2]]).reshape(2, 1, 1, 2)
+    labels = torch.zeros(2, dtype=torch.long)
+    random, certain = Counted(stochastic=True), Counted(stochastic=False)
+    found = attack(random, images, labels)
+    assert random.asked == [2] * steps_before_leaving + [1] * (10 - steps_before_leaving)
+    # The image that stays is attacked as if it were alone, up to its worst point.
+    assert found[1].flatten().tolist() == pytest.approx([0.7, 0.3])
+    attack(certain, images, labels)
+    assert certain.asked == [2] * 10
+    broken = Counted(stochastic=True)
+    attack(broken, images[:1], labels[:1])
+    assert broken.asked == [1] * steps_before_leaving

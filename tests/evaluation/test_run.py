@@ -290,7 +290,7 @@ def test_the_same_weights_under_other_code_are_another_model(toys: ModuleType, t
     for name, first, second in (("modules", plain, warm), ("functions", plain.forward, warm.forward)):
         folder = tmp_path / name
         run(toys, folder, None, images, classifier=first, **options)
-        with pytest.raises(StateError, match=r"classifier_answers was [0-9a-f]{12}, now [0-9a-f]{12}"):
+        with pytest.raises(StateError, match="other answers of the classifier"):
             run(toys, folder, None, images, classifier=second, resume=True, **options)
         run(toys, folder, None, images, classifier=second, **options)
         assert len(list(folder.glob("evaluation/*/summary.json"))) == 2
