@@ -110,7 +110,8 @@ class AuditedModel(Models):
     def target(self, job: Job, seed: int, block: int | str) -> AttackTarget:
         """Return the target of a job: the model, by way of the job's source; its output for a black box."""
         source = self.sources[job.view or OUTPUT]
-        if self.defence is not None and source.name == OUTPUT:
+        # A defence that draws nothing, or whose answers do not depend on it, is attacked as any model.
+        if self.is_random and self.defence is not None and source.name == OUTPUT:
             latents = generator(seed, "attack latents", job.key, block)
             return DefenceTarget(self.defence, "exact", self.samples_per_pass, latents)
         return SourceTarget(

@@ -248,7 +248,9 @@ def _perturbed_shard(setup: TrainingSetup, fit: Fit, clean: Tensor, labels: Tens
 
     def perturb() -> Tensor:
         # Images do not depend on each other here: any number of passes makes the same.
-        return torch.cat(Passes(fit.at_once, setup.perturb).over(len(clean[shard]), some))
+        passes = Passes(fit.at_once, setup.perturb).over(len(clean[shard]), some)
+        # With more processes than images in the last batch, a shard is empty.
+        return torch.cat([clean[:0], *passes])
 
     return setup.cache.perturbed(place, clean[shard], perturb)
 

@@ -14,6 +14,7 @@ from carso_cli.build import load_defence
 from carso_cli.data.labelled_images import LabelledImages
 from carso_cli.defence.defended_model import Defence
 from carso_cli.errors import DataError, StateError, UsageError
+from carso_cli.evaluation.audit_setup import prepare_audit
 from carso_cli.recipe.load import dump_recipe, load_recipe
 from carso_cli.runtime.reporter import SILENT
 from carso_cli.tools.target import (
@@ -141,3 +142,11 @@ def test_examples_for_all_images_or_for_the_choice(tmp_path: Path) -> None:
     assert torch.equal(load_target_examples(path, choice, reporter=SILENT), whole[:2])
     with pytest.raises(DataError, match=r"\(2, 3, 4, 4\); the images are \(6, 3, 4, 4\)"):
         load_target_examples(path, found, reporter=SILENT)
+
+
+def test_a_defence_that_draws_nothing_meets_the_attacks_on_deterministic_models(toys: Any) -> None:
+    found = toys.images_with_margins(toys.LinearDefence(), [0.3, 0.6, 0.9, 1.3])
+    prepared = prepare_audit(toys.LinearDefence(noise=0.0), found, None, eps=0.1, budget="quick")
+    job = prepared.plan.strongest
+    assert job is not None
+    assert not prepared.setting.models.target(job, 0, 0).stochastic
