@@ -18,7 +18,8 @@ from carso_cli.recipe.schema import Recipe
 
 
 def on_page_markdown(markdown: str, page: Any, **_: object) -> str:  # noqa: ANN401  (a class of mkdocs)
-    """Fill the generated part of a page, where its marker stands."""
+    """Fill the generated part of a page, where its marker stands; drop the note that it is to be filled."""
+    markdown = re.sub(r"^> This page is filled when the site is built.*\n", "", markdown, flags=re.M)
     for marker, generate in (
         ("<!-- list of commands -->", commands),
         ("<!-- options of commands -->", options),

@@ -33,7 +33,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("attack", "carso_cli.cli.attack", "Make adversarial examples and save them."),
     ("ablate", "carso_cli.cli.ablate", "Measure robust accuracy while varying one setting."),
     ("bench", "carso_cli.cli.bench", "Measure the speed of training, attack and inference."),
-    ("quickstart", "carso_cli.cli.quickstart", "Run the whole method on digits, in under three minutes."),
+    ("quickstart", "carso_cli.cli.quickstart", "Run the whole method on digits, in about three minutes."),
     ("train-classifier", "carso_cli.cli.train_classifier", "Train a recipe's classifier."),
     ("train-purifier", "carso_cli.cli.train_purifier", "Train a recipe's purifier."),
     ("harden", "carso_cli.cli.harden", "Make a classifier robust without changing its weights."),

@@ -26,6 +26,7 @@ from torch import nn
 from carso_cli.errors import CarsoError, UsageError, nearest
 from carso_cli.io.files import similar_file
 from carso_cli.runtime.reporter import Reporter
+from carso_cli.runtime.third_party import prepare
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _EXPECTED = (
@@ -77,6 +78,8 @@ def load_user_model(reference: Reference, *, reporter: Reporter) -> tuple[Callab
             f"{reference.text}: '{reference.name}' is no name in Python",
             hint=f"write {reference.place}:NAME, where NAME is a function or class that returns the model",
         )
+    # The code may import torchvision, whose operators another build of torch does not load.
+    prepare()
     module = _from_file(reference) if reference.is_file else _from_package(reference)
     model = _model(_look_up(module, reference), reference)
     if isinstance(model, nn.Module):

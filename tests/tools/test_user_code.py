@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from carso_cli.errors import UsageError
 from carso_cli.runtime.reporter import SILENT
 from carso_cli.tools.user_code import load_user_model, split_reference
 
+TORCHVISION = "from torchvision import models\n\n\ndef build():\n    return models.resnet18(num_classes=3)\n"
 CODE = """
 import torch
 from torch import nn
@@ -150,3 +152,16 @@ def test_what_names_no_model(folder: Path, text: str, said: list[str]) -> None:
 @pytest.mark.parametrize("text", ["digits", "runs/digits", "model.py", "C\\x:y", "https://a.b/c:d"])
 def test_other_texts_name_no_code(text: str) -> None:
     assert split_reference(text) is None
+
+
+@pytest.mark.slow
+def test_code_may_import_torchvision_first(tmp_path: Path) -> None:
+    # In a process of its own, where nothing has imported torchvision or mended its import.
+    (tmp_path / "tv.py").write_text(TORCHVISION)
+    program = (
+        "from carso_cli.runtime.reporter import SILENT\n"
+        "from carso_cli.tools.user_code import load_user_model, split_reference\n"
+        "print(type(load_user_model(split_reference('tv.py:build'), reporter=SILENT)[0]).__name__)"
+    )
+    found = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert found.stdout.strip() == "ResNet", found.stderr
