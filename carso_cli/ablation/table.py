@@ -71,7 +71,7 @@ def make_row(variant: Variant, root: Path, evaluation: Path, summary: Mapping[st
         "transferred": None,
         "worst": None,
         "failed": [] if unattacked else list(summary["failed"]),
-        # None where nothing was attacked, or the evaluation is of a version that gave no verdict.
+        # None where nothing was attacked, of an upper bound, and of a version that gave no verdict.
         "trusted": None if unattacked else summary.get("trusted"),
         "verdict": None if unattacked else summary.get("verdict"),
         "gradients": {} if unattacked else {name: checks.get(name) for name in GRADIENT_CHECKS},

@@ -307,6 +307,11 @@ PROTOCOLS = {
 }
 
 
+def is_upper_bound(name: str) -> bool:
+    """Return whether a protocol or attack gives an upper bound only: `quick`, or one attack alone."""
+    return name not in ("none", *PROTOCOLS) or name == "quick"
+
+
 def check_name(name: str) -> str:
     """Return `name` if it is an attack or a protocol.
 

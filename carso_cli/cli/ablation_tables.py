@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from carso_cli.attacks.registry import is_upper_bound
 from carso_cli.cli.console import accuracy, duration, figure, output, print_plain, show_table, table
 
 Stored = Mapping[str, Any]
@@ -44,7 +45,7 @@ def _accuracies(stored: Stored, rows: Rows) -> Table:
     for row in rows:
         mark = "†" if row["unreliable_gradients"] else ""
         # At eps 0 nothing was attacked: no gradients were seen, so there is no verdict.
-        verdict = "–" if not row["gradients"] else "trusted" if _is_trusted(row) else "NOT trusted"
+        verdict = _verdict(stored, row) if row["gradients"] else "–"
         lines.append(
             [row["label"], _with_interval(row["clean"]), _with_interval(row["attacked"]) + mark, verdict]
         )
@@ -125,9 +126,15 @@ def _over_trainings(spread: Mapping[str, Any]) -> str:
 
 
 def _is_trusted(row: Mapping[str, Any]) -> bool:
-    # Rows of earlier versions have no verdict: there the failed checks decide.
+    # Upper bounds and rows of earlier versions have no verdict: there the failed checks decide.
     trusted = row.get("trusted")
     return not row["failed"] if trusted is None else bool(trusted)
+
+
+def _verdict(stored: Stored, row: Mapping[str, Any]) -> str:
+    if not _is_trusted(row):
+        return "NOT trusted"
+    return "upper bound" if is_upper_bound(stored["attack"]) else "trusted"
 
 
 def _reason(row: Mapping[str, Any]) -> str:

@@ -30,9 +30,7 @@ AttackOption = Annotated[
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Start over if a result is already stored.")]
-StrictOption = Annotated[
-    bool, typer.Option("--strict", help="Exit with code 4 if the number is not trusted.")
-]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with code 4 if a sanity check failed.")]
 TableOption = Annotated[
     bool, typer.Option("--table", help="Show the paper's tables with these figures, and every attack.")
 ]
@@ -92,7 +90,7 @@ def command(
     print_result(summary, partial(show_evaluation, tables=tables, verbose=verbose), as_json=json)
     # After the result is stored and shown: a failed check changes the exit code, not the measurement.
     trusted, verdict = verdict_of(summary)
-    if strict and not trusted:
+    if strict and trusted is False:
         raise SanityCheckError(verdict, hint="the result is stored; each check says what its failure means")
 
 

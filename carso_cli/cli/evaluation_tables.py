@@ -11,8 +11,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from carso_cli.attacks.registry import is_upper_bound
 from carso_cli.cli.console import accuracy, duration, figure, output, table
 from carso_cli.runs.paper import paper_row
+from carso_cli.runs.summary import describe_upper_bound
 
 _BOUNDS = {"at most": "<=", "below": "<", "at least": ">="}
 _VERDICTS = {True: "passed", False: "FAILED", None: "–"}
@@ -36,7 +38,9 @@ def evaluation_tables(summary: Summary, *, tables: bool = False, verbose: bool =
         verbose: Show every check, and the precision of the gradients.
     """
     trusted, verdict = verdict_of(summary)
-    parts: list[Table | Text] = [Text(headline_line(summary, verdict), "bold" if trusted else "bold red")]
+    parts: list[Table | Text] = [
+        Text(headline_line(summary, verdict), "bold red" if trusted is False else "bold")
+    ]
     # A number on another view never stands alone: the exact view hides no gradients.
     if exact := summary["exact"]:
         value = exact["accuracy"]
@@ -55,9 +59,14 @@ def evaluation_tables(summary: Summary, *, tables: bool = False, verbose: bool =
     return [*parts, Text(), *_checks(summary, verbose=verbose)]
 
 
-def verdict_of(summary: Summary) -> tuple[bool, str]:
-    """Return whether a number is trusted, and why not; evaluations of earlier versions store no sentence."""
+def verdict_of(summary: Summary) -> tuple[bool | None, str]:
+    """Return whether a number is trusted (None of an upper bound), and the verdict in words.
+
+    Evaluations of earlier versions store no sentence, or call an upper bound trusted.
+    """
     failed = ", ".join(summary["failed"])
+    if is_upper_bound(summary["attack"]) and not failed:
+        return None, describe_upper_bound(summary["checks"])
     verdict = summary.get("verdict", f"not trusted: these checks failed: {failed}" if failed else "trusted")
     return bool(summary.get("trusted", not failed)), str(verdict)
 

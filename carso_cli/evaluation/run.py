@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from carso_cli import __version__
+from carso_cli.attacks.registry import is_upper_bound
 from carso_cli.distributed.world import World, join
 from carso_cli.errors import StateError, UsageError
 from carso_cli.evaluation.attack_batch import Setting, attack_block, interruptible, run_blocks
@@ -68,12 +69,12 @@ def evaluate(
 
     Returns:
         The summary, as stored, in a dictionary with `to_frame()` and a view for notebooks: `schema`,
-        `recipe`, `run`, `attack`, `label`, `n_images`, `classifier`
-        (`clean` and `attacked`, with intervals, or None), `results` (a row per job), `headline`, `checks`,
-        `failed`, `trusted`, `verdict` (`trusted`, or `not trusted: ` and the reasons), `broken_by` (`attack`,
-        `view`, `images` that it was the first to break), `settings`, `seconds`; and, looked up at each
-        call, `exact` (the result on the exact view, beside one on another). Accuracies are in [0, 1]; what
-        is unknown is None.
+        `recipe`, `run`, `attack`, `label`, `n_images`, `classifier` (`clean` and `attacked`, with intervals,
+        or None), `results` (a row per job), `headline`, `checks`, `failed`, `trusted`, `verdict` (see
+        `verdict_of`; None and `upper bound: ` of `quick` and of one attack where no check failed),
+        `broken_by` (`attack`, `view`, `images` that it was the first to break), `settings`, `seconds`; and,
+        looked up at each call, `exact` (the result on the exact view, beside one on another). Accuracies are
+        in [0, 1]; what is unknown is None.
 
     Raises:
         UsageError: If the attack does not fit the target, or a result with these settings is stored and
@@ -244,7 +245,7 @@ def _store_summary(
         row = attack_row(evidence.records[job.key])
         rows.append({**row, "gradients": health, "seconds": seconds, "messages": messages})
     described = [check.as_dict() for check in checks]
-    trusted, verdict = verdict_of(checks)
+    trusted, verdict = verdict_of(checks, upper_bound=is_upper_bound(plan.attack))
     jobs = {job.key: job for job in evidence.jobs}
     check_seconds = sum(line["seconds"] for line in read_json_lines(folder.checks))
     summary = {

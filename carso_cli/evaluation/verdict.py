@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from carso_cli.evaluation.sanity_checks import Check
+from carso_cli.runs.summary import describe_upper_bound
 
 REASONS = {
     "batch-independence": "an image's answer depends on the other images of its batch",
@@ -38,10 +39,21 @@ REASONS = {
 """What a failed check says against a number, in the order in which reasons are given."""
 
 
-def verdict_of(checks: Sequence[Check]) -> tuple[bool, str]:
-    """Return whether a number can be trusted, and `trusted`, or `not trusted: ` and the reasons."""
+def verdict_of(checks: Sequence[Check], *, upper_bound: bool = False) -> tuple[bool | None, str]:
+    """Return whether a number can be trusted, and the verdict in words.
+
+    Args:
+        checks: The checks.
+        upper_bound: Whether the number comes from a few attacks only, as of `quick` or one attack.
+
+    Returns:
+        False and `not trusted: ` with the reasons where a check failed. Otherwise True and `trusted`; of an
+        upper bound None and `upper bound: ` with counts, since no check says what other attacks would find.
+    """
     names = [check.name for check in checks if check.passed is False]
     if not names:
+        if upper_bound:
+            return None, describe_upper_bound([check.as_dict() for check in checks])
         return True, "trusted"
     told = dict.fromkeys(REASONS.get(name, name) for name in sorted(names, key=[*REASONS, *names].index))
     return False, f"not trusted: {'; '.join(told)}"

@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from carso_cli.attacks.registry import is_upper_bound
 from carso_cli.errors import CarsoError
 from carso_cli.io.json_files import read_json, read_json_lines
 from carso_cli.recipe.load import load_recipe
 from carso_cli.runs.folder import RunFolder
+from carso_cli.runs.summary import describe_upper_bound
 
 CLASSIFIER_WEIGHTS = "classifier.safetensors"
 _PROTOCOLS = ("adaptive", "published", "authors", "quick")
@@ -90,6 +92,8 @@ def _measured(summary: Mapping[str, Any]) -> dict[str, Any]:
     target, attack = headline["target"], summary["attack"]
     clean = [row for row in summary["results"] if (row["target"], row["attack"]) == (target, "none")]
     verdict = f"not trusted: {', '.join(failed)}" if failed else "checks passed"
+    if is_upper_bound(attack) and not failed:
+        verdict = describe_upper_bound(summary["checks"])
     return {
         "attack": attack,
         "n_images": summary["n_images"],

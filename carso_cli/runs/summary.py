@@ -6,6 +6,7 @@ Everything here follows from what an evaluation stored, so a summary can be made
 - `decisive`, `worst_case`: the records that count, and of these the strongest attack's on each image;
 - `headline`: the number to quote;
 - `broken_first`: which job broke how many images first;
+- `describe_upper_bound`: the verdict on a number that only bounds the robust accuracy;
 - `job_health`: the gradients that an attack saw, over all blocks.
 """
 
@@ -46,6 +47,13 @@ def figures(records: Sequence[Record]) -> dict[str, Any]:
         "majority": sum(record.majority_correct for record in records) / count,
         "n_images": count,
     }
+
+
+def describe_upper_bound(checks: Sequence[Mapping[str, Any]]) -> str:
+    """Return the verdict on the number of a few attacks, none of whose stored checks failed."""
+    # What was measured for comparison alone has a value and no verdict.
+    not_run = sum(check["passed"] is None and check["value"] is None for check in checks)
+    return f"upper bound: no check failed, {not_run} not run"
 
 
 def attack_row(records: Sequence[Record]) -> dict[str, Any]:

@@ -87,6 +87,16 @@ def test_a_failed_check_stands_in_the_verdict(runs: Path, carso: Any) -> None:
     assert carso("runs", "ls", "--json").json[-1]["verdict"] == "not trusted: gradient-free"
 
 
+def test_a_single_attack_is_an_upper_bound(runs: Path, carso: Any) -> None:
+    file = runs / "digits" / "evaluation" / "adaptive-df6611b3" / "summary.json"
+    checks = [{"passed": True, "value": 0.0}, {"passed": None, "value": None}, {"passed": None, "value": 1.0}]
+    write_json(file, {**read_json(file), "attack": "quick", "failed": [], "checks": checks})
+    for single in (runs / "digits" / "evaluation").glob("pgd*/summary.json"):
+        single.unlink()
+    verdict = carso("runs", "ls", "--json").json[-1]["verdict"]
+    assert verdict == "upper bound: no check failed, 1 not run"
+
+
 def test_a_damaged_run_hides_no_other(runs: Path, carso: Any) -> None:
     (runs / "digits" / "evaluation" / "adaptive-df6611b3" / "summary.json").write_text("{")
     found = {Path(run["run"]).name: run for run in carso("runs", "ls", "--json").json}
