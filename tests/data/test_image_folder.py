@@ -124,7 +124,7 @@ def test_a_missing_split_lists_what_is_there(two_splits: Path) -> None:
 
 
 def test_an_empty_source_has_no_split(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no train split; it holds the folders none") as caught:
+    with pytest.raises(DataError, match="holds no train split; it holds no folder") as caught:
         load(tmp_path)
     assert "<split>/<class>/<image>" in caught.value.hint
 

@@ -54,7 +54,8 @@ def test_records_do_not_depend_on_the_number_of_processes(answers: Answers, alon
 def test_every_process_returns_the_result_that_one_writes(answers: Answers) -> None:
     out, said = answers
     stored = read_json(next((out / "evaluation").glob("evaluation/*/summary.json")))
-    assert all(one["summary"] == stored for one in said)
+    # What another evaluation measured on the exact view is looked up whenever the result is shown.
+    assert all(one["summary"] == stored | {"exact": None} for one in said)
     # The others are silent.
     assert [one["told"] > 0 for one in said] == [True] + [False] * (len(said) - 1)
 
