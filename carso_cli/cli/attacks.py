@@ -6,7 +6,7 @@ import typer
 
 from carso_cli.attacks.registry import ATTACKS, DEFENCE_ONLY, DESCRIPTIONS, DETERMINISTIC_ONLY, PROTOCOLS
 from carso_cli.cli import options
-from carso_cli.cli.console import print_json, show_table
+from carso_cli.cli.console import print_json, print_plain, show_table
 
 command = typer.Typer(help="List attacks and protocols.", rich_markup_mode="rich")
 
@@ -43,7 +43,8 @@ def list_attacks(json: options.JsonOption = False) -> None:
     rows = [
         [one.name, ", ".join(one.classifier), ", ".join(one.defence), one.view] for one in PROTOCOLS.values()
     ]
-    show_table(("protocol", "on the classifier", "on the defence", "view"), rows)
+    show_table(("protocol", "on the classifier", "on the defence", "view"), rows, title="protocols")
+    print_plain("")
     rows = [
         [
             str(one["name"]),
@@ -56,4 +57,4 @@ def list_attacks(json: options.JsonOption = False) -> None:
         ]
         for one in attacks
     ]
-    show_table(("attack", "fits", "what it does"), rows)
+    show_table(("attack", "fits", "what it does"), rows, title="single attacks")

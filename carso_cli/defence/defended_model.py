@@ -86,6 +86,11 @@ class Defence(nn.Module):
                 values outside [0, 1] or NaN.
         """
         channels, kind = len(self.purifier.mean), self.purifier.mean.dtype
+        if not isinstance(images, Tensor):
+            raise UsageError(
+                f"images are of type {type(images).__name__}; a (B, {channels}, H, W) tensor is needed",
+                hint="torch.as_tensor(images, dtype=torch.float32)",
+            )
         if images.ndim != 4 or images.shape[1] != channels:
             raise UsageError(f"images have shape {tuple(images.shape)}; (B, {channels}, H, W) is needed")
         if images.dtype != kind:

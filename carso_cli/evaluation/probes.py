@@ -14,6 +14,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -146,10 +147,12 @@ def _ask(model: Model, images: Tensor, seed: int, *, changed: bool = False) -> T
 def _require_scores(answer: object, batch: int) -> Tensor:
     if not isinstance(answer, Tensor):
         kind = type(answer).__name__
-        raise UsageError(
-            f"the model answers a {kind}, not a tensor of scores",
-            hint="return the (B, classes) tensor alone, for example with lambda images: model(images)[0]",
-        )
+        hint = "return the (B, classes) tensor alone, for example with lambda images: model(images)[0]"
+        if isinstance(answer, np.ndarray):
+            hint = "return torch.from_numpy(scores); without a gradient the model is attacked in other ways"
+        elif isinstance(answer, nn.Module):
+            hint = "a function that makes the model must take no argument; one that takes images is the model"
+        raise UsageError(f"the model answers a value of type {kind}, not a tensor of scores", hint=hint)
     if answer.ndim != 2 or len(answer) != batch or answer.shape[1] < 2:
         raise UsageError(
             f"the model answers shape {tuple(answer.shape)} for {batch} images; ({batch}, classes) is needed",

@@ -107,6 +107,7 @@ def test_an_unknown_layer_is_refused(defence: Defence) -> None:
         (torch.Tensor.double, "torch.float64; torch.float32"),
         (torch.Tensor.half, "torch.float16; torch.float32"),
         (lambda x: x * float("nan"), "values from nan to nan"),
+        (lambda x: x.numpy(), "of type ndarray"),
         (lambda x: x[0], r"shape \(3, 32, 32\); \(B, 3, H, W\) is needed"),
         (lambda x: x[:, :1], r"shape \(2, 1, 32, 32\)"),
         (lambda x: x.permute(0, 2, 3, 1), r"shape \(2, 32, 32, 3\)"),

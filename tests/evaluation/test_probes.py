@@ -173,7 +173,8 @@ def test_noise_that_is_there_at_the_edges_alone_is_found() -> None:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (lambda images: [images], "answers a list, not a tensor"),
+        (lambda images: [images], "answers a value of type list, not a tensor"),
+        (lambda images: images.numpy(), "answers a value of type ndarray, not a tensor"),
         (lambda images: images, r"answers shape \(32, 1, 8, 8\) for 32 images"),
         (lambda images: images.flatten(1)[:, :1], r"answers shape \(32, 1\)"),
         (lambda images: torch.zeros(len(images), 10, dtype=torch.long), "answers int64 numbers"),
@@ -184,7 +185,7 @@ def test_noise_that_is_there_at_the_edges_alone_is_found() -> None:
             r"fails on images of shape \(32, 1, 8, 8\): RuntimeError",
         ),
     ],
-    ids=["list", "images", "one-score", "integers", "nan", "few-classes", "crash"],
+    ids=["list", "numpy", "images", "one-score", "integers", "nan", "few-classes", "crash"],
 )
 def test_an_answer_of_another_kind_is_refused(model: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said):
