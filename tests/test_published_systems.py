@@ -184,7 +184,8 @@ def test_published_files_give_a_defence_that_is_evaluated(
     made = classifier_files(recipe)
     values = [f"--set={value}" for value in SMALL]
     found = call(capsys, "doctor", name, *values)["recipes"][0]
-    assert [item["state"] for item in found["items"]] == ["present"] * len(found["items"])
+    # The authors' own purifier is for `carso reproduce` alone.
+    assert {item["role"] for item in found["items"] if item["state"] != "present"} <= {"purifier"}
     test = load_images(recipe, "test", limit=20)
     images, labels = test.pixels(slice(None)), test.labels
 

@@ -52,7 +52,8 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 def multiplies_bf16(device: torch.device) -> bool:
     """Return whether a device multiplies bfloat16 in hardware; others emulate it, slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
+        # A build without CUDA cannot be asked, and has no such device.
+        return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
     # By what the CPU says of itself: a measured time would give another answer on a busy machine.
     names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     # torch's names may change; `bool()` is False.

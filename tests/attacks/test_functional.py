@@ -41,7 +41,8 @@ def test_a_random_model_is_averaged(problem: Any) -> None:
     # Noise before a linear model changes its gradient by chance only: signs agree but for small weights.
     gained = problem.margin(found) - problem.margin(problem.images)
     most = problem.worst_margin("linf", EPS) - problem.margin(problem.images)
-    assert (gained > 0.9 * most).all()
+    # An image that is wrong in every sample is left alone, however far it could still be moved.
+    assert ((gained > 0.9 * most) | (problem.margin(found) > 0)).all()
 
 
 def test_a_module_is_put_into_evaluation_mode() -> None:

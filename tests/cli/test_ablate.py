@@ -233,7 +233,13 @@ def test_one_combination_from_nothing_to_a_stored_table(tmp_path: Path, carso: A
     assert (root / table["rows"][0]["evaluation"] / "records.jsonl").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny", "tiny-first-clean"]
     carso(
-        *arguments, "--first", "clean", "--set", "training.batch_size=9", code=5, err="its training differs"
+        *arguments,
+        "--first",
+        "clean",
+        "--set",
+        "training.batch_size=9",
+        code=5,
+        err="training.batch_size was 64, now 9",
     )
 
 

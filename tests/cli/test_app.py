@@ -475,7 +475,6 @@ sys.exit(code)
         ("nonsense", 2),
         ("recipes ls", 0),
         ("recipes show digits --set training.epochs=ten", 2),
-        ("recipes validate recipes", 0),
     ],
 )
 def test_help_and_recipe_errors_import_nothing_heavy(arguments: str, code: int) -> None:

@@ -35,7 +35,7 @@ _SETTINGS = (
     "classifier.training.batch_size=10",
 )
 _FOLDER_OF_IMAGES = ("data.name=image-folder", "data.root=images", "data.train=train", "data.test=test")
-_TIMES = {"seconds", "seconds_total", "images_per_second", "peak_memory_bytes"}
+_TIMES = {"seconds", "seconds_total", "images_per_second", "peak_memory_bytes", "working_folder"}
 NOTHING_YET = re.compile(r"holds no (run|evaluation) to resume")
 
 

@@ -208,7 +208,7 @@ def test_evaluate_takes_it_like_any_other(trained: Path, imported: Path) -> None
 def test_so_do_attack_predict_and_report(imported: Path, tmp_path: Path) -> None:
     budget = ["--n-samples", "2", "--device", "cpu"]
     measured = ["--run", str(imported), "--attack", "fgsm", "--limit", "10"]
-    assert carso(["attack", *measured, "--out", str(tmp_path / "adversarial"), *budget]) == 0
+    assert carso(["attack", *measured, "--out", str(tmp_path / "adversarial.npz"), *budget]) == 0
     Image.new("L", (32, 32), 90).save(tmp_path / "grey.png")
     assert carso(["predict", str(tmp_path / "grey.png"), "--run", str(imported), *budget]) == 0
     assert carso(["evaluate", *measured, "--set", "evaluation.scoring_draws=2", *budget]) == 0
