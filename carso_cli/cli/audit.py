@@ -34,6 +34,15 @@ EPS = {"linf": 8 / 255, "l2": 0.5}
 """Radius where none is given: that of CIFAR-10 in the literature."""
 
 
+def checked_radius(eps: float, norm: str) -> float:
+    """Return a radius; refuse one that no ball in [0, 1] has, such as 8 where 8/255 is meant."""
+    from carso_cli.recipe.section import too_large
+
+    if problem := too_large(eps, norm):
+        raise UsageError(f"--eps: {problem}")
+    return eps
+
+
 def _in_a_folder(value: Path | None) -> Path | None:
     # Told before hours of attacks, not after them.
     if value is not None and not value.absolute().parent.is_dir():
@@ -157,17 +166,13 @@ def command(
     """
     if resume and out is None:
         raise UsageError("--resume needs the folder of the records", hint="add --out DIR")
-    from carso_cli.recipe.section import too_large
-
     options: dict[str, Any] = {
-        "eps": eps or EPS[norm],
+        "eps": checked_radius(eps or EPS[norm], norm),
         "norm": norm,
         "budget": budget,
         "seed": seed or 0,
         "device": device,
     }
-    if problem := too_large(options["eps"], norm):
-        raise UsageError(f"--eps: {problem}")
     chosen = {"limit": limit, "resize": resize, "seed": seed or 0}
     named, images, more = _load(target, data, surrogate or (), adversarial, chosen, norm, device, classifier)
     options |= {"name": named.name, "bpda": tuple(bpda or ()), "out": out, "resume": resume, **more}

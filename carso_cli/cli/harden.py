@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from carso_cli.cli.audit import EPS, EpsOption, NormOption, ResizeOption, SeedOption, TargetArgument
+from carso_cli.cli.audit import (
+    BUDGETS,
+    EPS,
+    EpsOption,
+    NormOption,
+    ResizeOption,
+    ResumeOption,
+    SeedOption,
+    TargetArgument,
+    checked_radius,
+)
 from carso_cli.cli.console import accuracy, duration, output, print_json, print_plain, show_table
 from carso_cli.cli.options import DeviceOption, JsonOption, LimitOption, choice, optional
 from carso_cli.cli.progress import RichReporter
-from carso_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from carso_cli.hardening.harden import Hardened
@@ -66,11 +75,10 @@ BudgetOption = Annotated[
     choice(
         "--budget",
         "How much the attacks of both audits may compute",
-        *("quick", "standard", "full"),
+        *BUDGETS,
         default="standard, or quick if there is no time for that",
     ),
 ]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Resume what --out holds.")]
 
 
 def command(
@@ -97,15 +105,13 @@ def command(
     """
     from carso_cli.hardening.harden import run_hardening
     from carso_cli.hardening.images import load_hardening_images
-    from carso_cli.recipe.section import too_large
     from carso_cli.tools.target import load_target
 
     reporter = RichReporter()
     frozen = load_target(target, reporter=reporter, data=data, norm=norm, bare=True)
     # A recipe's radius is that of its images.
-    radius = eps or (frozen.recipe.threat.eps if frozen.recipe is not None else EPS[norm])
-    if problem := too_large(radius, norm):
-        raise UsageError(f"--eps: {problem}")
+    default = EPS[norm] if frozen.recipe is None else frozen.recipe.threat.eps
+    radius = checked_radius(eps or default, norm)
     images = load_hardening_images(data, frozen, reporter=reporter, resize=resize, seed=seed or 0)
     name = Path(target).name if frozen.recipe is None else frozen.recipe.name
     folder = out or Path("runs") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-hardened"

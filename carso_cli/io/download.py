@@ -80,7 +80,7 @@ def fetch(
             # Another process may have finished the file while this one waited for the lock.
             if not target.is_file():
                 _complete(url, partial, version, target, checksum, name, reporter)
-            # While it is held: whoever waits for it, or makes it anew, finds the file complete.
+            # While it is held: whoever waits for it, or makes a new one, finds the file complete.
             lock.unlink(missing_ok=True)
     except (OSError, http.client.HTTPException) as error:
         # Of a plain URLError the reason alone; its subclass HTTPError says more itself, such as the code.
